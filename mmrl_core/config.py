@@ -1,0 +1,252 @@
+"""The schema of a task config: pydantic models, unknown keys refused, every key read somewhere.
+
+A task *definition* has `data`, `prompt`, `rewards`, `eval`; a *recipe* extends one with `model`, `stages`, `algorithm`,
+`rollout`, `optimizer`. Both are YAML of this schema; `mmrl_core.yaml_config` reads them. What stands at the top is the
+default of every stage; a stage overrides it under the same key.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator
+
+
+
+class Strict(BaseModel):
+    """A section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """Something registered, by name, with its options: `group_relative` or `{name: group_relative, eps: 1.0e-6}`.
+
+    Options are checked against the function's signature before a run starts.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(description="id of a registered entry, or path/to/file.py:function")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class SourceConfig(Component):
+    """Where rows come from: a data source and its options."""
+
+    name: str = "rows"
+    split: str = Field("train", description="split of the source")
+    limit: PositiveInt | None = Field(None, description="use only the first rows")
+
+
+class DataConfig(Strict):
+    train: SourceConfig | None = Field(None, description="rows that are trained on")
+    held_out: SourceConfig | None = Field(None, description="rows that `eval` scores; never trained on")
+    media_root: str | None = Field(None, description="folder that media paths are relative to, and may not leave")
+    max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
+
+
+class PromptConfig(Strict):
+    """How a row becomes a prompt; braces name data columns."""
+
+    system: str = Field("", description="system message, if any")
+    images: list[str] = Field([], description="image columns, such as '{image}'")
+    videos: list[str] = Field([], description="video columns")
+    text: str = Field("{problem}", description="user message, after the media")
+    answer: str = Field("", description="gold completion: trained on by sft stages, checked by `mmrl check`")
+
+
+class RewardConfig(Component):
+    weight: float = Field(1.0, description="factor in the total; 0 only reports it")
+    label: str | None = Field(None, description="name in metrics, if one reward is used twice")
+    timeout_s: PositiveFloat = Field(60.0, description="a group not scored after this many seconds is unscored")
+
+    @property
+    def key(self) -> str:
+        return self.label or self.name.rpartition(":")[2]
+
+
+class LoraConfig(Strict):
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    target_modules: list[str] | str = Field("all-linear", description="module names, or 'all-linear'")
+
+
+class ModelConfig(Strict):
+    path: str | None = Field(None, description="model folder or hub name")
+    build: Component | None = Field(None, description="registered builder of a starting model, instead of a path")
+    policy: str = Field("language_model", description="registered policy")
+    revision: str | None = Field(None, description="hub revision")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    precision: Literal["auto", "float32", "bfloat16", "bfloat16_mixed"] = Field(
+        "auto", description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU"
+    )
+    attention: str = Field("sdpa", description="attention implementation of transformers")
+    freeze: list[str] = Field([], description="towers (vision, audio, projector, language) or parameter-name patterns")
+    lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
+    max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
+    max_prompt_tokens: PositiveInt = Field(8192, description="longer prompts are an error, never cut")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.path is not None and self.build is not None:
+            raise ValueError("'path' and 'build' are both set; set one")
+        return self
+
+
+class RolloutConfig(Strict):
+    engine: str = Field("hf", description="registered rollout engine")
+    strategy: Component = Field(Component(name="single_turn"), description="registered rollout strategy")
+    max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 is off")
+    top_k: NonNegativeInt = Field(0, description="top-k sampling; 0 is off")
+
+
+class KLConfig(Strict):
+    coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
+    estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = "k3"
+    place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
+
+
+class RefreshConfig(Strict):
+    """When a frozen policy takes over the trained weights."""
+
+    rule: Literal["never", "every", "moving_average"] = "never"
+    every_steps: PositiveInt = Field(1, description="apply the rule every so many steps")
+    decay: float = Field(0.99, ge=0.0, le=1.0, description="moving average: share kept of the frozen weights")
+
+
+class ImportanceConfig(Strict):
+    """Correction for a sampler whose logprobs differ from the trainer's."""
+
+    level: Literal["token", "sequence"] = "sequence"
+    mode: Literal["truncate", "mask"] = "mask"
+    maximum: PositiveFloat = 3.0
+    minimum: NonNegativeFloat = 0.0
+
+
+class DynamicSamplingConfig(Strict):
+    """Draw prompts until the step is full of groups whose reward varies (DAPO)."""
+
+    reward: str | None = Field(None, description="reward whose spread counts; default: the total")
+    max_rounds: PositiveInt = Field(10, description="rounds of drawing; then the step goes on with what there is")
+
+
+class OverlongConfig(Strict):
+    """Linear penalty on the last `cache` tokens before the limit (DAPO)."""
+
+    cache: PositiveInt = Field(description="tokens before the limit at which the penalty starts")
+    max_length: PositiveInt | None = Field(None, description="limit; default: rollout.max_tokens")
+
+
+class AlgorithmConfig(Strict):
+    advantage: list[Component] = Field([Component(name="group_relative")], description="advantage stages, in order")
+    loss: Component = Field(Component(name="clipped"), description="policy-loss surrogate")
+    aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = "token_mean"
+    max_length: PositiveInt | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
+    kl: KLConfig = KLConfig()
+    entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
+    importance_correction: ImportanceConfig | None = None
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    overlong: OverlongConfig | None = None
+    mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
+    updates_per_rollout: PositiveInt = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
+    epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
+    frozen_policies: dict[str, RefreshConfig] = Field({}, description="named frozen policies; 'reference' is the KL's")
+
+
+class OptimizerConfig(Strict):
+    lr: PositiveFloat = Field(1e-6, description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="gradients are scaled down to this norm")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
+
+
+class EvalConfig(Strict):
+    metrics: list[Component] = Field([], description="benchmark metrics on the held-out rows")
+    every_steps: PositiveInt | None = Field(None, description="also within stages; default: before and after each")
+    limit: PositiveInt | None = Field(None, description="evaluate only the first held-out rows")
+    temperatures: list[NonNegativeFloat] = Field([0.0], description="0 is greedy; the first names the metrics")
+    batch_size: PositiveInt = Field(64, description="prompts generated for at a time")
+    max_tokens: PositiveInt | None = Field(None, description="default: rollout.max_tokens")
+
+
+class CheckpointConfig(Strict):
+    every_steps: PositiveInt | None = Field(100, description="steps between checkpoints; a stage's end always has one")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+
+
+class LogConfig(Strict):
+    trackers: list[str] = Field([], description="accelerate trackers: tensorboard, wandb, ...")
+    rollouts_every_steps: PositiveInt = Field(10, description="steps between written rollouts")
+    rollouts_per_step: PositiveInt = Field(4, description="groups written then")
+    view: Component | None = Field(None, description="registered view that draws on the media of a rollout")
+
+
+class StageConfig(Strict):
+    kind: Literal["sft", "grpo"]
+    name: str | None = Field(None, description="default: the kind and the stage's number")
+    steps: PositiveInt | None = Field(None, description="steps; or set epochs")
+    epochs: PositiveFloat | None = Field(None, description="passes over the training rows")
+    prompts_per_step: PositiveInt = Field(8, description="prompts of one step, over all processes")
+    group_size: PositiveInt = Field(8, description="completions of a prompt (grpo)")
+    micro_batch_rows: PositiveInt | None = Field(None, description="rows of one forward; default: all at once")
+    target: str | None = Field(None, description="sft: completion to learn, as a template; default: prompt.answer")
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    rewards: list[RewardConfig] = []
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of 'steps' and 'epochs'")
+        if self.kind == "grpo" and self.group_size < 2:
+            raise ValueError(
+                "group_size is 1: a group of one has no baseline, so every advantage would be 0. Set group_size to 2 or more"
+            )
+        return self
+
+
+class RunConfig(Strict):
+    """A whole task config, presets merged and stages filled in."""
+
+    name: str
+    version: PositiveInt = Field(1, description="raise it when prompts, data or rewards change")
+    description: str = ""
+    seed: NonNegativeInt = 0
+    plugins: list[str] = Field([], description="plugins whose behaviour hooks fire in this run")
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    rewards: list[RewardConfig] = []
+    rollout: RolloutConfig = RolloutConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    stages: list[StageConfig] = []
+
+
+STAGE_SECTIONS = ("data", "prompt", "rewards", "rollout", "algorithm", "optimizer")
+"""Sections that a stage inherits from the top and may override, key by key."""

@@ -1,0 +1,48 @@
+"""Errors a user can mend. The command line prints them without a traceback and exits with 2.
+
+MMRLError
+├── ConfigError       a task config is wrong: file, line, what, nearest valid key
+├── PluginError       a plugin cannot be loaded, or lacks what a task names
+├── TaskDataError     a data file or row is wrong
+│   └── MediaError    an image, video or audio file cannot be read
+├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
+├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
+├── HookResultError   a hook returned something of the wrong type, shape or value
+└── CheckpointError   a checkpoint is torn, missing, or of another run
+"""
+
+
+class MMRLError(Exception):
+    """Base of everything a user can mend; the message says what is wrong, where, and what to do."""
+
+
+class ConfigError(MMRLError):
+    """A task config is wrong. The message lists every problem found, one a line."""
+
+
+class PluginError(MMRLError):
+    """A plugin failed to load, or no plugin provides a name that is asked for."""
+
+
+class TaskDataError(MMRLError):
+    """A data file, split, column or row is wrong."""
+
+
+class MediaError(TaskDataError):
+    """An image, video or audio file cannot be read."""
+
+
+class PolicyError(MMRLError):
+    """A model or processor cannot be loaded, or cannot do what is asked of it."""
+
+
+class RewardError(MMRLError):
+    """A reward failed in a run that does not tolerate it, or is declared wrongly."""
+
+
+class HookResultError(MMRLError):
+    """A hook or stage returned something of the wrong type, shape or value."""
+
+
+class CheckpointError(MMRLError):
+    """A checkpoint is torn, missing, or does not belong to this run."""

@@ -1,0 +1,181 @@
+"""Every hook, in the order in which a run calls them. Nothing is called here.
+
+*Registration*: `mmrl_register` runs once for each installed plugin and must stay light (no torch).
+*Behaviour*: everything else fires only for plugins that the task config names under `plugins:`, so that installing a
+package never changes somebody else's run. The core's own behaviour is a plugin too and answers last. Hooks that return
+something are `firstresult`: the first plugin to return other than None decides. To change what others return, write a
+wrapper (`@hookimpl(wrapper=True)`: `result = yield`, then return the new one). A plugin may leave out arguments.
+
+`run` is the running `mmrl_core.trainer.Trainer`: read `run.config`, `run.stage`, `run.policy`, `run.state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmrl_core.config import RunConfig
+    from mmrl_core.plugins import Registry
+    from mmrl_core.trainer import Trainer
+    from mmrl_core.types import Batch, LossInputs, Prompt, RewardView, RolloutGroup, Scores, TokenStats
+
+PROJECT = "mmrl"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def mmrl_register(registry: Registry) -> None:
+    """Add data sources, rewards, metrics, stages, losses, strategies and the rest, by import string.
+
+    Called once, when plugins are first needed. Import nothing heavy: `registry.add(kind, name, "module:function", ...)`
+    imports only when the entry is used.
+
+    :param registry: adds under the plugin's own namespace.
+    """
+
+
+@hookspec
+def mmrl_configure(config: RunConfig) -> None:
+    """Check the config of a run before anything is loaded.
+
+    :param config: the resolved config. Raise `ConfigError` to refuse it.
+    """
+
+
+@hookspec
+def mmrl_stage_start(run: Trainer) -> None:
+    """A stage begins, or is resumed: `run.stage` is its config. Its optimiser exists; no step has run in this process."""
+
+
+@hookspec(firstresult=True)
+def mmrl_prompts(run: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt] | None:
+    """Choose or change the prompts of a step, before the rollout.
+
+    :param prompts: of this process, as the data order gives them.
+    :returns: the prompts to use, at least one; None to leave it to others. The core returns them as they are.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_rollout(run: Trainer, prompts: Sequence[Prompt]) -> Sequence[RolloutGroup] | None:
+    """Let the policy act.
+
+    :returns: a group for each prompt, in order; None to leave it to others. The core calls the rollout strategy that
+        the config names.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_after_rollout(run: Trainer, groups: Sequence[RolloutGroup]) -> Sequence[RolloutGroup] | None:
+    """Change rollouts before they are scored: set masks, replace a rollout by a hinted one.
+
+    :returns: the groups to go on with; None to leave it to others. The core returns them as they are.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_score(run: Trainer, groups: Sequence[RolloutGroup]) -> Scores | None:
+    """Score the rollouts, N in all.
+
+    :returns: totals and components float32 [N], NaN = unscored; None to leave it to others. The core runs the rewards
+        that the config names.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_shape_rewards(run: Trainer, groups: Sequence[RolloutGroup], scores: Scores) -> Scores | None:
+    """Change the scores before they become advantages: length penalties, unlikeliness, KL in the reward.
+
+    :param scores: totals float32 [N].
+    :returns: new scores; None to leave it to others. The core adds the overlong penalty and the KL penalty, if the
+        config asks for them.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_select_groups(run: Trainer, groups: Sequence[RolloutGroup], scores: Scores) -> Sequence[bool] | None:
+    """Choose which groups are trained on.
+
+    :returns: a bool for each group; None to leave it to others. With dynamic sampling on, the trainer draws new prompts
+        for those left out. The core keeps all, or those whose rewards vary when `dynamic_sampling` is set.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_compute_advantages(run: Trainer, view: RewardView) -> Tensor | None:
+    """Turn rewards into advantages, once a step.
+
+    :param view: rewards at row resolution, see `RewardView`. Do not modify it.
+    :returns: float32 [B] or [B, T], finite, without gradient; None to leave it to others. The core runs the advantage
+        stages that the config names. Shape, dtype and finiteness are checked.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_policy_loss(run: Trainer, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]] | None:
+    """The loss of one micro-batch.
+
+    :param inputs: see `LossInputs`; `inputs.totals` holds the counts of the whole optimizer step, so that the losses of
+        its micro-batches add up.
+    :returns: scalar loss with gradient, and scalar metrics; None to leave it to others. The core composes the
+        surrogate, KL penalty, entropy bonus and importance correction that the config names.
+    """
+
+
+@hookspec
+def mmrl_after_update(run: Trainer, batch: Batch, post_update: Callable[[], TokenStats]) -> None:
+    """The weights were updated on this batch.
+
+    :param batch: what was trained on in this step.
+    :param post_update: computes logprobs [B, T] of the batch under the new weights; costs a pass, only when called.
+    """
+
+
+@hookspec
+def mmrl_refresh_policies(run: Trainer) -> None:
+    """Frozen policies may be refreshed. The core applies the rule that the config gives to each."""
+
+
+@hookspec
+def mmrl_evaluated(run: Trainer, metrics: Mapping[str, float]) -> None:
+    """Held-out metrics were computed, at the current step."""
+
+
+@hookspec
+def mmrl_step_end(run: Trainer, metrics: Mapping[str, float]) -> None:
+    """A step ended. `metrics` is what is written to metrics.jsonl."""
+
+
+@hookspec
+def mmrl_epoch_end(run: Trainer, epoch: int) -> None:
+    """The stage's data were seen once more: the place for outer iterations (new references, new curricula).
+
+    :param epoch: 0 after the first pass.
+    """
+
+
+@hookspec
+def mmrl_stage_end(run: Trainer) -> None:
+    """A stage ended; `run.stage` is still its config."""
+
+
+@hookspec
+def mmrl_save_state() -> Any:
+    """The plugin's own state, for the checkpoint.
+
+    :returns: anything made of numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name.
+    """
+
+
+@hookspec
+def mmrl_load_state(state: Mapping[str, Any]) -> None:
+    """Restore what `mmrl_save_state` returned.
+
+    :param state: plugin name -> its state, for every plugin that saved one.
+    """

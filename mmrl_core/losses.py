@@ -1,0 +1,428 @@
+"""Logprobs into the policy loss: pure tensor functions, composed by `policy_loss` at the end.
+
+    loss = aggregate(surrogate(logprobs) * importance weights) + kl_coefficient * aggregate(kl) - entropy bonus
+
+A surrogate is ``surrogate(inputs, **options) -> (token_losses [B, T], metrics)``: what is minimised, token by token,
+before padding is removed and before any mean is taken. The algorithms as combinations:
+
+    GRPO      clipped                          sequence_mean      clip 0.2, 0.2; usually kl 0.001 to 0.04
+    Dr. GRPO  clipped                          constant_length
+    DAPO      clipped                          token_mean         clip 0.2, 0.28
+    BNPO      clipped                          local_token_mean
+    GSPO      clipped, ratio sequence_mean     sequence_mean      clip 3e-4, 4e-4
+    RLOO      clipped, ratio sequence_sum      sequence_mean
+    CISPO     cispo                            token_mean         cap 5
+
+Every metric is a detached scalar that adds up: its sum over the micro-batches and processes of an optimizer step is the
+mean over the trained tokens of that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mmrl_core.errors import ConfigError
+from mmrl_core.types import BatchTotals, LossInputs
+
+Metrics = dict[str, Tensor]
+Surrogate = Callable[..., tuple[Tensor, Metrics]]
+Aggregation = Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"]
+KLEstimator = Literal["k1", "k2", "k3", "k3_straight_through"]
+
+MAX_LOG_RATIO = 20.0
+"""Log-ratios are clamped to this, either side, before exp; beyond it the gradient is zero. Without it one token with a
+very unlikely logprob makes the float32 ratio infinite and the whole loss NaN."""
+
+
+# Surrogates: one loss for each token.
+
+
+def clipped(
+    inputs: LossInputs,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ratio: Literal["token", "sequence_mean", "sequence_sum"] = "token",
+    ratio_cap: float | None = None,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The clipped surrogate of PPO: -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A).
+
+    Args:
+        inputs: reads logprobs, old_logprobs, advantages, mask, totals.
+        clip_low, clip_high: how far the ratio may fall below and rise above 1. DAPO raises clip_high to 0.28.
+            TRL: ``epsilon``, ``epsilon_high``.
+        ratio: "token" is exp(logprob - old_logprob) of each token. "sequence_mean" is the exp of its mean over the
+            row, put on every token (GSPO; ranges near 3e-4; TRL: ``importance_sampling_level="sequence"``).
+            "sequence_sum" is the ratio of the whole row, put on every token (RLOO). The last two give their paper's
+            loss under the aggregation sequence_mean.
+        ratio_cap: upper bound of the unclipped ratio; bounds the loss where A < 0. TRL: ``delta``.
+        dual_clip: upper bound of the loss where A < 0, in units of -A; 3 in the paper. verl: ``clip_ratio_c``.
+
+    Returns:
+        [B, T] loss of each token, and the metrics ratio_mean, clip_fraction_low and clip_fraction_high (share of
+        tokens whose gradient the lower or upper bound removes).
+
+    Source: PPO, arXiv:1707.06347; GRPO, arXiv:2402.03300; DAPO, arXiv:2503.14476; GSPO, arXiv:2507.18071 (4.3 for
+    advantages that differ between tokens); RLOO, arXiv:2402.14740; ratio_cap, arXiv:2505.07291; dual_clip,
+    arXiv:1912.09729.
+    """
+    advantages = inputs.advantages
+    ratios = _ratios(inputs, ratio)
+    within = ratios.clamp(1 - clip_low, 1 + clip_high)
+    unclipped = ratios if ratio_cap is None else ratios.clamp(max=ratio_cap)
+    token_losses = -torch.min(unclipped * advantages, within * advantages)
+    if dual_clip is not None:
+        token_losses = torch.where(advantages < 0, token_losses.clamp(max=-dual_clip * advantages), token_losses)
+    return token_losses, {
+        "ratio_mean": _token_mean(ratios, inputs),
+        "clip_fraction_low": _token_mean((ratios < 1 - clip_low) & (advantages < 0), inputs),
+        "clip_fraction_high": _token_mean((ratios > 1 + clip_high) & (advantages > 0), inputs),
+    }
+
+
+def cispo(
+    inputs: LossInputs, *, cap: float | None = None, clip_low: float | None = None, clip_high: float | None = None
+) -> tuple[Tensor, Metrics]:
+    """REINFORCE with a bounded, detached ratio as its weight: -weight * A * logprob.
+
+    Unlike `clipped`, a token outside the bounds keeps its gradient. Two conventions are in use; name one.
+
+    Args:
+        inputs: reads logprobs, old_logprobs, advantages, mask, totals.
+        cap: weight = min(ratio, cap), without a lower bound; 5 is usual. TRL, where it is called ``epsilon_high``
+            and, if unset, silently becomes 0.2.
+        clip_low, clip_high: weight = clip(ratio, 1 - clip_low, 1 + clip_high). verl.
+
+    Returns:
+        [B, T] loss of each token, and the metrics ratio_mean, clip_fraction_low and clip_fraction_high (share of
+        tokens whose weight was bounded from below or above).
+
+    Raises:
+        ConfigError: neither convention is named, or both.
+
+    Source: MiniMax-M1, arXiv:2506.13585.
+    """
+    if cap is not None and clip_low is None and clip_high is None:
+        lowest, highest = 0.0, cap
+    elif cap is None and clip_low is not None and clip_high is not None:
+        lowest, highest = 1 - clip_low, 1 + clip_high
+    else:
+        raise ConfigError("cispo needs either cap (5.0 is usual), or both clip_low and clip_high")
+    ratios = _ratios(inputs, "token").detach()
+    token_losses = -ratios.clamp(lowest, highest) * inputs.advantages * inputs.logprobs
+    return token_losses, {
+        "ratio_mean": _token_mean(ratios, inputs),
+        "clip_fraction_low": _token_mean(ratios < lowest, inputs),
+        "clip_fraction_high": _token_mean(ratios > highest, inputs),
+    }
+
+
+def reinforce(inputs: LossInputs) -> tuple[Tensor, Metrics]:
+    """The plain policy gradient: -A * logprob [B, T]; no ratio, so old_logprobs are not read."""
+    return -inputs.advantages * inputs.logprobs, {}
+
+
+def nll(inputs: LossInputs) -> tuple[Tensor, Metrics]:
+    """Supervised fine-tuning: -logprob [B, T]; advantages are not read."""
+    return -inputs.logprobs, {}
+
+
+# Terms and weights.
+
+
+def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+    """Estimate KL(policy, reference) at each token that the policy sampled.
+
+    With d = logprob - ref_logprob:
+
+    ===================  =============  ============  =======================================================
+    estimator            value          gradient      property
+    ===================  =============  ============  =======================================================
+    k1                   d              1             unbiased value; can be negative
+    k2                   d^2 / 2        d             biased value; on-policy the right gradient
+    k3                   e^-d + d - 1   1 - e^-d      unbiased value, never negative; GRPO's
+    k3_straight_through  e^-d + d - 1   d             value of k3, gradient of k2
+    ===================  =============  ============  =======================================================
+
+    Args:
+        logprobs: [B, T], policy, with gradient.
+        ref_logprobs: [B, T], reference.
+        estimator: a row of the table.
+
+    Returns:
+        [B, T] in nats.
+
+    Source: Schulman, http://joschu.net/blog/kl-approx.html; straight-through as verl's ``k3+``. k3 clamps d to
+    +-MAX_LOG_RATIO.
+
+    >>> kl_estimate(torch.tensor([-1.0, -0.5]), torch.tensor([-1.2, -0.5]), "k1")
+    tensor([0.2000, 0.0000])
+    """
+    difference = logprobs - ref_logprobs
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return difference.square() / 2
+    if estimator == "k3":
+        bounded = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return torch.expm1(-bounded) + bounded
+    if estimator == "k3_straight_through":
+        k2 = kl_estimate(logprobs, ref_logprobs, "k2")
+        k3 = kl_estimate(logprobs, ref_logprobs, "k3")
+        return k2 + (k3 - k2).detach()
+    raise ConfigError(f"kl estimator is {estimator!r}; it can be 'k1', 'k2', 'k3' or 'k3_straight_through'")
+
+
+def importance_weights(
+    old_logprobs: Tensor,
+    sampler_logprobs: Tensor,
+    mask: Tensor,
+    *,
+    level: Literal["token", "sequence"] = "sequence",
+    mode: Literal["truncate", "mask"] = "mask",
+    max_weight: float = 3.0,
+    min_weight: float = 0.0,
+) -> Tensor:
+    """Correct for a rollout engine whose logprobs differ from the trainer's under the same weights.
+
+    Args:
+        old_logprobs: [B, T], the trainer's when sampling.
+        sampler_logprobs: [B, T], the engine's; a token it could not score (NaN) counts as equal.
+        mask: bool [B, T], trained tokens.
+        level: "token" is exp(old - sampler) of each token, "sequence" the product over the row.
+        mode: "truncate" moves weights into [min_weight, max_weight], "mask" sets those outside to 0.
+        max_weight, min_weight: the range. TRL: ``vllm_importance_sampling_clip_max`` and ``_min``.
+
+    Returns:
+        [B, T], without gradient, to multiply the token losses (not the KL) with. 1 where not masked at token level.
+
+    Source: truncated, https://fengyao.notion.site/off-policy-rl (token, truncate, 2); masked, IcePop,
+    arXiv:2510.18855. The defaults are TRL's ``vllm_importance_sampling_mode="sequence_mask"``.
+
+    >>> old, sampler = torch.tensor([[-0.95, -0.5]]), torch.tensor([[-1.0, -1.75]])
+    >>> importance_weights(old, sampler, torch.tensor([[True, True]]), level="token", mode="truncate")
+    tensor([[1.0513, 3.0000]])
+    """
+    log_weights = torch.where(mask, old_logprobs - sampler_logprobs, 0.0).detach().nan_to_num(nan=0.0)
+    if level == "sequence":
+        log_weights = log_weights.sum(-1, keepdim=True).expand_as(log_weights)  # [B, T] -> [B, 1] -> [B, T]
+    elif level != "token":
+        raise ConfigError(f"importance level is {level!r}; it can be 'token' or 'sequence'")
+    weights = _bounded_exp(log_weights)
+    if mode == "truncate":
+        return weights.clamp(min_weight, max_weight)
+    if mode == "mask":
+        return torch.where((weights >= min_weight) & (weights <= max_weight), weights, 0.0)
+    raise ConfigError(f"importance mode is {mode!r}; it can be 'truncate' or 'mask'")
+
+
+def off_policy_sequence_mask(
+    logprobs: Tensor, sampler_logprobs: Tensor, advantages: Tensor, mask: Tensor, *, threshold: float
+) -> Tensor:
+    """Which tokens to keep when rows that are both bad and stale are dropped.
+
+    A row is stale if the mean of sampler_logprob - logprob over its trained tokens exceeds the threshold.
+
+    Args:
+        logprobs: [B, T], policy.
+        sampler_logprobs: [B, T], of the policy that sampled; NaN (not scored) counts as equal.
+        advantages: [B, T].
+        mask: bool [B, T], trained tokens.
+        threshold: in nats per token, positive. TRL: ``off_policy_mask_threshold``.
+
+    Returns:
+        bool [B, T]; False where A < 0 in a stale row.
+
+    Source: DeepSeek-V3.2, arXiv:2512.02556.
+    """
+    drift = torch.where(mask, sampler_logprobs - logprobs, 0.0).detach().nan_to_num(nan=0.0)
+    mean_drift = drift.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)  # [B, 1]
+    return (advantages >= 0) | (mean_drift <= threshold)
+
+
+# Token losses -> scalar.
+
+
+def aggregate(
+    token_losses: Tensor, mask: Tensor, how: Aggregation, totals: BatchTotals, *, max_length: int | None = None
+) -> Tensor:
+    """Average token losses, so that the sum over all micro-batches and processes is the loss of the optimizer step.
+
+    Args:
+        token_losses: [B, T]; what it holds where not masked is ignored.
+        mask: bool [B, T], trained tokens.
+        how: "sequence_mean": mean over a row's tokens, then over rows (GRPO; TRL ``loss_type="grpo"``).
+            "token_mean": mean over all tokens of the step (DAPO; TRL "dapo").
+            "constant_length": sum over tokens / (rows * max_length) (Dr. GRPO; TRL "dr_grpo").
+            "local_token_mean": mean over the tokens of this micro-batch, times its share of the step's rows (BNPO;
+            TRL "bnpo"). By definition it depends on how the step is cut into micro-batches.
+        totals: rows and tokens of the whole step; the rows include those without a trained token.
+        max_length: longest completion allowed, in tokens; for "constant_length".
+
+    Returns:
+        Scalar with gradient; 0 if nothing is masked.
+
+    Raises:
+        ConfigError: how is unknown, or "constant_length" comes without max_length.
+
+    Source: GRPO, arXiv:2402.03300; DAPO, arXiv:2503.14476; Dr. GRPO, arXiv:2503.20783.
+    """
+    token_losses = torch.where(mask, token_losses, 0.0)
+    num_rows, num_tokens = max(totals.num_rows, 1), max(totals.num_tokens, 1)
+    if how == "sequence_mean":
+        return (token_losses.sum(-1) / mask.sum(-1).clamp(min=1)).sum() / num_rows
+    if how == "token_mean":
+        return token_losses.sum() / num_tokens
+    if how == "local_token_mean":
+        return token_losses.sum() / mask.sum().clamp(min=1) * (len(mask) / num_rows)
+    if how == "constant_length":
+        if max_length is None:
+            raise ConfigError("the aggregation constant_length needs max_length, the longest completion in tokens")
+        return token_losses.sum() / (num_rows * max_length)
+    raise ConfigError(
+        f"aggregation is {how!r}; it can be 'sequence_mean', 'token_mean', 'local_token_mean' or 'constant_length'"
+    )
+
+
+def policy_loss(
+    inputs: LossInputs,
+    *,
+    surrogate: Surrogate = clipped,
+    surrogate_options: Mapping[str, Any] | None = None,
+    aggregation: Aggregation = "token_mean",
+    max_length: int | None = None,
+    kl_coefficient: float = 0.0,
+    kl_estimator: KLEstimator = "k3",
+    kl_times_ratio: bool = False,
+    entropy_coefficient: float = 0.0,
+    importance_level: Literal["token", "sequence"] | None = None,
+    importance_mode: Literal["truncate", "mask"] = "mask",
+    importance_max: float = 3.0,
+    importance_min: float = 0.0,
+    off_policy_threshold: float | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The loss of one micro-batch; minimise the sum over the micro-batches of an optimizer step.
+
+    Args:
+        inputs: one micro-batch; totals count the whole optimizer step.
+        surrogate, surrogate_options: the loss of each token, and its keyword arguments.
+        aggregation, max_length: how token losses become a scalar; see `aggregate`.
+        kl_coefficient: weight of KL(policy, reference), averaged like the policy term. TRL: ``beta``.
+        kl_estimator: see `kl_estimate`.
+        kl_times_ratio: multiply the KL with the token ratio, which keeps it unbiased off-policy.
+            TRL: ``use_bias_correction_kl``.
+        entropy_coefficient: weight of the mean entropy over the step's tokens, which is maximised whatever the
+            aggregation. TRL: ``entropy_coef``.
+        importance_level: corrects the policy term for the rollout engine; None: no correction.
+        importance_mode, importance_max, importance_min: see `importance_weights`.
+        off_policy_threshold: leaves rows out of the policy term; see `off_policy_sequence_mask`. None: keeps all.
+
+    Returns:
+        Scalar with gradient, and metrics: those of the surrogate; policy_loss (the policy term alone); kl_old (k3
+        estimate of KL(old policy, policy)); where their input is there, kl_ref (before kl_times_ratio), entropy,
+        importance_weight and importance_zeroed (share of tokens), off_policy_dropped (share of tokens).
+
+    Raises:
+        ConfigError: an option needs a tensor that inputs lacks, or has an unknown value.
+    """
+    inputs = _zero_where_not_trained(inputs)
+    token_losses, metrics = surrogate(inputs, **(surrogate_options or {}))
+
+    if importance_level is not None:
+        weights = importance_weights(
+            inputs.old_logprobs,
+            _required(inputs.sampler_logprobs, "importance_level", "logprobs from the rollout engine"),
+            inputs.mask,
+            level=importance_level,
+            mode=importance_mode,
+            max_weight=importance_max,
+            min_weight=importance_min,
+        )
+        token_losses = token_losses * weights
+        metrics["importance_weight"] = _token_mean(weights, inputs)
+        metrics["importance_zeroed"] = _token_mean(weights == 0, inputs)
+
+    if off_policy_threshold is not None:
+        sampled = inputs.old_logprobs if inputs.sampler_logprobs is None else inputs.sampler_logprobs
+        keep = off_policy_sequence_mask(
+            inputs.logprobs, sampled, inputs.advantages, inputs.mask, threshold=off_policy_threshold
+        )
+        token_losses = token_losses * keep
+        metrics["off_policy_dropped"] = _token_mean(~keep, inputs)
+
+    loss = aggregate(token_losses, inputs.mask, aggregation, inputs.totals, max_length=max_length)
+    metrics["policy_loss"] = loss.detach()
+    metrics["kl_old"] = _token_mean(kl_estimate(inputs.old_logprobs, inputs.logprobs.detach(), "k3"), inputs)
+
+    if inputs.ref_logprobs is not None:
+        kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, kl_estimator)
+        metrics["kl_ref"] = _token_mean(kl, inputs)
+    if kl_coefficient != 0:
+        _required(inputs.ref_logprobs, "kl_coefficient", "logprobs of a reference policy")
+        kl = kl * _ratios(inputs, "token") if kl_times_ratio else kl
+        loss = loss + kl_coefficient * aggregate(kl, inputs.mask, aggregation, inputs.totals, max_length=max_length)
+
+    if inputs.entropy is not None:
+        metrics["entropy"] = _token_mean(inputs.entropy, inputs)
+    if entropy_coefficient != 0:
+        entropy = _required(inputs.entropy, "entropy_coefficient", "the entropy of the policy")
+        loss = loss - entropy_coefficient * aggregate(entropy, inputs.mask, "token_mean", inputs.totals)
+
+    return loss, metrics
+
+
+# Shared arithmetic.
+
+
+def _bounded_exp(log_ratios: Tensor) -> Tensor:
+    return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def _ratios(inputs: LossInputs, level: str) -> Tensor:
+    """[B, T] ratio of policy and old policy: of each token, or of its row (the same on every token)."""
+    log_ratios = torch.where(inputs.mask, inputs.logprobs - inputs.old_logprobs, 0.0)
+    if level == "token":
+        return _bounded_exp(log_ratios)
+    row_sum = log_ratios.sum(-1, keepdim=True)  # [B, 1]
+    if level == "sequence_sum":
+        return _bounded_exp(row_sum).expand_as(log_ratios)
+    if level == "sequence_mean":
+        row_mean = row_sum / inputs.mask.sum(-1, keepdim=True).clamp(min=1)
+        # Value of the row's ratio, but each token's gradient goes to its own logprob: with one advantage for the row
+        # the sum over tokens has the gradient of row_mean, and it stays right if advantages differ between tokens.
+        return _bounded_exp(row_mean.detach() + log_ratios - log_ratios.detach())
+    raise ConfigError(f"ratio is {level!r}; it can be 'token', 'sequence_mean' or 'sequence_sum'")
+
+
+def _token_mean(values: Tensor, inputs: LossInputs) -> Tensor:
+    """The part of this micro-batch in the mean over the trained tokens of the step, for metrics."""
+    return aggregate(values.detach().to(inputs.logprobs.dtype), inputs.mask, "token_mean", inputs.totals)
+
+
+def _zero_where_not_trained(inputs: LossInputs) -> LossInputs:
+    """What padding and tool text hold, even NaN, must not reach the loss: 0 * NaN is NaN, in gradients too."""
+
+    def zeroed(values: Tensor | None) -> Tensor | None:
+        return None if values is None else torch.where(inputs.mask, values, 0.0)
+
+    return replace(
+        inputs,
+        logprobs=torch.where(inputs.mask, inputs.logprobs, 0.0),
+        old_logprobs=torch.where(inputs.mask, inputs.old_logprobs, 0.0),
+        advantages=torch.where(inputs.mask, inputs.advantages, 0.0),
+        sampler_logprobs=zeroed(inputs.sampler_logprobs),
+        ref_logprobs=zeroed(inputs.ref_logprobs),
+        entropy=zeroed(inputs.entropy),
+    )
+
+
+def _required(values: Tensor | None, option: str, needed: str) -> Tensor:
+    if values is None:
+        raise ConfigError(f"{option} is set, but there are no {needed}" if "logprobs" in needed else "")
+    return values

@@ -1,0 +1,340 @@
+"""Small random-weight models of real architectures, with tokenizer and processor, built offline (``mmrl tiny``).
+
+They exist for tests, demos and dry runs: everything but size and training is as in the published models. Classes,
+file layout, control tokens and the chat template's mechanism (a default system turn, one placeholder per image or
+video) match, so code that works on a tiny model works on the real one.
+
+``TINY_KINDS`` lists what can be built. Reading it imports neither torch nor transformers; builders import them inside.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrl_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+IMAGE_FACTOR_PX = 28  # patch size 14 x spatial merge 2: one language-model token covers 28 x 28 pixels
+HIDDEN_SIZE = 64
+NUM_LAYERS = 2
+NUM_HEADS = 4
+INIT_STD = 0.02
+VOCAB_SIZE = 512
+CONTROL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# A random model would sample these now and then, and a placeholder without media makes every later forward pass raise.
+UNSAMPLED_TOKENS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+# The splitting rule of the Qwen2 tokenizers: words with their leading space, single digits, punctuation runs.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# What the merges are learnt from: words and marks of this project's prompts, so that tiny prompts stay short.
+MERGE_CORPUS = """system
+You are a helpful assistant. user
+assistant
+<think> the image shows a red circle and a blue square on the left </think>
+<answer> [{'Position': [x1, y1, x2, y2], 'Confidence': 0.95}] </answer>
+<answer>[{"action": "click", "point": [120, 80], "input_text": "no input text"}]</answer>
+Detect all objects of the category 'dog' in this image. Give the bounding box of each object with coordinates and
+confidence between zero and one. If there are none, answer No Objects. Answer with the box that the instruction names.
+What is the answer to the question about the video? Choose one option: A, B, C or D. First think, then answer.
+Describe the picture, the audio, the frames and the objects in it: count them, name the color, point to the text.
+category model species flower aircraft car train bus cat bird person table chair cup book phone screen button
+"""
+
+# Same mechanism as Qwen2-VL's template: default system turn, then one placeholder for each image or video part.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if loop.first and message['role'] != 'system' -%}"
+    "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}"
+    "{%- endif -%}"
+    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['content'] is string -%}"
+    "{{- message['content'] -}}"
+    "{%- else -%}"
+    "{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}"
+    "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
+    "{%- elif part['type'] == 'video' or 'video' in part -%}"
+    "{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
+    "{%- elif 'text' in part -%}"
+    "{{- part['text'] -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- endif -%}"
+    "{{- '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}"
+    "{{- '<|im_start|>assistant\\n' -}}"
+    "{%- endif -%}"
+)
+
+
+@dataclass(frozen=True)
+class TinyKind:
+    """One kind of tiny model.
+
+    Attributes:
+        description: one line for ``mmrl tiny --help``.
+        build: writes model, tokenizer and processor files into an existing empty directory. Random numbers come from
+            torch's global generator, which ``build_tiny`` seeds.
+    """
+
+    description: str
+    build: Callable[[Path], None]
+
+
+def build_tiny(kind: str, directory: Path, *, seed: int = 0) -> None:
+    """Write a small random-weight model with its tokenizer, processor and generation config. Uses no network.
+
+    Args:
+        kind: a name in ``TINY_KINDS``.
+        directory: made if missing; must be empty. It appears complete or not at all.
+        seed: of the weights. The tokenizer does not depend on it. The caller's random state is left as it was.
+
+    Raises:
+        ConfigError: unknown kind, or the directory exists and is not empty.
+    """
+    directory = Path(directory)
+    if kind not in TINY_KINDS:
+        near = difflib.get_close_matches(kind, TINY_KINDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown kind of tiny model {kind!r}.{hint} Kinds: {', '.join(sorted(TINY_KINDS))}.")
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory} is a file. Name a directory that does not exist yet.")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise ConfigError(
+            f"{directory} exists and is not empty, and nothing is overwritten. Name another directory or empty it."
+        )
+
+    import torch
+
+    directory = directory.absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
+    unfinished.mkdir()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            TINY_KINDS[kind].build(unfinished)
+        os.replace(unfinished, directory)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of ``VOCAB_SIZE`` tokens, control tokens last; any text round-trips. Deterministic."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([MERGE_CORPUS], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    if tokenizer.get_vocab_size() != VOCAB_SIZE:
+        raise AssertionError(f"the merge corpus gave {tokenizer.get_vocab_size()} tokens instead of {VOCAB_SIZE}")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=[t for t in CONTROL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+        padding_side="left",
+    )
+
+
+def _build_qwen2(directory: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = build_tokenizer()
+    settings = _language_model_settings(tokenizer)
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
+    model = Qwen2ForCausalLM(Qwen2Config(**settings, tie_word_embeddings=False))
+    _never_sample_media_tokens(model, tokenizer)
+    _save(model, tokenizer, tokenizer, directory)
+
+
+def _build_qwen2_vl(directory: Path) -> None:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+
+    tokenizer = build_tokenizer()
+    vision = dict(
+        depth=2,
+        embed_dim=32,
+        hidden_size=HIDDEN_SIZE,
+        mlp_ratio=2,
+        num_heads=2,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+    )
+    config = Qwen2VLConfig(
+        text_config=_language_model_settings(tokenizer), vision_config=vision, **_media_token_ids(tokenizer)
+    )
+    model = Qwen2VLForConditionalGeneration(config)
+    _never_sample_media_tokens(model, tokenizer)
+    _save(model, tokenizer, _vision_processor(Qwen2VLProcessor, tokenizer), directory)
+
+
+def _build_qwen2_5_vl(directory: Path) -> None:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+    tokenizer = build_tokenizer()
+    vision = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=2,
+        out_hidden_size=HIDDEN_SIZE,
+        patch_size=14,
+        spatial_merge_size=2,
+        temporal_patch_size=2,
+        tokens_per_second=2,
+        window_size=56,  # 2 x 2 merged tokens, so that images from 84 x 84 on have more than one window
+        fullatt_block_indexes=[1],  # block 0 attends within windows, block 1 to the whole image, as in the real tower
+    )
+    config = Qwen2_5_VLConfig(
+        text_config=_language_model_settings(tokenizer), vision_config=vision, **_media_token_ids(tokenizer)
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    _never_sample_media_tokens(model, tokenizer)
+    _save(model, tokenizer, _vision_processor(Qwen2_5_VLProcessor, tokenizer), directory)
+
+
+def _language_model_settings(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Keyword arguments of a Qwen2-family text config, with three-axis rotary positions."""
+    rotary_pairs = HIDDEN_SIZE // NUM_HEADS // 2  # 8, shared out over time, height and width
+    return dict(
+        vocab_size=len(tokenizer),
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=2 * HIDDEN_SIZE,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=NUM_HEADS,
+        num_key_value_heads=NUM_HEADS // 2,
+        max_position_embeddings=32768,
+        initializer_range=INIT_STD,
+        rms_norm_eps=1e-6,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [rotary_pairs - 2 * (rotary_pairs * 3 // 8)] + [rotary_pairs * 3 // 8] * 2,
+        },
+    )
+
+
+def _media_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Top-level settings of the Qwen2-VL configs that must agree with the tokenizer."""
+    ids = tokenizer.convert_tokens_to_ids
+    return dict(
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+
+
+def _vision_processor(processor_class: type, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """Processor of a Qwen2-VL kind: images 56 x 56 to 448 x 448 pixels, videos up to 16 frames of 224 x 224."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+    token_px = IMAGE_FACTOR_PX**2
+    image_processor = Qwen2VLImageProcessor(size={"shortest_edge": 4 * token_px, "longest_edge": 256 * token_px})
+    video_processor = Qwen2VLVideoProcessor(
+        size={"shortest_edge": 4 * token_px, "longest_edge": 64 * token_px},
+        min_frames=2,
+        max_frames=16,
+        fps=2.0,
+        cap_pixels_per_frame=True,  # left unset, newer transformers warn on every call
+    )
+    return processor_class(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        video_processor=video_processor,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _never_sample_media_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Give ``UNSAMPLED_TOKENS`` logits near -30 through the weights, so that no sampler needs to know about them.
+
+    Channel 0 of the residual stream is made constant: text embeddings and media features carry the same value there
+    and no layer writes to it. The output rows of those tokens then read that channel only, with a negative weight.
+    """
+    import torch
+
+    constant = INIT_STD * HIDDEN_SIZE**0.5  # as large as all other channels together: about 5.7 after the final norm
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("embed_tokens.weight"):
+                weight[:, 0] = constant
+            elif name.endswith(("self_attn.o_proj.weight", "mlp.down_proj.weight")) and "visual" not in name:
+                weight[0] = 0.0
+            elif name.endswith("visual.merger.mlp.2.weight"):
+                weight[0] = 0.0
+            elif name.endswith("visual.merger.mlp.2.bias"):
+                weight[0] = constant
+        output_rows = model.get_output_embeddings().weight
+        for token in UNSAMPLED_TOKENS:
+            row = output_rows[tokenizer.convert_tokens_to_ids(token)]
+            row.zero_()
+            row[0] = -8.0
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, processor: Any, directory: Path) -> None:
+    """Write weights (safetensors), configs, tokenizer and processor."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+TINY_KINDS: dict[str, TinyKind] = {
+    "qwen2": TinyKind("Qwen2 / Qwen2.5 language model, text only", _build_qwen2),
+    "qwen2_vl": TinyKind("Qwen2-VL: text, images and videos", _build_qwen2_vl),
+    "qwen2_5_vl": TinyKind("Qwen2.5-VL: text, images and videos, with window attention", _build_qwen2_5_vl),
+}

@@ -1,0 +1,274 @@
+"""What the stages of a step pass on to each other.
+
+    prompts -> rollout -> score -> shape rewards -> select groups -> advantages -> pack -> logprobs -> policy loss -> update
+
+Letters mean one thing everywhere: N trajectories, B rows, T actions of a row (completion tokens for a language model,
+1 for a policy that acts once), G rollouts of a prompt.
+
+A *row* is one decision of the policy: the tokens, or the noise, sampled in one turn. A *rollout* is a trajectory of rows
+with what came out of it. Answering once is the simplest case: a rollout with one row.
+
+Worked example: two prompts, group size 2, the second prompt answered over two turns by its first rollout. That is
+2 `RolloutGroup`, 4 `Rollout`, 5 `Row`; in a `Batch` B = 5, `group_ids` is [0, 0, 1, 1, 1], `trajectory_ids` is
+[0, 1, 2, 2, 3], `step_index` is [0, 0, 0, 1, 0].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+ACTION_MASK = "action_mask"  # made by the policy
+LOSS_MASK = "loss_mask"  # trained
+FORCED_MASK = "forced_mask"  # taken from data: a supervised target, a resumed prefix
+HINT_MASK = "hint_mask"  # shown to the policy as a hint
+MASK_NAMES = (ACTION_MASK, LOSS_MASK, FORCED_MASK, HINT_MASK)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the policy is given, before any model has touched it.
+
+    Attributes:
+        id: names the data row, the same in every epoch and every run ("train:17").
+        messages: chat messages; content is a list of parts such as {"type": "text", "text": ...} or
+            {"type": "image", "image": PIL image}. Media are decoded objects, shared by everything that reads them.
+        sample: the data row without media; rewards and metrics read it.
+        answer: the gold completion, or "" when the task has none; supervised stages train on it.
+        media_keys: content hash of each medium, in the order of the messages.
+    """
+
+    id: str
+    messages: Sequence[Mapping[str, Any]]
+    sample: Mapping[str, Any]
+    answer: str = ""
+    media_keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy acts.
+
+    Attributes:
+        max_tokens: longest completion, in tokens.
+        temperature: 0 is greedy.
+        top_p, top_k: nucleus and top-k truncation; 1.0 and 0 switch them off.
+        seed: makes the rollout repeatable; the trainer derives one for each step and process.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decision of the policy.
+
+    Attributes:
+        prompt_id, trajectory_id: whose decision; a trajectory id is unique within a step.
+        step_index: 0 for the first decision of its trajectory.
+        parent_row: step_index of the row this one continues, None for the first; differs from step_index - 1 in trees.
+        segment_id: which part of a packed conversation the row is.
+        observation: what the policy decided on, in its own form; rows of a group share one object, never copies.
+        observation_key: equal for rows with equal observations; None if the policy gives no key.
+        action: int64 [T] token ids, or whatever the policy samples (FIND: a latent).
+        sampler_logprobs: float32 [T], as the rollout engine reported them; None for rows taken from data.
+        masks: name -> bool [T], over actions; see MASK_NAMES. A mask that is absent is all False, except that
+            absent action and loss masks are all True.
+        step_reward: reward of this decision alone, if the environment gave one.
+        done: the trajectory ends here.
+        truncated: it ended because a limit was hit, not because the policy ended it.
+    """
+
+    prompt_id: str
+    trajectory_id: str
+    observation: Any
+    action: Tensor
+    num_actions: int
+    step_index: int = 0
+    parent_row: int | None = None
+    segment_id: int = 0
+    observation_key: str | None = None
+    sampler_logprobs: Tensor | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    step_reward: float | None = None
+    done: bool = True
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A trajectory and its outcome: the `completion` (text, or an image for a diffusion policy) that rewards read."""
+
+    rows: Sequence[Row]
+    completion: Any
+
+    @property
+    def truncated(self) -> bool:
+        return any(row.truncated for row in self.rows)
+
+    @property
+    def num_actions(self) -> int:
+        return sum(row.num_actions for row in self.rows)
+
+
+@dataclass(frozen=True)
+class RolloutGroup:
+    """The rollouts of one prompt; rewards are compared within it."""
+
+    prompt: Prompt
+    rollouts: Sequence[Rollout]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of the rollouts of a step, N in all, in the order of the groups.
+
+    Attributes:
+        totals: float32 [N], weighted sum of the components; NaN = unscored.
+        components: name -> float32 [N], unweighted, NaN = unscored.
+        weights: name -> weight.
+        token_rewards: name -> one tensor for each rollout, float32 [actions of all its rows], for rewards given per
+            token. They are weighted; their sum is part of totals.
+        step_rewards: name -> one list for each rollout, a number for each row. Likewise.
+        failures: reward name -> how many rollouts it failed to score (raised, hung, returned nonsense).
+    """
+
+    totals: Tensor
+    components: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    token_rewards: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    step_rewards: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RewardView:
+    """What advantage stages read.
+
+    Attributes:
+        rewards: float32 [B], the trajectory's total reward, repeated on each of its rows; NaN = unscored.
+        components: name -> [B], unweighted; NaN = unscored.
+        weights: name -> weight in the total.
+        token_rewards: float32 [B, T], every reward placed on tokens: completion rewards on the last trained token of
+            the trajectory's last row, step rewards on the last trained token of their row, token rewards where they
+            are. 0 where the trajectory is unscored.
+        group_ids: int64 [B], equal for the completions of one prompt.
+        trajectory_ids: int64 [B], equal for the rows of one trajectory.
+        mask: bool [B, T], tokens that are trained.
+    """
+
+    rewards: Tensor
+    components: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    token_rewards: Tensor
+    group_ids: Tensor
+    trajectory_ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one update, padded to T, with everything the loss reads.
+
+    Attributes:
+        rows: B rows, those of a group next to each other.
+        group_ids, trajectory_ids, step_index: int64 [B].
+        masks: name -> bool [B, T]; False on padding.
+        sampler_logprobs: float32 [B, T], 0 on padding; None if a row has none.
+        advantages: float32 [B, T], 0 where not trained.
+        rewards: float32 [B], total of the trajectory.
+        old_logprobs: float32 [B, T] or None while the update is on-policy, when they equal the current ones.
+        frozen_logprobs: name of a frozen policy -> float32 [B, T].
+    """
+
+    rows: Sequence[Row]
+    group_ids: Tensor
+    trajectory_ids: Tensor
+    step_index: Tensor
+    masks: Mapping[str, Tensor]
+    advantages: Tensor
+    rewards: Tensor
+    sampler_logprobs: Tensor | None = None
+    old_logprobs: Tensor | None = None
+    frozen_logprobs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool [B, T], tokens that are trained."""
+        return self.masks[LOSS_MASK]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, index: torch.Tensor) -> Batch:
+        """Rows at `index` (int64 [b]), as a batch of their own."""
+        pick = lambda tensor: None if tensor is None else tensor[index]  # noqa: E731
+        return Batch(
+            rows=[self.rows[i] for i in index.tolist()],
+            group_ids=self.group_ids[index],
+            trajectory_ids=self.trajectory_ids[index],
+            step_index=self.step_index[index],
+            masks={name: mask[index] for name, mask in self.masks.items()},
+            advantages=self.advantages[index],
+            rewards=self.rewards[index],
+            sampler_logprobs=pick(self.sampler_logprobs),
+            old_logprobs=pick(self.old_logprobs),
+            frozen_logprobs={name: value[index] for name, value in self.frozen_logprobs.items()},
+        )
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """What a policy says of rows: logprobs float32 [B, T] of their actions, and entropy [B, T] if it was asked for.
+
+    Values on padding are 0.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """Counts over the whole optimizer step: all micro-batches of all processes. They normalise the loss."""
+
+    num_tokens: float
+    num_rows: float
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """What a policy loss reads, for one micro-batch.
+
+    Attributes:
+        logprobs: [B, T], current policy, with gradient.
+        old_logprobs: [B, T], the trainer's when sampling, without gradient; on-policy equal to logprobs.
+        advantages: [B, T], 0 where not trained.
+        mask: bool [B, T], trained tokens.
+        totals: counts that normalise the loss over the optimizer step.
+        sampler_logprobs: [B, T], as the rollout engine reported them.
+        ref_logprobs: [B, T], of the reference policy.
+        entropy: [B, T], if the loss asked for it.
+        rewards: [B], total of the trajectory.
+        group_ids: int64 [B].
+    """
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    totals: BatchTotals
+    sampler_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    rewards: Tensor | None = None
+    group_ids: Tensor | None = None

@@ -1,0 +1,1 @@
+"""Task definitions of Visual-RFT, one YAML a task."""
