@@ -70,10 +70,10 @@ def group_relative_advantages(
     """
     centred, group_std, _ = _centre_in_groups(rewards, group_ids)
     if divide_by_std == "group":
-        return centred / (group_std + eps)
+        return _divided(centred, group_std + eps)
     if divide_by_std == "batch":
         _, variance = _mean_and_variance(rewards, ~rewards.isnan(), reduce_sum)
-        return centred / (variance.sqrt() + eps)
+        return _divided(centred, variance.sqrt() + eps)
     if divide_by_std == "none":
         return centred
     raise ConfigError(f"divide_by_std is {divide_by_std!r}; it can be 'group', 'batch' or 'none'")
@@ -175,7 +175,7 @@ def discounted_returns(
     ids = trajectory_ids[order]
     ends = torch.cat([ids[1:] != ids[:-1], ids.new_ones(1, dtype=torch.bool)])  # [B], last row of its trajectory
     values = _detached_float(token_rewards).nan_to_num(nan=0.0)[order]
-    discounts = torch.where(mask[order], gamma, 1.0).to(values.dtype)
+    discounts = torch.ones_like(values).masked_fill(mask[order], gamma)
     discounts[ends, -1] = 0.0  # nothing flows from one trajectory into another
     returns = _suffix_sums(values.flatten(), discounts.flatten()).reshape(values.shape)
     in_given_order = torch.empty_like(returns)
@@ -183,9 +183,7 @@ def discounted_returns(
     return expand_to_tokens(in_given_order, mask)
 
 
-def whiten(
-    values: Tensor, mask: Tensor, *, eps: float = 1e-8, reduce_sum: ReduceSum = _this_process_alone
-) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8, reduce_sum: ReduceSum = _this_process_alone) -> Tensor:
     """Give the masked values mean 0 and variance 1: (value - mean) / sqrt(variance + eps).
 
     Args:
@@ -345,6 +343,10 @@ def _centre_in_groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tenso
     return centred, std, num_scored
 
 
+def _divided(centred: Tensor, std: Tensor) -> Tensor:
+    return torch.where(centred == 0, 0.0, centred / std)  # 0 / 0 in a flat group if eps is 0
+
+
 def _mean_and_variance(values: Tensor, mask: Tensor, reduce_sum: ReduceSum) -> tuple[Tensor, Tensor]:
     """Scalar mean and sample variance of the masked values; in two passes, since E[x^2] - E[x]^2 cancels."""
     values = _detached_float(values)
@@ -373,9 +375,7 @@ def _scored_tokens(view: RewardView) -> Tensor:
     return view.mask & ~view.rewards.isnan()[:, None]
 
 
-def _for_each_trajectory(
-    function: Callable[..., Tensor], values: Tensor, view: RewardView, **options: Any
-) -> Tensor:
+def _for_each_trajectory(function: Callable[..., Tensor], values: Tensor, view: RewardView, **options: Any) -> Tensor:
     """Apply function(values [N], group_ids [N], **options) -> [N] with one entry per trajectory; [B] -> [B]."""
     if values.dim() != 1:
         raise ConfigError(

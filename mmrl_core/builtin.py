@@ -13,17 +13,17 @@ def mmrl_register(registry: Registry) -> None:
     add = registry.add
     add("source", "rows", "mmrl_core.data:rows", "rows of a hub data set or of local parquet, JSONL, JSON, CSV, images")
 
-    advantages = "mmrl_core.advantages"
-    add("advantage", "group_relative", f"{advantages}:group_relative", "(reward - group mean) / (group std + eps): GRPO")
-    add("advantage", "leave_one_out", f"{advantages}:leave_one_out", "reward - mean of the others: RLOO")
-    add("advantage", "discounted_returns", f"{advantages}:token_returns", "discounted return of each token: REINFORCE++")
-    add("advantage", "whiten", f"{advantages}:whiten_tokens", "zero mean and unit variance over all trained tokens")
-    add(
-        "advantage",
-        "normalise_each_reward",
-        f"{advantages}:normalise_each_reward",
-        "each reward normalised in its group, then the weighted sum",
-    )
+    stages = {
+        "group_relative": "(reward - group mean) / (group std + eps): GRPO; without the division Dr. GRPO",
+        "group_mean": "reward - group mean",
+        "leave_one_out": "reward - mean of the others: RLOO",
+        "discounted_returns": "discounted return of each token: REINFORCE++",
+        "whiten": "zero mean and unit variance over all trained tokens",
+        "normalise_each_reward": "each reward normalised in its group, then the weighted sum",
+        "normalise_over_batch": "zero mean and unit variance over the step's trajectories",
+    }
+    for name, description in stages.items():
+        add("advantage", name, f"mmrl_core.advantages:{name}_stage", description)
 
     losses = "mmrl_core.losses"
     add("loss", "clipped", f"{losses}:clipped", "clipped ratio, by token (PPO, GRPO) or sequence (GSPO, RLOO)")
@@ -31,7 +31,17 @@ def mmrl_register(registry: Registry) -> None:
     add("loss", "reinforce", f"{losses}:reinforce", "-advantage * logprob, no ratio")
     add("loss", "nll", f"{losses}:nll", "-logprob: supervised fine-tuning")
 
-    add("policy", "language_model", "mmrl_core.language_model:LanguageModelPolicy", "transformers text, image or video model")
+    add(
+        "policy",
+        "language_model",
+        "mmrl_core.language_model:LanguageModelPolicy",
+        "transformers text, image or video model",
+    )
     add("engine", "hf", "mmrl_core.generation:HFEngine", "samples with the training weights, in process")
     add("strategy", "single_turn", "mmrl_core.rollout:single_turn", "one completion for each prompt")
-    add("model", "tiny", "mmrl_core.tiny:build_tiny", "small random-weight model of a real architecture, see `mmrl tiny`")
+    add(
+        "model",
+        "tiny",
+        "mmrl_core.tiny:build_tiny",
+        "small random-weight model of a real architecture, see `mmrl tiny`",
+    )

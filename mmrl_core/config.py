@@ -9,9 +9,29 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    model_validator,
+)
 
+
+class Origins(dict[tuple[str | int, ...], str]):
+    """Where each value of a config was written: path -> "file:line". All are equal: they do not make configs differ."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origins)
+
+    def __ne__(self, other: object) -> bool:  # dict has its own
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Strict(BaseModel):
@@ -78,7 +98,6 @@ class RewardConfig(Component):
 class LoraConfig(Strict):
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
     target_modules: list[str] | str = Field("all-linear", description="module names, or 'all-linear'")
 
 
@@ -119,6 +138,7 @@ class KLConfig(Strict):
     coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
     estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = "k3"
     place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
+    times_ratio: bool = Field(False, description="multiply the loss penalty by the ratio, unbiased off-policy")
 
 
 class RefreshConfig(Strict):
@@ -160,6 +180,10 @@ class AlgorithmConfig(Strict):
     kl: KLConfig = KLConfig()
     entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
     importance_correction: ImportanceConfig | None = None
+    off_policy_threshold: float | None = Field(
+        None,
+        description="leave out rows of negative advantage whose mean log-ratio to the sampler falls below minus this",
+    )
     dynamic_sampling: DynamicSamplingConfig | None = None
     overlong: OverlongConfig | None = None
     mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
@@ -222,7 +246,8 @@ class StageConfig(Strict):
             raise ValueError("set exactly one of 'steps' and 'epochs'")
         if self.kind == "grpo" and self.group_size < 2:
             raise ValueError(
-                "group_size is 1: a group of one has no baseline, so every advantage would be 0. Set group_size to 2 or more"
+                "group_size is 1: a group of one has no baseline, so every advantage would be 0. "
+                "Set group_size to 2 or more"
             )
         return self
 
@@ -246,6 +271,17 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     stages: list[StageConfig] = []
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def where(self, *path: str | int) -> str:
+        """Where a value was written, "file:line" or "command line"; for a default, where its section was.
+
+        >>> config.where("stages", 0, "group_size")  # doctest: +SKIP
+        'my_run.yaml:8'
+        """
+        while path and path not in self._origins:
+            path = path[:-1]
+        return self._origins.get(path, "config")
 
 
 STAGE_SECTIONS = ("data", "prompt", "rewards", "rollout", "algorithm", "optimizer")

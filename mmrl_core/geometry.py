@@ -10,7 +10,7 @@ The origin is the top-left corner, x runs right, y runs down. No torch here: rew
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TypeVar
+from typing import TypeVar, final
 
 # Beyond this the area of a box, or the union of two, may overflow to infinity and an IoU become NaN.
 MAX_COORDINATE = 1e150
@@ -24,6 +24,7 @@ class BoxConvention(Enum):
     PER_MILLE = "per_mille"  # 0..1000, thousandths of the image's width (x) or height (y)
 
 
+@final
 @dataclass(frozen=True)
 class Point:
     """A position. Not held to the image: a model may point outside it.
@@ -40,6 +41,7 @@ class Point:
         _check_coordinates(self.x, self.y)
 
 
+@final
 @dataclass(frozen=True)
 class Box:
     """Top-left corner (x1, y1) and bottom-right corner (x2, y2).
@@ -84,7 +86,8 @@ def convert(shape: Shape, to: BoxConvention, width_px: float | None = None, heig
         ValueError: the size is needed and missing, or not positive and finite; or the result leaves the range that a
             coordinate may have.
 
-    >>> convert(Box(250, 500, 500, 1000, BoxConvention.PER_MILLE), BoxConvention.ABSOLUTE_PX, width_px=640, height_px=80)
+    >>> box = Box(250, 500, 500, 1000, BoxConvention.PER_MILLE)
+    >>> convert(box, BoxConvention.ABSOLUTE_PX, width_px=640, height_px=80)
     Box(x1=160.0, y1=40.0, x2=320.0, y2=80.0, convention=<BoxConvention.ABSOLUTE_PX: 'absolute_px'>)
     """
     if shape.convention is to:

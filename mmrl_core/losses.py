@@ -332,12 +332,13 @@ def policy_loss(
         ConfigError: an option needs a tensor that inputs lacks, or has an unknown value.
     """
     inputs = _zero_where_not_trained(inputs)
-    token_losses, metrics = surrogate(inputs, **(surrogate_options or {}))
+    token_losses, surrogate_metrics = surrogate(inputs, **(surrogate_options or {}))
+    metrics = dict(surrogate_metrics)
 
     if importance_level is not None:
         weights = importance_weights(
             inputs.old_logprobs,
-            _required(inputs.sampler_logprobs, "importance_level", "logprobs from the rollout engine"),
+            _required(inputs.sampler_logprobs, "importance_level is set, but the rollouts came without logprobs"),
             inputs.mask,
             level=importance_level,
             mode=importance_mode,
@@ -358,20 +359,20 @@ def policy_loss(
 
     loss = aggregate(token_losses, inputs.mask, aggregation, inputs.totals, max_length=max_length)
     metrics["policy_loss"] = loss.detach()
-    metrics["kl_old"] = _token_mean(kl_estimate(inputs.old_logprobs, inputs.logprobs.detach(), "k3"), inputs)
+    metrics["kl_old"] = _token_mean(kl_estimate(inputs.old_logprobs, inputs.logprobs), inputs)
 
-    if inputs.ref_logprobs is not None:
-        kl = kl_estimate(inputs.logprobs, inputs.ref_logprobs, kl_estimator)
+    if kl_coefficient != 0 or inputs.ref_logprobs is not None:
+        ref_logprobs = _required(inputs.ref_logprobs, "kl_coefficient is set, but there is no reference policy")
+        kl = kl_estimate(inputs.logprobs, ref_logprobs, kl_estimator)
         metrics["kl_ref"] = _token_mean(kl, inputs)
-    if kl_coefficient != 0:
-        _required(inputs.ref_logprobs, "kl_coefficient", "logprobs of a reference policy")
-        kl = kl * _ratios(inputs, "token") if kl_times_ratio else kl
+        if kl_times_ratio:
+            kl = kl * _ratios(inputs, "token")
         loss = loss + kl_coefficient * aggregate(kl, inputs.mask, aggregation, inputs.totals, max_length=max_length)
 
     if inputs.entropy is not None:
         metrics["entropy"] = _token_mean(inputs.entropy, inputs)
     if entropy_coefficient != 0:
-        entropy = _required(inputs.entropy, "entropy_coefficient", "the entropy of the policy")
+        entropy = _required(inputs.entropy, "entropy_coefficient is set, but the policy did not report its entropy")
         loss = loss - entropy_coefficient * aggregate(entropy, inputs.mask, "token_mean", inputs.totals)
 
     return loss, metrics
@@ -394,8 +395,8 @@ def _ratios(inputs: LossInputs, level: str) -> Tensor:
         return _bounded_exp(row_sum).expand_as(log_ratios)
     if level == "sequence_mean":
         row_mean = row_sum / inputs.mask.sum(-1, keepdim=True).clamp(min=1)
-        # Value of the row's ratio, but each token's gradient goes to its own logprob: with one advantage for the row
-        # the sum over tokens has the gradient of row_mean, and it stays right if advantages differ between tokens.
+        # GSPO-token: the row's ratio in value, the token's own logprob in gradient. With one advantage for the row the
+        # gradients are those of exp(row_mean) on every token; unlike those they also fit advantages by token.
         return _bounded_exp(row_mean.detach() + log_ratios - log_ratios.detach())
     raise ConfigError(f"ratio is {level!r}; it can be 'token', 'sequence_mean' or 'sequence_sum'")
 
@@ -422,7 +423,7 @@ def _zero_where_not_trained(inputs: LossInputs) -> LossInputs:
     )
 
 
-def _required(values: Tensor | None, option: str, needed: str) -> Tensor:
+def _required(values: Tensor | None, problem: str) -> Tensor:
     if values is None:
-        raise ConfigError(f"{option} is set, but there are no {needed}" if "logprobs" in needed else "")
+        raise ConfigError(problem)
     return values

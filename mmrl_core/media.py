@@ -219,7 +219,7 @@ def load_video(
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
-        raise _media_error("video", name, _reason(first)) from error
+        raise _media_error("video", name, _why_no_frames(first)) from error
     import torch
 
     metadata["frames_indices"] = [int(i) for i in metadata["frames_indices"]]
@@ -234,6 +234,14 @@ def _reason(error: BaseException) -> str:
     """First line of an exception, with its type where the text alone says little."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+def _why_no_frames(error: BaseException) -> str:
+    if "read_video" in str(error):
+        return "no video decoder is installed. Try: pip install decord"
+    if "nframes should in interval" in str(error):
+        return "it has fewer than two frames to sample"
+    return f"torn or not a video ({_reason(error)})"
 
 
 def _stored_bytes_or_path(value: Any, root: Path | None, what: str) -> tuple[bytes | None, str]:

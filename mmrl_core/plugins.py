@@ -1,8 +1,8 @@
 """Finds plugins, keeps what they provide, and says clearly what is missing.
 
 A plugin is an installed package with an entry point in group `mmrl` (its name is the namespace, its value a module with
-hook implementations), or a Python file named in a config as `file.py:name`. Tasks are entry points in group `mmrl.tasks`
-(name -> package that holds `<name>.yaml`) and share the namespace of their distribution.
+hook implementations), or a Python file named in a config as `file.py:name`. Tasks are entry points in group
+`mmrl.tasks` (name -> package that holds `<name>.yaml`) and share the namespace of their distribution.
 
 Nothing here imports torch; entries are import strings, resolved when they are used.
 """
@@ -296,6 +296,15 @@ def _origin(entry_point: EntryPoint) -> tuple[str, str, str]:
     if distribution is None:
         return "unknown", "?", ""
     return distribution.name, distribution.version, distribution.metadata.get("Summary", "") or ""
+
+
+@functools.cache
+def presets() -> Mapping[str, Path]:
+    """Presets that configs extend: "algorithm/dapo" -> its YAML, in the wheel or beside the package in a checkout."""
+    package = Path(__file__).parent
+    folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
+    paths = sorted(folder.glob("*/*.yaml")) if folder != package else []
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def call_with_options(function: Callable[..., Any], *arguments: Any, options: Mapping[str, Any], name: str) -> Any:

@@ -1,0 +1,158 @@
+"""The core's own answer to every behaviour hook. It is asked last, after the plugins a run enables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmrl_core import losses
+from mmrl_core.advantages import overlong_penalty, varying_groups
+from mmrl_core.config import Component
+from mmrl_core.errors import HookResultError
+from mmrl_core.hookspecs import hookimpl
+from mmrl_core.plugins import call_with_options
+from mmrl_core.types import LossInputs, Prompt, RewardView, RolloutGroup, Scores
+
+if TYPE_CHECKING:
+    from mmrl_core.trainer import Trainer
+
+REFERENCE = "reference"
+"""Name of the frozen policy that KL penalties are taken to."""
+
+
+class CoreBehaviour:
+    """What a step does unless a plugin decides otherwise; the `algorithm` section of the config chooses among it."""
+
+    @hookimpl
+    def mmrl_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+        return prompts
+
+    @hookimpl
+    def mmrl_rollout(self, run: Trainer, prompts: Sequence[Prompt]) -> Sequence[RolloutGroup]:
+        strategy = run.stage.rollout.strategy
+        return call_with_options(
+            run.load("strategy", strategy),
+            run.policy,
+            prompts,
+            run.stage.group_size,
+            run.sampling(),
+            options=strategy.options,
+            name=strategy.name,
+        )
+
+    @hookimpl
+    def mmrl_after_rollout(self, groups: Sequence[RolloutGroup]) -> Sequence[RolloutGroup]:
+        return groups
+
+    @hookimpl
+    def mmrl_score(self, run: Trainer, groups: Sequence[RolloutGroup]) -> Scores:
+        return run.rewards.score(groups)
+
+    @hookimpl
+    def mmrl_shape_rewards(self, run: Trainer, groups: Sequence[RolloutGroup], scores: Scores) -> Scores:
+        algorithm = run.stage.algorithm
+        if algorithm.overlong is not None:
+            limit = algorithm.overlong.max_length or run.stage.rollout.max_tokens
+            lengths = torch.tensor([rollout.num_actions for group in groups for rollout in group.rollouts])
+            penalty = overlong_penalty(lengths, limit, algorithm.overlong.cache)
+            scores = _add_to_totals(scores, "overlong", penalty)
+        if algorithm.kl.place == "reward" and algorithm.kl.coefficient > 0:
+            scores = _add_to_totals(scores, "kl", -algorithm.kl.coefficient * self._kl_of_rollouts(run, groups))
+        return scores
+
+    def _kl_of_rollouts(self, run: Trainer, groups: Sequence[RolloutGroup]) -> Tensor:
+        """Sum over a rollout's tokens of the KL estimate to the reference [N], under the weights that sampled it."""
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        rows = [row for rollout in rollouts for row in rollout.rows]
+        with torch.no_grad():
+            sampled = run.policy.logprobs(rows).logprobs
+        reference = run.policy.logprobs(rows, frozen=REFERENCE).logprobs
+        divergence = losses.kl_estimate(sampled, reference, run.stage.algorithm.kl.estimator)
+        mask = run.masks(rows)["loss_mask"]
+        owner = torch.tensor([index for index, rollout in enumerate(rollouts) for _ in rollout.rows])
+        by_row = (divergence.cpu() * mask).sum(1)
+        return torch.zeros(len(rollouts)).index_add(0, owner, by_row)
+
+    @hookimpl
+    def mmrl_select_groups(self, run: Trainer, groups: Sequence[RolloutGroup], scores: Scores) -> Sequence[bool]:
+        rule = run.stage.algorithm.dynamic_sampling
+        if rule is None:
+            return [True] * len(groups)
+        metric = scores.totals if rule.reward is None else scores.components[rule.reward]
+        sizes = torch.tensor([len(group.rollouts) for group in groups])
+        group_ids = torch.arange(len(groups)).repeat_interleave(sizes)
+        varies = varying_groups(metric, group_ids)  # [N], equal within a group
+        return [bool(part[0]) for part in varies.split(sizes.tolist())]
+
+    @hookimpl
+    def mmrl_compute_advantages(self, run: Trainer, view: RewardView) -> Tensor:
+        advantages = view.rewards
+        for stage in run.stage.algorithm.advantage:
+            function = run.load("advantage", stage)
+            options: dict[str, Any] = dict(stage.options)
+            if "reduce_sum" in inspect.signature(function).parameters:
+                options["reduce_sum"] = run.reduce_sum
+            advantages = call_with_options(function, advantages, view, options=options, name=stage.name)
+            check_advantages(advantages, view, stage)
+        return advantages
+
+    @hookimpl
+    def mmrl_policy_loss(self, run: Trainer, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
+        algorithm = run.stage.algorithm
+        correction = algorithm.importance_correction
+        kl = algorithm.kl
+        return losses.policy_loss(
+            inputs,
+            surrogate=run.load("loss", algorithm.loss),
+            surrogate_options=algorithm.loss.options,
+            aggregation=algorithm.aggregate,
+            max_length=algorithm.max_length or run.stage.rollout.max_tokens,
+            kl_coefficient=kl.coefficient if kl.place == "loss" else 0.0,
+            kl_estimator=kl.estimator,
+            kl_times_ratio=kl.times_ratio,
+            entropy_coefficient=algorithm.entropy_coefficient,
+            importance_level=None if correction is None else correction.level,
+            **(
+                {}
+                if correction is None
+                else {
+                    "importance_mode": correction.mode,
+                    "importance_max": correction.maximum,
+                    "importance_min": correction.minimum,
+                }
+            ),
+            off_policy_threshold=algorithm.off_policy_threshold,
+        )
+
+    @hookimpl
+    def mmrl_refresh_policies(self, run: Trainer) -> None:
+        for name, refresh in run.stage.algorithm.frozen_policies.items():
+            if refresh.rule != "never" and run.state.stage_step % refresh.every_steps == 0:
+                run.policy.refresh(name, refresh.decay if refresh.rule == "moving_average" else 0.0)
+
+
+def _add_to_totals(scores: Scores, name: str, values: Tensor) -> Scores:
+    """The totals raised by `values` [N], which are kept as a component of weight 1; unscored stays unscored."""
+    return replace(
+        scores,
+        totals=scores.totals + values,
+        components={**scores.components, name: values},
+        weights={**scores.weights, name: 1.0},
+    )
+
+
+def check_advantages(advantages: Any, view: RewardView, stage: Component) -> None:
+    """Raises HookResultError unless a stage returned a floating [B] or [B, T] tensor without infinities."""
+    allowed = (tuple(view.rewards.shape), tuple(view.mask.shape))
+    if not isinstance(advantages, Tensor) or tuple(advantages.shape) not in allowed:
+        got = tuple(advantages.shape) if isinstance(advantages, Tensor) else type(advantages).__name__
+        raise HookResultError(
+            f"advantage stage {stage.name!r} returned {got}; expected a tensor {allowed[0]} or {allowed[1]}."
+        )
+    if not bool(torch.isfinite(advantages).all()):
+        raise HookResultError(f"advantage stage {stage.name!r} returned numbers that are not finite.")

@@ -1,0 +1,122 @@
+"""Metrics of a run: a line a step in metrics.jsonl, a progress display, and accelerate's trackers when asked for.
+
+Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step), `<temperature>/<metric>`
+in evaluations. Units stand in the name: `seconds`, `elapsed_s`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+SHOWN = ("loss", "reward/total", "kl", "entropy", "completion_tokens/mean")
+"""Metrics beside the progress bar."""
+
+PLAIN_EVERY = 10
+"""Without a terminal, a line is printed every so many steps."""
+
+
+class MetricsLog:
+    """Writes what a run measures; one for the main process, silent in the others."""
+
+    def __init__(self, run: Path, *, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.path = run / "metrics.jsonl"
+        self._file: TextIO | None = None
+        self._progress: Progress | None = None
+
+    def open(self, num_bytes: int) -> None:
+        """Continue the file behind its first `num_bytes` bytes; 0 for a new run."""
+        self.path.touch()
+        os.truncate(self.path, min(num_bytes, self.path.stat().st_size))
+        self._file = self.path.open("a")
+
+    @property
+    def num_bytes(self) -> int:
+        assert self._file is not None
+        self._file.flush()
+        return self.path.stat().st_size
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record; numbers that are not finite become null."""
+        assert self._file is not None
+        self._file.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+        self._file.flush()
+
+    def start_stage(self, name: str, total: int, done: int) -> None:
+        """Show the progress of a stage."""
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[shown]}"),
+            )
+            self._progress = Progress(*columns, console=self.console)
+            self._progress.add_task(name, total=total, completed=done, shown="")
+            self._progress.start()
+        else:
+            self.console.print(f"stage {name}: {total} steps" + (f", {done} done" if done else ""))
+
+    def step(self, record: Mapping[str, Any], stage_step: int, total: int) -> None:
+        """Write a step and move the progress display."""
+        self.write(record)
+        rate = 1.0 / max(record["seconds"], 1e-9)
+        shown = " ".join(f"{name} {record[name]:.4g}" for name in SHOWN if _finite(record.get(name)) is not None)
+        shown = f"{rate:.2f} steps/s {shown}"
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=stage_step, shown=shown)
+        elif stage_step % PLAIN_EVERY == 0 or stage_step == total:
+            left_s = (total - stage_step) / rate
+            self.console.print(f"  {record['stage']} {stage_step}/{total} left {left_s:.0f} s {shown}", highlight=False)
+
+    def end_stage(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def print(self, message: str) -> None:
+        self.console.print(message, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self.end_stage()
+        if self._file is not None:
+            self._file.close()
+
+
+def evaluation_table(records: list[Mapping[str, Any]]) -> Table:
+    """Held-out metrics: a row for each metric, a column for each evaluation."""
+    table = Table(title="held out", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for record in records:
+        table.add_column(record["label"], justify="right")
+    for name in (name for name in records[-1] if "/" in name):
+        values = [record.get(name) for record in records]
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Records of metrics.jsonl; a torn last line is left out."""
+    records = []
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

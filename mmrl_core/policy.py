@@ -1,0 +1,94 @@
+"""What the trainer knows of a policy. A language model is one; a Gaussian over initial noise is another.
+
+The core ships `mmrl_core.language_model.LanguageModelPolicy`; a plugin registers others under kind "policy".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from mmrl_core.types import Prompt, RolloutGroup, Row, Sampling, TokenStats
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Policy(Protocol):
+    """Acts on prompts, and says how likely its actions are.
+
+    `module` holds the parameters that are trained; its forward is `module(rows, needs) -> TokenStats`, so that
+    accelerate can wrap it (DDP needs to see the forward pass).
+    """
+
+    module: nn.Module
+
+    def rollout(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling) -> list[RolloutGroup]:
+        """Act `group_size` times on each prompt, without gradient.
+
+        Returns:
+            A group for each prompt, in order; each rollout has one row. Multi-turn strategies call this once a turn.
+        """
+        ...
+
+    def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[RolloutGroup]:
+        """Groups of one rollout each whose actions are the given answers; their rows have a forced mask.
+
+        Raises:
+            PolicyError: the policy cannot be shown answers.
+        """
+        ...
+
+    def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
+        """Natural-log probabilities of the rows' actions at the temperature they are trained at.
+
+        Args:
+            rows: B rows; those of a group stand next to each other and share their observation.
+            needs: further quantities: "entropy".
+            frozen: name of a frozen policy to ask instead of the trained one; then without gradient.
+
+        Returns:
+            float32 [B, T], T the most actions of a row, 0 on padding.
+        """
+        ...
+
+    def freeze(self, name: str) -> None:
+        """Keep the present weights as the frozen policy `name`."""
+        ...
+
+    def refresh(self, name: str, decay: float) -> None:
+        """Frozen weights become decay * frozen + (1 - decay) * trained; decay 0 copies."""
+        ...
+
+    def set_temperature(self, temperature: float) -> None:
+        """Logprobs are taken at the temperature that is sampled at; told when a stage starts."""
+        ...
+
+    def describe(self) -> list[str]:
+        """Lines that say how the work will be done, for a dry run."""
+        ...
+
+    def prompt_length(self, prompt: Prompt) -> int | None:
+        """Tokens of a prompt as the policy encodes it, None if it has no such thing. Refuses one that is too long."""
+        ...
+
+    def take_counters(self) -> dict[str, int]:
+        """Work done since the last call (media encodes, prefill tokens, ...), for the metrics."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write weights, and whatever is needed to load and use them elsewhere, into an existing folder."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote, bit for bit."""
+        ...
+
+    def save_frozen(self, directory: Path) -> None:
+        """Write the frozen policies into an existing folder."""
+        ...
+
+    def load_frozen(self, directory: Path) -> None:
+        """Restore what `save_frozen` wrote; policies frozen since are forgotten."""
+        ...

@@ -1,0 +1,279 @@
+"""Sampled completions on disk: a line for each rollout, each medium once.
+
+    rollouts/step-000120-train.jsonl          training groups of step 120
+    rollouts/step-000120-held_out.jsonl       held-out prompts after step 120, greedy
+    rollouts/step-000120-held_out-t1.jsonl    the same at temperature 1
+    rollouts/media/<content hash>.png         pictures that prompts hold, and pictures that a policy made
+
+A line holds step, stage, split, temperature, prompt_id, group (position in the step), index (position in the group),
+prompt (text; media are written as [image]), media (paths from rollouts/), answer (the gold completion), sample,
+completion (null if it is a picture), completion_media (its path, or null), rewards (name -> number, null = unscored),
+total, advantage, truncated, num_tokens. Numbers that are not finite are null.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+
+from mmrl_core.media import content_hash
+
+if TYPE_CHECKING:
+    from mmrl_core.types import Prompt, Rollout, RolloutGroup, Scores
+
+FOLDER = "rollouts"
+MAX_FRAMES = 8  # frames kept of a video: enough to see what happens, without storing the data set again
+MAX_DEPTH = 12  # of a sample; deeper values are written as text
+MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
+
+_FILE_NAME = re.compile(r"step-(\d+)-(train|held_out)(?:-t([0-9.e+-]+))?\.jsonl")
+
+
+@dataclass(frozen=True)
+class RolloutFile:
+    """A file of rollouts: `temperature` is that of a held-out file, 0 for greedy; None for training."""
+
+    path: Path
+    step: int
+    split: Literal["train", "held_out"]
+    temperature: float | None
+
+
+class RolloutLog:
+    """Writes the rollouts of a run. A file is written aside and renamed, so a kill leaves the old one or the new one."""
+
+    def __init__(self, run: Path) -> None:
+        self._folder = run / FOLDER
+        self._media = self._folder / "media"
+
+    def write(
+        self,
+        step: int,
+        stage: str,
+        split: Literal["train", "held_out"],
+        groups: Sequence[RolloutGroup],
+        scores: Scores | None,
+        advantages: Sequence[Sequence[float]] | None,
+        temperature: float,
+    ) -> Path:
+        """Write what was sampled at a step, in place of what was written for it before.
+
+        Args:
+            step: counted over all stages.
+            stage: name of the stage.
+            split: held-out files of different temperatures lie side by side.
+            groups: what the policy sampled.
+            scores: of exactly these rollouts, in the order of the groups; None if nothing scored them.
+            advantages: for each group a number for each rollout, the mean over its trained tokens; None outside training.
+            temperature: that they were sampled at; 0 is greedy.
+
+        Returns:
+            Path of the file.
+
+        Raises:
+            ValueError: scores or advantages are not of as many rollouts as the groups hold.
+        """
+        sizes = [len(group.rollouts) for group in groups]
+        if scores is not None and len(scores.totals) != sum(sizes):
+            raise ValueError(f"{len(scores.totals)} scores for {sum(sizes)} rollouts")
+        if advantages is not None and [len(row) for row in advantages] != sizes:
+            raise ValueError(f"advantages of {[len(row) for row in advantages]} rollouts for groups of {sizes}")
+        self._media.mkdir(parents=True, exist_ok=True)
+        totals = None if scores is None else [_number(value) for value in scores.totals.tolist()]
+        rewards = None if scores is None else _rewards(scores)
+        lines, first = [], 0
+        for group_index, group in enumerate(groups):
+            shared = {
+                "step": step,
+                "stage": stage,
+                "split": split,
+                "temperature": temperature,
+                "prompt_id": group.prompt.id,
+                "group": group_index,
+                "prompt": prompt_text(group.prompt),
+                "media": self._save_prompt_media(group.prompt),
+                "answer": group.prompt.answer,
+                "sample": json_safe(group.prompt.sample),
+            }
+            for index, rollout in enumerate(group.rollouts):
+                position = first + index
+                outcome = {
+                    "index": index,
+                    **self._completion(rollout),
+                    "rewards": {} if rewards is None else {name: values[position] for name, values in rewards.items()},
+                    "total": None if totals is None else totals[position],
+                    "advantage": None if advantages is None else _number(advantages[group_index][index]),
+                    "truncated": rollout.truncated,
+                    "num_tokens": rollout.num_actions,
+                }
+                lines.append(json.dumps(shared | outcome) + "\n")
+            first += len(group.rollouts)
+        suffix = f"-t{temperature:g}" if split == "held_out" and temperature > 0 else ""
+        path = self._folder / f"step-{step:06d}-{split}{suffix}.jsonl"
+        with written_aside(path) as aside:
+            aside.write_text("".join(lines), encoding="utf-8")
+        return path
+
+    def _completion(self, rollout: Rollout) -> dict[str, Any]:
+        completion = rollout.completion
+        if isinstance(completion, Image.Image):
+            return {"completion": None, "completion_media": self._save_image(completion, content_hash(completion))}
+        text = completion if isinstance(completion, str) else repr(completion)
+        return {"completion": text, "completion_media": None}
+
+    def _save_prompt_media(self, prompt: Prompt) -> list[str]:
+        """Paths of the prompt's pictures and video frames, in the order of the messages."""
+        keys, paths = list(prompt.media_keys), []
+        for position, (kind, medium) in enumerate(_media_parts(prompt)):
+            key = keys[position] if position < len(keys) else None
+            if kind == "image" and isinstance(medium, Image.Image):
+                paths.append(self._save_image(medium, key or content_hash(medium)))
+            elif kind == "video":
+                paths += [self._save_image(frame, content_hash(frame)) for frame in _frames(medium)]
+        return paths
+
+    def _save_image(self, image: Image.Image, key: str) -> str:
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key):
+            key = hashlib.sha256(key.encode()).hexdigest()
+        path = self._media / f"{key}.png"
+        if not path.exists():
+            writable = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+            with written_aside(path) as aside:
+                writable.save(aside, format="PNG")
+        return f"{self._media.name}/{path.name}"
+
+
+def rollout_files(run: Path) -> list[RolloutFile]:
+    """The rollout files of a run, by step; training before held-out, greedy before warmer."""
+    files = []
+    for path in (run / FOLDER).glob("step-*.jsonl"):
+        if match := _FILE_NAME.fullmatch(path.name):
+            step, split, temperature = match.groups()
+            split_name: Literal["train", "held_out"] = "train" if split == "train" else "held_out"
+            with contextlib.suppress(ValueError):  # a name of somebody else's, such as step-1-held_out-t...jsonl
+                warmth = None if split == "train" else float(temperature or 0)
+                files.append(RolloutFile(path, int(step), split_name, warmth))
+    return sorted(files, key=lambda file: (file.step, file.split != "train", file.temperature or 0.0))
+
+
+def read_rollouts(path: Path) -> list[dict[str, Any]]:
+    """The rollouts of one file; lines that are no JSON object are left out."""
+    return list(read_json_lines(path))
+
+
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """JSON objects of a file, none if it is missing. Torn lines are left out: a killed run may end in one."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in text.split("\n"):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict):
+            yield record
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What a prompt says, with [image] where a picture stands; roles are named if there are several messages."""
+    spoken = []
+    for message in prompt.messages:
+        content = message.get("content", "")
+        if not isinstance(content, str):
+            content = "".join(_part_text(part) for part in content)
+        spoken.append((str(message.get("role", "")), content))
+    if len(spoken) == 1:
+        return spoken[0][1]
+    return "\n\n".join(f"{role}: {content}" for role, content in spoken)
+
+
+def json_safe(value: Any, depth: int = 0) -> Any:
+    """The value as JSON can hold it: arrays become lists, other objects text, numbers that are not finite null."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return _number(value)
+    if depth < MAX_DEPTH:
+        if isinstance(value, Mapping):
+            return {str(key): json_safe(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [json_safe(item, depth + 1) for item in value]
+        if hasattr(value, "tolist"):  # numpy and torch
+            if math.prod(getattr(value, "shape", ())) <= MAX_ARRAY_ITEMS:
+                return json_safe(value.tolist(), depth + 1)
+            return f"<array of shape {tuple(value.shape)}>"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, Image.Image):
+        return f"<image {value.width} x {value.height}>"
+    return str(value)
+
+
+def _rewards(scores: Scores) -> dict[str, list[float | None]]:
+    """Name -> a number for each rollout; rewards given per token or step are summed."""
+    rewards = {name: [_number(value) for value in values.tolist()] for name, values in scores.components.items()}
+    for name, tensors in scores.token_rewards.items():
+        rewards[name] = [_number(float(tensor.sum())) for tensor in tensors]
+    for name, steps in scores.step_rewards.items():
+        rewards[name] = [_number(math.fsum(values)) for values in steps]
+    return rewards
+
+
+def _media_parts(prompt: Prompt) -> Iterator[tuple[str, Any]]:
+    """(kind, medium) of every part that is not text."""
+    for message in prompt.messages:
+        content = message.get("content", "")
+        for part in () if isinstance(content, str) else content:
+            kind = part.get("type", "text")
+            if kind != "text":
+                yield kind, part.get(kind)
+
+
+def _part_text(part: Mapping[str, Any]) -> str:
+    kind = part.get("type", "text")
+    return str(part.get("text", "")) if kind == "text" else f"[{kind}]\n"
+
+
+def _frames(video: Any) -> list[Image.Image]:
+    """Up to MAX_FRAMES pictures, evenly spaced, of uint8 frames [frames, 3, height, width] or a list of pictures."""
+    frames = getattr(video, "frames", video)
+    try:
+        count = len(frames)
+    except TypeError:
+        return []
+    chosen = sorted({round(i * (count - 1) / max(1, MAX_FRAMES - 1)) for i in range(MAX_FRAMES)}) if count else []
+    pictures = []
+    for index in chosen:
+        frame = frames[index]
+        if not isinstance(frame, Image.Image):
+            frame = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())  # [3, height, width] -> [height, width, 3]
+        pictures.append(frame)
+    return pictures
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed to it if all went well, removed if not."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,698 @@
+"""The trainer: stages of steps. A step reads top to bottom in `Trainer.grpo_step`:
+
+    prompts -> rollout -> score -> shape rewards -> select groups -> advantages -> pack -> logprobs -> policy loss -> update
+
+A supervised step is the same with answers from the data in place of rollouts. Each arrow is a hook (`hookspecs.py`);
+what the core does by default is in `behaviour.py`. The trainer knows the `Policy` protocol and no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrl_core.behaviour import REFERENCE, CoreBehaviour
+from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
+from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
+from mmrl_core.evaluation import Evaluator
+from mmrl_core.metrics import MetricsLog, evaluation_table, read_metrics
+from mmrl_core.model_path import starting_model
+from mmrl_core.plugins import load_plugins
+from mmrl_core.policy import Policy
+from mmrl_core.report import write_report
+from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, reward_view
+from mmrl_core.rollout_log import RolloutLog
+from mmrl_core.tasks import PromptSource, Template, draw
+from mmrl_core.types import (
+    ACTION_MASK,
+    LOSS_MASK,
+    MASK_NAMES,
+    Batch,
+    BatchTotals,
+    LossInputs,
+    Prompt,
+    RolloutGroup,
+    Row,
+    Sampling,
+    Scores,
+)
+from mmrl_core.yaml_config import check_components, dump_config
+
+SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
+"""Supervised stages: mean negative logprob of the answers' tokens, one update a step."""
+
+
+def train(config: RunConfig, output: Path, resume: bool = False) -> Path:
+    """Run all stages of a config and write the report.
+
+    Args:
+        config: resolved config.
+        output: run directory; made if missing.
+        resume: go on from the newest whole checkpoint in it, or from the start if there is none.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        MMRLError: something a user can mend; what was trained so far is in the newest checkpoint.
+    """
+    trainer = Trainer(config, output)
+    try:
+        trainer.run(resume)
+    finally:
+        trainer.close()
+    if trainer.is_main:
+        write_report(output)
+    return output / "report.html"
+
+
+class Trainer:
+    """A run. Hooks get it as `run`.
+
+    Attributes:
+        config: of the whole run; `stage` is the part that runs now.
+        policy: the policy that is trained.
+        rewards: runs the stage's reward functions.
+        state: where the run stands.
+        optimizer: of the stage.
+    """
+
+    def __init__(self, config: RunConfig, output: Path) -> None:
+        from accelerate import Accelerator
+        from accelerate.utils import set_seed
+
+        if not config.stages:
+            raise ConfigError(
+                f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo."
+            )
+        self.plugins = load_plugins()
+        check_components(config, self.plugins)
+        self.config = config
+        self.stage: StageConfig = config.stages[0]
+        self.state = TrainState()
+        self.output = output
+        self.hooks = self.plugins.hooks(config.plugins, CoreBehaviour()).hook
+        self.hooks.mmrl_configure(config=config)
+        output.mkdir(parents=True, exist_ok=True)
+        self.accelerator = Accelerator(log_with=config.log.trackers or None, project_dir=str(output))
+        self.is_main = self.accelerator.is_main_process
+        set_seed(config.seed)
+        self.log = MetricsLog(output)
+        self.rollout_log = RolloutLog(output)
+        self.alarm = ConstantRewardAlarm()
+        self.policy = self._load_policy()
+        self.policy.module = self.accelerator.prepare(self.policy.module)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.train_source: PromptSource | None = None
+        self.evaluator = Evaluator(config, self.plugins)
+        self.rewards = RewardRunner(self.plugins, [])
+
+    # Stages
+
+    def run(self, resume: bool) -> None:
+        """All stages from where the run stands."""
+        training = self._resume() if resume else None
+        if self.is_main:
+            (self.output / "config.yaml").write_text(dump_config(self.config))
+            self.log.open(self.state.metrics_bytes)
+        if self.config.log.trackers:
+            self.accelerator.init_trackers(self.config.name, config=self.config.model_dump())
+        self._evaluate("untrained")
+        for index in range(self.state.stage, len(self.config.stages)):
+            self._run_stage(index, training)
+            training = None
+        if self.is_main and (evaluations := [r for r in read_metrics(self.output) if r["kind"] == "eval"]):
+            self.log.console.print(evaluation_table(evaluations))
+
+    def _run_stage(self, index: int, training: dict[str, Any] | None) -> None:
+        self.stage = self.config.stages[index]
+        if self.stage.kind == "sft":
+            self.stage = self.stage.model_copy(update={"algorithm": SFT_ALGORITHM})
+        name = stage_name(self.config, index)
+        source_config = self.stage.data.train
+        if source_config is None:
+            raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
+        self.train_source = PromptSource(self.plugins, source_config, self.stage.prompt, self.stage.data, name="train")
+        self.rewards = RewardRunner(self.plugins, self.stage.rewards)
+        self.policy.set_temperature(self.stage.rollout.temperature if self.stage.kind == "grpo" else 1.0)
+        self.optimizer = make_optimizer(self.policy.module, self.stage)
+        if training is None or training["optimizer"] is None:
+            for policy_name in self._frozen_names():
+                self.policy.freeze(policy_name)
+        else:
+            self.optimizer.load_state_dict(training["optimizer"])
+        total = self._num_steps()
+        self.hooks.mmrl_stage_start(run=self)
+        if self.is_main:
+            self.log.start_stage(name, total, self.state.stage_step)
+        step = self.grpo_step if self.stage.kind == "grpo" else self.sft_step
+        while self.state.stage_step < total:
+            started = time.perf_counter()
+            set_learning_rate(self.optimizer, self.stage, self.state.stage_step, total)
+            metrics = step()
+            self._end_step(name, metrics, started, total)
+        if self.is_main:
+            self.log.end_stage()
+        self.hooks.mmrl_stage_end(run=self)
+        self._evaluate(f"after {name}")
+        self.optimizer = None
+        self.state = replace(self.state, stage=index + 1, stage_step=0, position=0, epoch=0)
+        self._save_checkpoint()
+
+    # Steps
+
+    def grpo_step(self) -> dict[str, float]:
+        """One step of group-relative policy optimisation; returns its metrics."""
+        groups, scores = self._collect_groups()
+        batch = self._pack(groups)
+        batch = self._add_advantages(batch, groups, scores)
+        batch = self._add_logprobs(batch)
+        self._log_rollouts(batch, groups, scores)
+        metrics = self._update(batch)
+        self.hooks.mmrl_after_update(run=self, batch=batch, post_update=self._post_update(batch))
+        self.hooks.mmrl_refresh_policies(run=self)
+        return {**_rollout_metrics(groups, scores, batch), **metrics}
+
+    def sft_step(self) -> dict[str, float]:
+        """One supervised step: the answers of the data are trained on, all with advantage 1."""
+        prompts = self._draw(self.stage.prompts_per_step)
+        target = Template(self.stage.target, "target") if self.stage.target is not None else None
+        answers = [prompt.answer if target is None else target.render(prompt.sample) for prompt in prompts]
+        if empty := [prompt.id for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip()]:
+            raise TaskDataError(f"row {empty[0]} has no answer to learn: set the stage's target, or prompt.answer.")
+        batch = self._pack(self.policy.demonstrate(prompts, answers))
+        batch = replace(batch, advantages=batch.mask.float())
+        metrics = self._update(batch)
+        self.hooks.mmrl_after_update(run=self, batch=batch, post_update=self._post_update(batch))
+        self.hooks.mmrl_refresh_policies(run=self)
+        return metrics
+
+    def _collect_groups(self) -> tuple[list[RolloutGroup], Scores]:
+        """prompts -> rollout -> score -> shape rewards -> select groups; again for what was not selected."""
+        rule = self.stage.algorithm.dynamic_sampling
+        kept: list[tuple[RolloutGroup, Scores]] = []
+        left_out: list[tuple[RolloutGroup, Scores]] = []
+        missing = self._local_prompts(self.stage.prompts_per_step)
+        for round_index in range(rule.max_rounds if rule else 1):
+            self._round = round_index
+            prompts = self.hooks.mmrl_prompts(run=self, prompts=self._draw(self.stage.prompts_per_step))
+            groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
+            groups = self.hooks.mmrl_after_rollout(run=self, groups=groups)
+            scores = self.hooks.mmrl_score(run=self, groups=groups)
+            scores = self.hooks.mmrl_shape_rewards(run=self, groups=groups, scores=scores)
+            chosen = self.hooks.mmrl_select_groups(run=self, groups=groups, scores=scores)
+            if len(chosen) != len(groups):
+                raise HookResultError(f"mmrl_select_groups returned {len(chosen)} choices for {len(groups)} groups.")
+            for group, part, keep in zip(groups, split_scores(scores, groups), chosen, strict=True):
+                (kept if keep else left_out).append((group, part))
+            if rule is None or self._min_over_processes(len(kept)) >= missing:
+                break
+        if rule is not None:
+            kept = kept[:missing] if kept else left_out[:missing]  # no group varies: a step without gradient
+        if not kept:
+            raise HookResultError("mmrl_select_groups selected no group; a step needs one.")
+        return [group for group, _ in kept], join_scores([part for _, part in kept])
+
+    def _pack(self, groups: Sequence[RolloutGroup]) -> Batch:
+        """Rows of all groups, in order, padded to one length."""
+        rows, group_ids, trajectory_ids = [], [], []
+        for group_id, group in enumerate(groups):
+            for rollout in group.rollouts:
+                trajectory_id = trajectory_ids[-1] + 1 if trajectory_ids else 0
+                rows += rollout.rows
+                group_ids += [group_id] * len(rollout.rows)
+                trajectory_ids += [trajectory_id] * len(rollout.rows)
+        masks = self.masks(rows)
+        if self.stage.algorithm.mask_truncated:
+            truncated = torch.tensor([row.truncated for row in rows])
+            masks[LOSS_MASK] &= ~truncated[:, None]
+        logprobs = [row.sampler_logprobs for row in rows]
+        known = [values for values in logprobs if values is not None]
+        return Batch(
+            rows=rows,
+            group_ids=torch.tensor(group_ids),
+            trajectory_ids=torch.tensor(trajectory_ids),
+            step_index=torch.tensor([row.step_index for row in rows]),
+            masks=masks,
+            advantages=torch.zeros(masks[LOSS_MASK].shape),
+            rewards=torch.zeros(len(rows)),
+            sampler_logprobs=nn.utils.rnn.pad_sequence(known, batch_first=True) if len(known) == len(rows) else None,
+        )
+
+    def masks(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Named masks [B, T] of rows; absent action and loss masks are all True over a row's actions."""
+        width = max(row.num_actions for row in rows)
+        masks = {}
+        for name in MASK_NAMES:
+            masks[name] = torch.zeros(len(rows), width, dtype=torch.bool)
+            for index, row in enumerate(rows):
+                mask = row.masks.get(name)
+                masks[name][index, : row.num_actions] = name in (ACTION_MASK, LOSS_MASK) if mask is None else mask
+        return masks
+
+    def _add_advantages(self, batch: Batch, groups: Sequence[RolloutGroup], scores: Scores) -> Batch:
+        view = reward_view(scores, groups, batch.mask)
+        advantages = self.hooks.mmrl_compute_advantages(run=self, view=view)
+        if advantages.dim() == 1:
+            advantages = advantages[:, None].expand(batch.mask.shape)
+        return replace(batch, advantages=(advantages * batch.mask).float(), rewards=view.rewards)
+
+    def _add_logprobs(self, batch: Batch) -> Batch:
+        """Old logprobs where the update is not on-policy throughout, reference logprobs where a penalty needs them."""
+        algorithm = self.stage.algorithm
+        if algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
+            with torch.no_grad():
+                old = [self.policy.logprobs(part.rows).logprobs.cpu() for _, part in self._micro_batches(batch)]
+            batch = replace(batch, old_logprobs=_stack(old, batch.mask))
+        if algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss":
+            parts = [
+                self.policy.logprobs(part.rows, frozen=REFERENCE).logprobs.cpu()
+                for _, part in self._micro_batches(batch)
+            ]
+            batch = replace(batch, frozen_logprobs={REFERENCE: _stack(parts, batch.mask)})
+        return batch
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """Optimizer steps on the batch: `updates_per_rollout` disjoint parts, `epochs_per_rollout` times."""
+        algorithm = self.stage.algorithm
+        metrics: dict[str, float] = {}
+        num_updates = 0
+        for epoch in range(algorithm.epochs_per_rollout):
+            for part in self._parts(batch, algorithm.updates_per_rollout, epoch):
+                for name, value in self._optimizer_step(part).items():
+                    metrics[name] = metrics.get(name, 0.0) + value
+                num_updates += 1
+        return {name: value / num_updates for name, value in metrics.items()}
+
+    def _optimizer_step(self, batch: Batch) -> dict[str, float]:
+        """Loss and gradient of a batch, micro-batch by micro-batch, and one step of the optimiser."""
+        assert self.optimizer is not None
+        num_tokens, num_rows = self.reduce_sum(torch.tensor([float(batch.mask.sum()), float(len(batch))])).tolist()
+        totals = BatchTotals(num_tokens=max(num_tokens, 1.0), num_rows=max(num_rows, 1.0))
+        micro_batches = list(self._micro_batches(batch))
+        metrics: dict[str, float] = {}
+        loss_sum = 0.0
+        for index, (_, micro) in enumerate(micro_batches):
+            last = index + 1 == len(micro_batches)
+            with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
+                loss, loss_metrics = self.loss(micro, totals)
+                # DDP averages gradients over processes; the totals already count all of them.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            loss_sum += float(loss.detach())
+            share = float(micro.mask.sum()) / max(float(batch.mask.sum()), 1.0)
+            for name, value in loss_metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + share * float(value)
+        limit = self.stage.optimizer.max_grad_norm
+        norm = self.accelerator.clip_grad_norm_(self._parameters(), math.inf if limit is None else limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss_sum, "grad_norm": float(norm), **metrics}
+
+    def loss(self, batch: Batch, totals: BatchTotals) -> tuple[Tensor, dict[str, Tensor]]:
+        """logprobs -> policy loss of one micro-batch, with gradient."""
+        algorithm = self.stage.algorithm
+        needs = set(self.registered("loss", algorithm.loss).details.get("needs", ()))
+        if algorithm.entropy_coefficient:
+            needs.add("entropy")
+        stats = self.policy.logprobs(batch.rows, needs=needs)
+        device = stats.logprobs.device
+        put = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
+        old = stats.logprobs.detach() if batch.old_logprobs is None else put(batch.old_logprobs)
+        inputs = LossInputs(
+            logprobs=stats.logprobs,
+            old_logprobs=old,
+            advantages=batch.advantages.to(device),
+            mask=batch.mask.to(device),
+            totals=totals,
+            sampler_logprobs=put(batch.sampler_logprobs),
+            ref_logprobs=put(batch.frozen_logprobs.get(REFERENCE)),
+            entropy=stats.entropy,
+            rewards=put(batch.rewards),
+            group_ids=put(batch.group_ids),
+        )
+        loss, metrics = self.hooks.mmrl_policy_loss(run=self, inputs=inputs)
+        if loss.dim() != 0 or not loss.requires_grad:
+            raise HookResultError("mmrl_policy_loss must return a scalar that has a gradient.")
+        if not bool(torch.isfinite(loss)):
+            raise HookResultError(
+                f"the loss is {float(loss)} at step {self.state.step + 1}; training stops before the update."
+            )
+        return loss, dict(metrics)
+
+    # What hooks use
+
+    def sampling(self) -> Sampling:
+        """How this step's rollout samples; the seed differs between steps, rounds and processes."""
+        rollout = self.stage.rollout
+        return Sampling(
+            max_tokens=rollout.max_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            seed=derive_seed(self.config.seed, "rollout", self.state.step, self._round, self.accelerator.process_index),
+        )
+
+    def registered(self, kind: str, component: Component) -> Any:
+        return self.plugins.registry.get(kind, component.name)
+
+    def load(self, kind: str, component: Component) -> Callable[..., Any]:
+        """The function a component of the config names."""
+        return self.registered(kind, component).load()
+
+    def reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum over processes."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum").to(tensor.device)
+
+    # Parts of the above
+
+    _round = 0
+
+    def _frozen_names(self) -> list[str]:
+        names = set(self.stage.algorithm.frozen_policies)
+        if self.stage.algorithm.kl.coefficient > 0:
+            names.add(REFERENCE)
+        return sorted(names)
+
+    def _num_steps(self) -> int:
+        if self.stage.steps is not None:
+            return self.stage.steps
+        assert self.train_source is not None and self.stage.epochs is not None
+        return max(1, math.ceil(self.stage.epochs * len(self.train_source) / self.stage.prompts_per_step))
+
+    def _local_prompts(self, count: int) -> int:
+        if count % self.accelerator.num_processes:
+            raise ConfigError(
+                f"prompts_per_step={count} cannot be shared by {self.accelerator.num_processes} processes."
+            )
+        return count // self.accelerator.num_processes
+
+    def _draw(self, count: int) -> list[Prompt]:
+        """The next prompts of this process, in the data's order."""
+        assert self.train_source is not None
+        self._local_prompts(count)
+        drawn = draw(
+            self.train_source,
+            self.state.position,
+            count,
+            self.config.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        self.state.position = drawn.position
+        for _ in range(drawn.epochs_finished):
+            self.hooks.mmrl_epoch_end(run=self, epoch=self.state.epoch)
+            self.state.epoch += 1
+        return drawn.prompts
+
+    def _parts(self, batch: Batch, num_parts: int, epoch: int) -> Iterator[Batch]:
+        """Disjoint parts of whole groups, in a random order that only depends on the step."""
+        if num_parts == 1:
+            yield batch
+            return
+        group_ids = batch.group_ids.unique().tolist()
+        random.Random(derive_seed(self.config.seed, "parts", self.state.step, epoch)).shuffle(group_ids)
+        if len(group_ids) < num_parts:
+            raise ConfigError(f"updates_per_rollout={num_parts} parts cannot be made of {len(group_ids)} groups.")
+        for part in range(num_parts):
+            chosen = torch.tensor(group_ids[part::num_parts])
+            yield batch.select(torch.isin(batch.group_ids, chosen).nonzero()[:, 0])
+
+    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
+        """Row indices and batches of at most `micro_batch_rows` rows; groups stay whole unless one is larger."""
+        limit = self.stage.micro_batch_rows
+        if limit is None or limit >= len(batch):
+            yield torch.arange(len(batch)), batch
+            return
+        pieces: list[list[int]] = [[]]
+        for group_id in batch.group_ids.unique_consecutive():
+            members = (batch.group_ids == group_id).nonzero()[:, 0].tolist()
+            if pieces[-1] and len(pieces[-1]) + len(members) > limit:
+                pieces.append([])
+            for start in range(0, len(members), limit):
+                if len(pieces[-1]) + len(members[start : start + limit]) > limit:
+                    pieces.append([])
+                pieces[-1] += members[start : start + limit]
+        for piece in pieces:
+            index = torch.tensor(piece)
+            yield index, batch.select(index)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.policy.module.parameters() if parameter.requires_grad]
+
+    def _post_update(self, batch: Batch) -> Callable[[], Any]:
+        def compute() -> Any:
+            with torch.no_grad():
+                return self.policy.logprobs(batch.rows)
+
+        return compute
+
+    def _min_over_processes(self, count: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).min())
+
+    def _load_policy(self) -> Policy:
+        with self.accelerator.local_main_process_first():
+            path = starting_model(self.config, self.plugins, progress=self.log.print if self.is_main else None)
+        policy_class = self.plugins.registry.get("policy", self.config.model.policy).load()
+        engine = self.plugins.registry.get("engine", self.config.rollout.engine).load()()
+        return policy_class(self.config.model, path=path, device=self.accelerator.device, engine=engine)
+
+    def _resume(self) -> dict[str, Any] | None:
+        """Go back to the newest whole checkpoint; returns the optimiser's and the plugins' state."""
+        directory = latest_checkpoint(self.output)
+        if directory is None:
+            if self.is_main:
+                self.log.print(f"{self.output} has no whole checkpoint; the run starts anew.")
+            return None
+        self.state, training = load_checkpoint(directory, self.policy)
+        plugin_state = training["plugins"]
+        self.alarm.load_state(plugin_state.pop("core"))
+        self.hooks.mmrl_load_state(state=plugin_state)
+        if self.is_main:
+            self.log.print(f"resumed from {directory.name}")
+        return training
+
+    # What is written
+
+    def _end_step(self, name: str, metrics: dict[str, float], started: float, total: int) -> None:
+        self.state.stage_step += 1
+        self.state.step += 1
+        metrics |= {f"count/{key}": float(value) for key, value in self.policy.take_counters().items()}
+        metrics = self._reduce_metrics(metrics)
+        seconds = time.perf_counter() - started
+        self.state.elapsed_s += seconds
+        assert self.optimizer is not None and self.train_source is not None
+        record = {
+            "kind": "step",
+            "stage": name,
+            "stage_kind": self.stage.kind,
+            "step": self.state.step,
+            "seconds": seconds,
+            "elapsed_s": self.state.elapsed_s,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "set_aside": len(self.train_source.set_aside),
+            **metrics,
+        }
+        if self.is_main:
+            self.log.step(record, self.state.stage_step, total)
+            self.accelerator.log(metrics, step=self.state.step)
+            self.train_source.set_aside.write(self.output / "set_aside.jsonl")
+        self.hooks.mmrl_step_end(run=self, metrics=record)
+        every = self.config.eval.every_steps
+        if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:
+            self._evaluate(f"{name} step {self.state.stage_step}")
+        every = self.config.checkpoint.every_steps
+        if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:
+            self._save_checkpoint()
+
+    def _reduce_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Mean over processes; work counters are summed."""
+        if self.accelerator.num_processes == 1:
+            return metrics
+        names = sorted(metrics)
+        values = self.reduce_sum(torch.tensor([metrics[name] for name in names])).tolist()
+        shares = [1 if name.startswith("count/") else self.accelerator.num_processes for name in names]
+        return {name: value / share for name, value, share in zip(names, values, shares, strict=True)}
+
+    def _log_rollouts(self, batch: Batch, groups: Sequence[RolloutGroup], scores: Scores) -> None:
+        """Write some groups of some steps, and say so when a reward stops telling rollouts apart."""
+        for message in self.alarm.update(scores.components):
+            self.log.print(f"warning: {message}")
+        settings = self.config.log
+        if not self.is_main or self.state.stage_step % settings.rollouts_every_steps:
+            return
+        shown = list(groups[: settings.rollouts_per_step])
+        num_shown = sum(len(group.rollouts) for group in shown)
+        by_row = (batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist()
+        by_trajectory = [
+            [value for value, owner in zip(by_row, batch.trajectory_ids.tolist(), strict=True) if owner == trajectory]
+            for trajectory in range(num_shown)
+        ]
+        means = iter([sum(values) / len(values) for values in by_trajectory])
+        advantages = [[next(means) for _ in group.rollouts] for group in shown]
+        self.rollout_log.write(
+            self.state.step + 1,
+            stage_name(self.config, self.state.stage),
+            "train",
+            shown,
+            join_scores(split_scores(scores, groups)[: len(shown)]),
+            advantages,
+            self.stage.rollout.temperature,
+        )
+
+    def _evaluate(self, label: str) -> None:
+        """Held-out metrics, once for each label."""
+        if label in self.state.evaluated or not self.evaluator.enabled:
+            return
+        stage = "start" if label == "untrained" else stage_name(self.config, self.state.stage)
+        if self.is_main:  # every process holds the weights; one of them evaluates
+            metrics = self.evaluator.evaluate(
+                self.policy,
+                log=lambda groups, scores, temperature: self.rollout_log.write(
+                    self.state.step, stage, "held_out", groups, scores, None, temperature
+                ),
+            )
+            self.log.write({"kind": "eval", "stage": stage, "step": self.state.step, "label": label, **metrics})
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" in name)
+            self.log.print(f"held out, {label}: {shown}")
+            self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=self.state.step)
+            self.hooks.mmrl_evaluated(run=self, metrics=metrics)
+        self.policy.take_counters()
+        self.state.evaluated.append(label)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            self.state.metrics_bytes = self.log.num_bytes
+            hook = self.hooks.mmrl_save_state
+            states = {impl.plugin_name: impl.function() for impl in hook.get_hookimpls()}
+            states = {name: state for name, state in states.items() if state is not None}
+            states["core"] = self.alarm.state()
+            save_checkpoint(
+                self.output, self.state, self.policy, self.optimizer, states, keep=self.config.checkpoint.keep
+            )
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        self.log.close()
+        if self.config.log.trackers:
+            self.accelerator.end_training()
+
+
+def stage_name(config: RunConfig, index: int) -> str:
+    """The stage's name, or its kind; with its number where another stage would be called the same."""
+    stage = config.stages[index]
+    name = stage.name or stage.kind
+    taken = [other.name or other.kind for other in config.stages]
+    return name if taken.count(name) == 1 else f"{name}-{index + 1}"
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed that only depends on what it is for, so that no generator needs to be carried through a resume."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
+
+
+def make_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
+    """AdamW over the trained parameters; weight decay spares biases and norms (one-dimensional parameters)."""
+    settings = stage.optimizer
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+
+
+def learning_rate(stage: StageConfig, step: int, total: int) -> float:
+    """Learning rate of a step (0 for the first): linear warm-up, then the schedule down to final_lr_ratio."""
+    settings = stage.optimizer
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    progress = (step - settings.warmup_steps) / max(total - settings.warmup_steps, 1)
+    share = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    falling = share[settings.schedule]
+    return settings.lr * (settings.final_lr_ratio + (1.0 - settings.final_lr_ratio) * falling)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, total: int) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(stage, step, total)
+
+
+def split_scores(scores: Scores, groups: Sequence[RolloutGroup]) -> list[Scores]:
+    """Scores of each group by itself."""
+    parts, start = [], 0
+    for group in groups:
+        place = slice(start, start + len(group.rollouts))
+        parts.append(
+            replace(
+                scores,
+                totals=scores.totals[place],
+                components={name: values[place] for name, values in scores.components.items()},
+                token_rewards={name: values[place] for name, values in scores.token_rewards.items()},
+                step_rewards={name: values[place] for name, values in scores.step_rewards.items()},
+                failures=scores.failures if start == 0 else {},
+            )
+        )
+        start = place.stop
+    return parts
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """Scores of several groups, one after another; the inverse of `split_scores`."""
+    first = parts[0]
+    failures: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.failures.items():
+            failures[name] = failures.get(name, 0) + count
+    return Scores(
+        totals=torch.cat([part.totals for part in parts]),
+        components={name: torch.cat([part.components[name] for part in parts]) for name in first.components},
+        weights=first.weights,
+        token_rewards={name: [v for part in parts for v in part.token_rewards[name]] for name in first.token_rewards},
+        step_rewards={name: [v for part in parts for v in part.step_rewards[name]] for name in first.step_rewards},
+        failures=failures,
+    )
+
+
+def _stack(parts: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Tensors [b, t] of consecutive rows as one [B, T]."""
+    padded = [nn.functional.pad(part, (0, mask.shape[1] - part.shape[1])) for part in parts]
+    return torch.cat(padded)
+
+
+def _rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch) -> dict[str, float]:
+    """What a step's rollouts were worth: means over scored rollouts, spread, lengths."""
+    sizes = [len(group.rollouts) for group in groups]
+    lengths = torch.tensor([float(rollout.num_actions) for group in groups for rollout in group.rollouts])
+    truncated = [rollout.truncated for group in groups for rollout in group.rollouts]
+    spreads = torch.stack([part.nan_to_num(0.0).std() for part in scores.totals.split(sizes) if len(part) > 1])
+    trained = batch.advantages[batch.mask]
+    return {
+        "reward/total": float(scores.totals.nanmean()),
+        "reward/total_std": float(spreads.mean()),
+        **{f"reward/{name}": float(values.nanmean()) for name, values in scores.components.items()},
+        **{f"failures/{name}": float(count) for name, count in scores.failures.items() if count},
+        "unscored": float(scores.totals.isnan().float().mean()),
+        "groups/flat": float((spreads < 1e-6).float().mean()),
+        "advantage/abs_mean": float(trained.abs().mean()) if len(trained) else 0.0,
+        "completion_tokens/mean": float(lengths.mean()),
+        "completion_tokens/max": float(lengths.max()),
+        "truncated": sum(truncated) / len(truncated),
+    }

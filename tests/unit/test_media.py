@@ -1,0 +1,327 @@
+"""Any stored form of an image becomes upright RGB, anything else a MediaError that names file and cause."""
+
+import hashlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmrl_core import media
+from mmrl_core.errors import MediaError
+from mmrl_core.media import content_hash, load_image, load_video, resize_image, resized_size
+
+
+def encoded(image, **options):
+    file = io.BytesIO()
+    image.save(file, **({"format": "PNG"} | options))
+    return file.getvalue()
+
+
+@pytest.fixture
+def red():
+    return Image.new("RGB", (6, 4), (255, 0, 0))
+
+
+def test_every_stored_form_gives_the_same_pixels(red, tmp_path):
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "red.png"
+    path.write_bytes(encoded(red))
+    forms = [
+        red,
+        encoded(red),
+        bytearray(encoded(red)),
+        {"bytes": encoded(red), "path": None},
+        {"bytes": encoded(red), "path": "elsewhere.png"},
+        {"bytes": None, "path": "sub/red.png"},
+        "sub/red.png",
+        "./sub/../sub/red.png",
+        str(path),
+        path,
+    ]
+    for form in forms:
+        image = load_image(form, root=tmp_path)
+        assert image.mode == "RGB" and image.tobytes() == red.tobytes(), form
+    assert load_image(str(path), root=None).tobytes() == red.tobytes()
+
+
+def test_transparency_is_laid_over_white():
+    half = Image.new("RGBA", (1, 1), (255, 0, 0, 128))
+    assert load_image(encoded(half), root=None).getpixel((0, 0)) == (255, 127, 127)
+    clear = Image.new("LA", (1, 1), (0, 0))
+    assert load_image(encoded(clear), root=None).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_palette_with_transparent_colour_becomes_white_there():
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    loaded = load_image(encoded(image, transparency=1), root=None)
+    assert [loaded.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    loaded = load_image(encoded(Image.fromarray(values)), root=None)
+    assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
+
+
+def test_float_grey_in_0_to_1_is_scaled_to_255():
+    loaded = load_image(Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), root=None)
+    assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (51, 51, 51), (255, 255, 255)]
+
+
+def test_cmyk_becomes_rgb():
+    # Cyan absorbs red; JPEG moves a flat colour by at most a few levels.
+    loaded = load_image(encoded(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), format="JPEG"), root=None)
+    assert np.abs(np.array(loaded.getpixel((4, 4))) - (0, 255, 255)).max() <= 3
+
+
+def test_exif_rotation_is_applied_once():
+    image = Image.new("RGB", (4, 2), (0, 0, 0))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated: turn 90 degrees clockwise to see it upright
+    upright = load_image(encoded(image, exif=exif), root=None)
+    assert upright.size == (2, 4) and upright.getpixel((1, 0)) == (255, 255, 255)
+    assert load_image(upright, root=None).size == (2, 4)
+
+
+def test_an_unreadable_exif_block_does_not_break_the_image(red):
+    assert load_image(encoded(red, format="JPEG", exif=b"Exif\0\0garbage"), root=None).size == (6, 4)
+
+
+def test_first_frame_of_an_animation_is_taken(red):
+    blue = Image.new("RGB", (6, 4), (0, 0, 255))
+    data = encoded(red, format="GIF", save_all=True, append_images=[blue])
+    assert load_image(data, root=None).getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("text.png", b"this is no image", "not an image file"),
+        ("empty.png", b"", "empty"),
+        ("torn.png", encoded(Image.effect_noise((64, 64), 50))[:500], "OSError"),
+        ("torn.jpg", encoded(Image.effect_noise((64, 64), 50), format="JPEG")[:400], "truncated"),
+        ("header.png", encoded(Image.new("L", (9, 9)))[:20], "cannot read"),
+    ],
+)
+def test_a_broken_file_is_a_media_error_with_name_and_cause(tmp_path, name, data, why):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(MediaError, match=why) as caught:
+        load_image(name, root=tmp_path)
+    assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(MediaError):
+        load_image(data, root=None)
+
+
+@pytest.mark.parametrize("path", ["missing.png", ".", "a\0b"])
+def test_a_path_that_is_no_file_is_a_media_error(tmp_path, path):
+    with pytest.raises(MediaError, match="cannot read image"):
+        load_image(path, root=tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, 3, {}, {"bytes": None, "path": None}, "", [1, 2]])
+def test_a_value_that_is_no_medium_is_a_media_error(value):
+    with pytest.raises(MediaError, match="expected a path"):
+        load_image(value, root=None)
+
+
+@pytest.mark.parametrize("address", ["https://host/a.png", "file:///etc/hostname", "data:image/png;base64,AAAA"])
+def test_addresses_are_not_fetched(address):
+    with pytest.raises(MediaError, match="not fetched"):
+        load_image(address, root=None)
+
+
+def test_no_path_leaves_the_root(red, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "secret.png").write_bytes(encoded(red))
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    for path in ("../secret.png", str(tmp_path / "secret.png"), "x/../../secret.png", "link.png"):
+        with pytest.raises(MediaError, match="leads out of the folder"):
+            load_image(path, root=root)
+        with pytest.raises(MediaError, match="leads out of the folder"):
+            content_hash(path, root=root)
+        with pytest.raises(MediaError, match="leads out of the folder"):
+            load_video(path, root=root)
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [12_000, 60_000])
+def test_a_decompression_bomb_is_refused_before_decoding(side):
+    with pytest.raises(MediaError, match="more than 128000000 pixels"):
+        load_image(png_header(side, side), root=None)
+
+
+def test_the_limit_also_holds_for_decoded_images(red, monkeypatch):
+    monkeypatch.setattr(media, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(MediaError, match="6 x 4 is more than 20 pixels"):
+        load_image(red, root=None)
+
+
+# Content hashes
+
+
+def test_hash_of_a_file_is_that_of_its_bytes(red, tmp_path):
+    data = encoded(red)
+    (tmp_path / "red.png").write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    for form in (data, {"bytes": data, "path": "x"}, "red.png", {"path": "red.png", "bytes": None}):
+        assert content_hash(form, root=tmp_path) == expected
+
+
+def test_hash_of_a_pil_image_depends_on_its_pixels_only(red):
+    assert content_hash(red) == content_hash(red.copy()) == content_hash(Image.open(io.BytesIO(encoded(red))))
+    assert content_hash(red) == content_hash(red.convert("RGBA"))
+    assert content_hash(red) != content_hash(red.transpose(Image.Transpose.ROTATE_90))
+    assert content_hash(red) != content_hash(Image.new("RGB", (6, 4), (254, 0, 0)))
+
+
+def test_hash_of_frames_depends_on_their_order(red):
+    blue = Image.new("RGB", (6, 4), (0, 0, 255))
+    assert content_hash([red, blue]) != content_hash([blue, red])
+    assert content_hash([red]) != content_hash(red)
+
+
+# Resizing
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((640, 480), (3136, 401408), (644, 476)),  # 640 / 28 = 22.9 -> 23, 480 / 28 = 17.1 -> 17
+        ((1000, 1000), (3136, 401408), (616, 616)),  # 401408 = 633.6 squared, 22 x 28 = 616 fits
+        ((10, 10), (3136, 401408), (56, 56)),  # scaled up to 56 x 56
+        ((1000, 10), (3136, 401408), (560, 28)),  # 10 rounds to 0 rows, so the area limit decides
+        ((84, 56), (3136, 401408), (84, 56)),
+    ],
+)
+def test_resized_size_against_numbers_worked_by_hand(size, limits, expected):
+    assert resized_size(*size, min_pixels=limits[0], max_pixels=limits[1]) == expected
+
+
+def test_resized_size_agrees_with_the_processor_and_is_its_own_result():
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        width, height = (int(side) for side in np.exp(rng.uniform(np.log(8), np.log(3000), 2)))
+        if max(width, height) / min(width, height) > 100:
+            continue
+        for factor, low, high in ((28, 3136, 401408), (32, 4096, 16384), (28, 50176, 50176)):
+            new_height, new_width = smart_resize(height, width, factor, low, high)
+            assert resized_size(width, height, min_pixels=low, max_pixels=high, factor=factor) == (
+                new_width,
+                new_height,
+            )
+            if low <= new_width * new_height <= high:
+                again = resized_size(new_width, new_height, min_pixels=low, max_pixels=high, factor=factor)
+                assert again == (new_width, new_height)
+
+
+def test_resize_image_keeps_a_fitting_image_and_resizes_others(red):
+    fitting = Image.new("RGB", (84, 56))
+    assert resize_image(fitting, 3136, 401408) is fitting
+    assert resize_image(red, 3136, 401408).size == (84, 56)
+
+
+def test_extreme_aspect_ratio_is_a_media_error():
+    with pytest.raises(MediaError, match="ratio up to 200"):
+        resize_image(Image.new("RGB", (2010, 10)), 3136, 401408)
+
+
+def test_limits_out_of_order_are_refused(red):
+    with pytest.raises(ValueError, match="out of order"):
+        resize_image(red, 100, 50)
+
+
+# Videos
+
+
+@pytest.fixture(scope="module")
+def video_path(tmp_path_factory):
+    """20 frames of 64 x 48 pixels at 10 frames per second; frame i has grey value 12 i."""
+    av = pytest.importorskip("av")
+    pytest.importorskip("qwen_vl_utils")
+    pytest.importorskip("decord")
+    path = tmp_path_factory.mktemp("video") / "grey.mp4"
+    write_video(av, path, num_frames=20)
+    return path
+
+
+def write_video(av, path, num_frames):
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(num_frames):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 12 * number, np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+
+
+def test_video_frames_are_sampled_evenly_and_resized(video_path):
+    video = load_video(video_path.name, root=video_path.parent, fps=5, max_pixels=28 * 28 * 200)
+    assert tuple(video.frames.shape) == (10, 3, 280, 392) and str(video.frames.dtype) == "torch.uint8"
+    assert video.metadata["frames_indices"] == [0, 2, 4, 6, 8, 11, 13, 15, 17, 19]
+    assert video.metadata["fps"] == pytest.approx(10) and video.metadata["total_num_frames"] == 20
+    assert video.sampled_fps == pytest.approx(5)
+    greys = video.frames.float().mean((1, 2, 3)).tolist()
+    # The codec moves grey values by a few levels; neighbouring frames differ by 12.
+    assert greys == pytest.approx([12 * index for index in video.metadata["frames_indices"]], abs=6)
+
+
+@pytest.mark.parametrize(("num_frames", "expected"), [(8, 8), (20, 20), (64, 20)])
+def test_num_frames_is_a_limit(video_path, num_frames, expected):
+    assert len(load_video(video_path, num_frames=num_frames).frames) == expected
+
+
+def test_processor_takes_the_loaded_video(video_path, tmp_path):
+    from transformers import AutoProcessor
+
+    from mmrl_core.tiny import build_tiny
+
+    build_tiny("qwen2_5_vl", tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    video = load_video(video_path, fps=5)
+    text = "<|vision_start|><|video_pad|><|vision_end|>"
+    inputs = processor(
+        text=[text], videos=[video.frames], video_metadata=[video.metadata], do_sample_frames=False, return_tensors="pt"
+    )
+    # Two frames make one temporal patch: 2 / 5 frames per second = 0.4 s.
+    assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(0.4)
+    assert inputs["video_grid_thw"][0, 0] == 5
+
+
+def test_a_broken_video_is_a_media_error_with_its_cause(video_path, tmp_path):
+    data = video_path.read_bytes()
+    cases = {"torn.mp4": data[: len(data) // 2], "text.mp4": b"no video" * 50, "empty.mp4": b""}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(MediaError, match=f"{name}.*torn or not a video"):
+            load_video(name, root=tmp_path)
+    with pytest.raises(MediaError, match="no such file"):
+        load_video("missing.mp4", root=tmp_path)
+
+
+def test_a_video_of_one_frame_is_a_media_error(video_path, tmp_path):
+    write_video(pytest.importorskip("av"), tmp_path / "one.mp4", num_frames=1)
+    with pytest.raises(MediaError, match="fewer than two frames"):
+        load_video(tmp_path / "one.mp4")
+
+
+def test_contradicting_limits_are_refused():
+    with pytest.raises(ValueError, match="exclude each other"):
+        load_video("v.mp4", fps=2, num_frames=8)
+    with pytest.raises(ValueError, match="at least 2"):
+        load_video("v.mp4", num_frames=1)

@@ -1,0 +1,206 @@
+"""Rollouts on disk: what is written comes back, once, whatever the rollouts hold."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmrl_core.media import content_hash
+from mmrl_core.rollout_log import RolloutLog, json_safe, prompt_text, read_rollouts, rollout_files
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (8, 6)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def image_prompt(image: Image.Image, *, sample: dict[str, Any] | None = None, name: str = "train:1") -> Prompt:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": "detect every 3"}]
+    return Prompt(name, [{"role": "user", "content": content}], sample or {}, "gold", (content_hash(image),))
+
+
+def rollout(completion: Any, num_tokens: int = 3, *, truncated: bool = False) -> Rollout:
+    row = Row("train:1", "t", None, torch.zeros(num_tokens, dtype=torch.int64), num_tokens, truncated=truncated)
+    return Rollout([row], completion)
+
+
+def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
+    image = picture()
+    groups = [
+        RolloutGroup(image_prompt(image, sample={"solution": "s"}), [rollout("a"), rollout("b", 5, truncated=True)]),
+        RolloutGroup(image_prompt(image, name="train:2"), [rollout("c"), rollout("d")]),
+    ]
+    scores = Scores(
+        torch.tensor([1.5, 0.5, math.nan, 0.25]),
+        {"iou": torch.tensor([1.0, 0.0, math.nan, 0.25])},
+        {"iou": 1.0},
+        token_rewards={"brevity": [torch.tensor([0.25, 0.25]), torch.tensor([0.5]), torch.zeros(2), torch.zeros(1)]},
+    )
+    path = RolloutLog(tmp_path).write(120, "grpo", "train", groups, scores, [[0.5, -0.5], [0.0, math.nan]], 1.0)
+    assert path == tmp_path / "rollouts" / "step-000120-train.jsonl"
+    lines = read_rollouts(path)
+    assert [(line["prompt_id"], line["group"], line["index"]) for line in lines] == [
+        ("train:1", 0, 0),
+        ("train:1", 0, 1),
+        ("train:2", 1, 0),
+        ("train:2", 1, 1),
+    ]
+    media = f"media/{content_hash(image)}.png"
+    assert lines[1] == {
+        "step": 120,
+        "stage": "grpo",
+        "split": "train",
+        "temperature": 1.0,
+        "prompt_id": "train:1",
+        "group": 0,
+        "prompt": "[image]\ndetect every 3",
+        "media": [media],
+        "answer": "gold",
+        "sample": {"solution": "s"},
+        "index": 1,
+        "completion": "b",
+        "completion_media": None,
+        "rewards": {"iou": 0.0, "brevity": 0.5},
+        "total": 0.5,
+        "advantage": -0.5,
+        "truncated": True,
+        "num_tokens": 5,
+    }
+    assert (lines[2]["total"], lines[2]["rewards"]["iou"], lines[3]["advantage"]) == (None, None, None)
+    assert [file.name for file in (tmp_path / "rollouts" / "media").iterdir()] == [f"{content_hash(image)}.png"]
+    assert Image.open(tmp_path / "rollouts" / media).convert("RGB").tobytes() == image.tobytes()
+
+
+def test_writing_a_step_again_replaces_it_and_leaves_nothing_aside(tmp_path: Path):
+    log, prompt = RolloutLog(tmp_path), image_prompt(picture())
+    for text in ("first", "second"):
+        path = log.write(7, "grpo", "train", [RolloutGroup(prompt, [rollout(text)])], None, None, 1.0)
+    assert [line["completion"] for line in read_rollouts(path)] == ["second"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["media", "step-000007-train.jsonl"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log, prompt = RolloutLog(tmp_path), image_prompt(picture())
+    path = log.write(7, "grpo", "train", [RolloutGroup(prompt, [rollout("old")])], None, None, 1.0)
+
+    def full_disk(*_: Any, **__: Any) -> int:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        log.write(7, "grpo", "train", [RolloutGroup(prompt, [rollout("new")])], None, None, 1.0)
+    monkeypatch.undo()
+    assert [line["completion"] for line in read_rollouts(path)] == ["old"]
+    assert not list(path.parent.glob(".*"))
+
+
+def test_files_are_listed_by_step_split_and_temperature(tmp_path: Path):
+    log, groups = RolloutLog(tmp_path), [RolloutGroup(image_prompt(picture()), [rollout("x")])]
+    log.write(20, "grpo", "held_out", groups, None, None, 1.0)
+    log.write(20, "grpo", "held_out", groups, None, None, 0.0)
+    log.write(20, "grpo", "train", groups, None, None, 0.9)
+    log.write(3, "sft", "held_out", groups, None, None, 0.0)
+    (tmp_path / "rollouts" / "step-4-held_out-t...jsonl").touch()
+    (tmp_path / "rollouts" / "notes.jsonl").touch()
+    files = [(file.step, file.split, file.temperature) for file in rollout_files(tmp_path)]
+    assert files == [(3, "held_out", 0.0), (20, "train", None), (20, "held_out", 0.0), (20, "held_out", 1.0)]
+
+
+def test_a_picture_as_completion_is_stored_as_media(tmp_path: Path):
+    made = picture(5)
+    path = RolloutLog(tmp_path).write(
+        1, "grpo", "train", [RolloutGroup(image_prompt(picture()), [rollout(made)])], None, None, 1.0
+    )
+    (line,) = read_rollouts(path)
+    assert line["completion"] is None
+    assert Image.open(path.parent / line["completion_media"]).tobytes() == made.tobytes()
+
+
+def test_video_is_stored_as_a_few_frames(tmp_path: Path):
+    class Clip:
+        frames = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1).expand(20, 3, 4, 6)
+
+    content = [{"type": "video", "video": Clip()}, {"type": "text", "text": "what happens?"}]
+    prompt = Prompt("v", [{"role": "user", "content": content}], {}, media_keys=("0" * 64,))
+    path = RolloutLog(tmp_path).write(1, "grpo", "train", [RolloutGroup(prompt, [rollout("x")])], None, None, 1.0)
+    frames = [Image.open(path.parent / name) for name in read_rollouts(path)[0]["media"]]
+    assert len(frames) == 8
+    assert [frame.size for frame in frames] == [(6, 4)] * 8
+    assert [frame.getpixel((0, 0))[0] for frame in (frames[0], frames[-1])] == [0, 19]
+
+
+def test_a_media_key_cannot_lead_out_of_the_folder(tmp_path: Path):
+    prompt = Prompt("p", image_prompt(picture()).messages, {}, media_keys=("../../outside",))
+    RolloutLog(tmp_path).write(1, "grpo", "train", [RolloutGroup(prompt, [rollout("x")])], None, None, 1.0)
+    assert len(list((tmp_path / "rollouts" / "media").iterdir())) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["rollouts"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "line\nline\u2028line", "\ud800 lone surrogate", "\x00\x1b[31m", "</script><b>", "déjà vu 日本"]
+)
+def test_any_text_survives(tmp_path: Path, text: str):
+    groups = [RolloutGroup(image_prompt(picture()), [rollout(text), rollout("next")])]
+    path = RolloutLog(tmp_path).write(1, "grpo", "train", groups, None, None, 1.0)
+    assert [line["completion"] for line in read_rollouts(path)] == [text, "next"]
+
+
+def test_torn_last_line_is_left_out(tmp_path: Path):
+    path = tmp_path / "step-000001-train.jsonl"
+    path.write_text('{"index": 0}\n[1]\n{"index": 1, "comp')
+    assert read_rollouts(path) == [{"index": 0}]
+
+
+def test_sample_becomes_json():
+    sample = {
+        "number": np.float32(0.5),
+        "nan": math.nan,
+        "array": np.arange(3),
+        "large": np.zeros((100, 100)),
+        "tensor": torch.tensor([1, 2]),
+        "bytes": b"abc",
+        "image": picture(),
+        "path": Path("a/b"),
+        7: ({1}, None, True),
+    }
+    assert json.loads(json.dumps(json_safe(sample), allow_nan=False)) == {
+        "number": 0.5,
+        "nan": None,
+        "array": [0, 1, 2],
+        "large": "<array of shape (100, 100)>",
+        "tensor": [1, 2],
+        "bytes": "<3 bytes>",
+        "image": "<image 8 x 6>",
+        "path": "a/b",
+        "7": [[1], None, True],
+    }
+
+
+def test_a_sample_that_holds_itself_ends():
+    sample: dict[str, Any] = {}
+    sample["self"] = sample
+    assert "self" in json_safe(sample)
+
+
+def test_prompt_text_names_roles_only_in_conversations():
+    user = {"role": "user", "content": [{"type": "text", "text": "hi"}]}
+    assert prompt_text(Prompt("p", [user], {})) == "hi"
+    assert (
+        prompt_text(Prompt("p", [{"role": "system", "content": "be brief"}, user], {}))
+        == "system: be brief\n\nuser: hi"
+    )
+
+
+def test_scores_and_advantages_of_another_batch_are_refused(tmp_path: Path):
+    log, groups = RolloutLog(tmp_path), [RolloutGroup(image_prompt(picture()), [rollout("x"), rollout("y")])]
+    with pytest.raises(ValueError, match="3 scores for 2 rollouts"):
+        log.write(1, "grpo", "train", groups, Scores(torch.zeros(3), {}, {}), None, 1.0)
+    with pytest.raises(ValueError, match="advantages of"):
+        log.write(1, "grpo", "train", groups, None, [[1.0]], 1.0)
+    assert rollout_files(tmp_path) == []
