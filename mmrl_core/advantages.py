@@ -300,15 +300,14 @@ def normalise_over_batch_stage(
 
 def discounted_returns_stage(advantages: Tensor, view: RewardView, *, gamma: float = 1.0) -> Tensor:
     """[B] -> [B, T]: `discounted_returns` of ``view.token_rewards``; what an earlier stage made is not read."""
-    returns = discounted_returns(view.token_rewards, view.mask, gamma=gamma, trajectory_ids=view.trajectory_ids)
-    return expand_to_tokens(returns, _scored_tokens(view))
+    return discounted_returns(view.token_rewards, view.mask, gamma=gamma, trajectory_ids=view.trajectory_ids)
 
 
 def whiten_stage(
     advantages: Tensor, view: RewardView, *, eps: float = 1e-8, reduce_sum: ReduceSum = _this_process_alone
 ) -> Tensor:
     """[B] or [B, T] -> [B, T]: `whiten` over the trained tokens of scored trajectories."""
-    tokens = _scored_tokens(view)
+    tokens = view.mask & ~view.rewards.isnan()[:, None]
     return whiten(expand_to_tokens(advantages, tokens), tokens, eps=eps, reduce_sum=reduce_sum)
 
 
@@ -369,10 +368,6 @@ def _suffix_sums(values: Tensor, discounts: Tensor) -> Tensor:
         discounts = discounts * torch.nn.functional.pad(discounts[reach:], (0, reach))
         reach *= 2
     return values
-
-
-def _scored_tokens(view: RewardView) -> Tensor:
-    return view.mask & ~view.rewards.isnan()[:, None]
 
 
 def _for_each_trajectory(function: Callable[..., Tensor], values: Tensor, view: RewardView, **options: Any) -> Tensor:

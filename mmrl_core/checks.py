@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, RewardConfig, RunConfig, SourceConfig
 from mmrl_core.errors import ConfigError, MMRLError
-from mmrl_core.plugins import KINDS, Plugins, load_plugins
+from mmrl_core.plugins import KINDS, Plugins, TaskEntry, load_plugins
 from mmrl_core.rewards import Judgement, RewardRunner
 from mmrl_core.tasks import PromptSource
 from mmrl_core.types import Prompt
@@ -65,7 +65,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Section:
-    """What is checked together: a stage, or the top of a config without stages."""
+    """What is checked together: a stage, the evaluation, or the top of a config without stages."""
 
     name: str
     data: DataConfig
@@ -84,8 +84,8 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     read are not longer than `model.max_prompt_tokens`.
 
     Args:
-        config: the resolved config. Its stages are checked, each where it differs from those before; if it has none,
-            the top is.
+        config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
+            rows; a config without stages as it is.
         plugins: what is installed; default: `load_plugins()`.
 
     Returns:
@@ -101,7 +101,7 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     for section in _sections(config):
         prompts: list[Prompt] = []
         for name, source in _sources(section):
-            part = (name, section.data, section.prompt)
+            part = (source, section.data.media_root, section.prompt)
             if all(part != other for other, _ in read):
                 read.append((part, _data_findings(section, name, source, plugins, encoder, config.model, findings)))
             prompts += next(known for other, known in read if part == other)
@@ -141,7 +141,7 @@ def check_plugin(name: str, plugins: Plugins | None = None) -> list[Finding]:
             findings.append(Finding(documented, f"{kind} {entry.id} ({entry.target}){problem}"))
     for task in plugins.tasks.values():
         if task.plugin == name:
-            findings += _task_findings(task.id)
+            findings.append(_task_finding(task))
     return findings
 
 
@@ -191,13 +191,17 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
 def _sections(config: RunConfig) -> Iterator[_Section]:
     if not config.stages:
         yield _Section("", config.data, config.prompt, config.rewards)
+        return
     for number, stage in enumerate(config.stages, start=1):
         name = f"stage {stage.name or f'{stage.kind} {number}'}: "
+        data = stage.data.model_copy(update={"held_out": None})  # evaluations read that of the top
         if stage.kind == "sft" and stage.target is not None:
             # Its gold completion is one to imitate, not one that the rewards were made for.
-            yield _Section(name, stage.data, stage.prompt.model_copy(update={"answer": stage.target}), [])
+            yield _Section(name, data, stage.prompt.model_copy(update={"answer": stage.target}), [])
         else:
-            yield _Section(name, stage.data, stage.prompt, stage.rewards)
+            yield _Section(name, data, stage.prompt, stage.rewards)
+    if config.data.held_out is not None:
+        yield _Section("", config.data.model_copy(update={"train": None}), config.prompt, config.rewards)
 
 
 def _sources(section: _Section) -> list[tuple[str, SourceConfig]]:
@@ -217,14 +221,14 @@ def _component_findings(config: RunConfig, plugins: Plugins) -> list[Finding]:
     return [Finding(True, "everything that the config names is installed and takes its options")]
 
 
-def _task_findings(task_id: str) -> list[Finding]:
+def _task_finding(task: TaskEntry) -> Finding:
     from mmrl_core.yaml_config import load_config
 
     try:
-        load_config(task_id)
+        load_config(str(task.path))
     except MMRLError as error:
-        return [Finding(False, f"task {task_id}: {error}")]
-    return [Finding(True, f"task {task_id} parses")]
+        return Finding(False, str(error))  # names the task, or file and line
+    return Finding(True, f"task {task.id} parses")
 
 
 # Data

@@ -10,7 +10,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     _add_task(preview)
     preview.add_argument("--num", type=_positive, default=3, metavar="N", help="prompts shown (default: 3)")
-    preview.add_argument("--output", type=Path, metavar="DIR", help="folder for their media (default: not written)")
+    preview.add_argument(
+        "--output",
+        type=Path,
+        default=Path("preview"),
+        metavar="DIR",
+        help="folder for their media and the text (default: preview)",
+    )
 
     listing = command("list", _list, "List what is installed.", "mmrl list rewards --json")
     listing.add_argument(
@@ -262,7 +269,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     unfinished.replace(path)
-    print(f"\nwritten to {path}")
+    print(f"\nwritten to {os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path}")
 
 
 def _run_of(checkpoint: Path) -> Path:
@@ -298,7 +305,7 @@ def _preview(arguments: argparse.Namespace) -> None:
     from mmrl_core.checks import preview_task
     from mmrl_core.yaml_config import load_config
 
-    preview_task(load_config(arguments.task, arguments.overrides), arguments.num, arguments.output)
+    print(preview_task(load_config(arguments.task, arguments.overrides), arguments.num, arguments.output))
 
 
 def _view(arguments: argparse.Namespace) -> None:
@@ -518,19 +525,19 @@ def _info(arguments: argparse.Namespace) -> None:
 
     name: str = arguments.id
     plugins = load_plugins()
-    parts: list[str] = []
+    parts: list[Callable[[], str]] = []
     if name in plugins.plugins:
-        parts.append(_plugin_info(plugins, name))
+        parts.append(partial(_plugin_info, plugins, name))
     if name in plugins.tasks:
-        parts.append(_yaml_info("task", name, plugins.tasks[name].path, f"plugin {plugins.tasks[name].plugin}"))
+        parts.append(partial(_task_info, plugins, name))
     if name in presets():
-        parts.append(_yaml_info("preset", name, presets()[name], "core"))
+        parts.append(partial(_yaml_info, "preset", name, presets()[name], "core"))
     if name in _hooks():
-        parts.append(f"hook {name}\n\n{_docstring(_hook_function(name))}")
+        parts.append(partial("hook {}\n\n{}".format, name, _docstring(_hook_function(name))))
     for kind in KINDS:
         entries = {entry.id: entry for entry in plugins.registry.entries(kind)}
         if entry := entries.get(name) or entries.get(f"core/{name}"):
-            parts.append(_entry_info(plugins, entry))
+            parts.append(partial(_entry_info, plugins, entry))
     if not parts:
         import difflib
 
@@ -539,7 +546,14 @@ def _info(arguments: argparse.Namespace) -> None:
         close = difflib.get_close_matches(name, known, n=3)
         hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else "`mmrl list` shows what there is."
         raise MMRLError(f"nothing installed is called {name!r}. {hint}")
-    print("\n\n".join(parts))
+    errors = []
+    for part in parts:  # an id may name several things, of which one may be broken
+        try:
+            print(f"{part()}\n")
+        except MMRLError as error:
+            errors.append(str(error))
+    if errors:
+        raise MMRLError("\n".join(errors))
 
 
 def _plugin_info(plugins: Plugins, name: str) -> str:
@@ -554,6 +568,11 @@ def _plugin_info(plugins: Plugins, name: str) -> str:
     provided["task"] = [task.id for task in plugins.tasks.values() if task.plugin == name]
     provided["hook"] = [hook for hook in _hooks() if hook != "mmrl_register" and hasattr(plugin.module, hook)]
     return "\n".join([*lines, "", *(f"{kind}s: {', '.join(ids)}" for kind, ids in provided.items() if ids)])
+
+
+def _task_info(plugins: Plugins, name: str) -> str:
+    task = plugins.tasks[name]
+    return _yaml_info("task", name, task.path, f"plugin {task.plugin}")
 
 
 def _yaml_info(kind: str, name: str, path: Path, origin: str) -> str:

@@ -31,7 +31,7 @@ class Origins(dict[tuple[str | int, ...], str]):
     def __ne__(self, other: object) -> bool:  # dict has its own
         return not self == other
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 class Strict(BaseModel):

@@ -333,7 +333,7 @@ class _ImagesWithMetadata:
         path = self.folder / name
         if not path.resolve().is_relative_to(self.folder.resolve()):
             raise TaskDataError(f"{self.where(index)}: file_name {name!r} leads out of {self.folder}")
-        return {**row, "image": {"path": str(path), "bytes": None}}
+        return {**row, "image": {"path": str(path.absolute()), "bytes": None}}
 
     def where(self, index: int) -> str:
         return self.metadata.where(index)
@@ -477,7 +477,7 @@ def _folder_parts(folder: Path, split: str | None) -> list[RowPart]:
 
 def _image_row(path: Path, folder: Path) -> dict[str, Any]:
     """{"image": ..., "label": name of the sub-folder}; no label for images outside of sub-folders."""
-    row: dict[str, Any] = {"image": {"path": str(path), "bytes": None}}
+    row: dict[str, Any] = {"image": {"path": str(path.absolute()), "bytes": None}}
     below = path.relative_to(folder).parts[:-1]
     if below and below[0] in SPLIT_NAMES:
         below = below[1:]

@@ -5,7 +5,7 @@ Each prompt is prefilled once; its key/value cache is expanded to the group. Log
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,9 +53,8 @@ class HFEngine:
         try:
             with torch.no_grad():
                 prefix = model.prefill(prompts)
-                rows = torch.arange(len(prompts), device=device).repeat_interleave(num_samples)
-                prefix.expand(rows)
-                hidden = prefix.last_hidden[rows]  # [N * G, hidden]
+                prefix.repeat(num_samples)
+                hidden = prefix.last_hidden  # [N * G, hidden]
                 tokens, logprobs, lengths = self._decode(model, prefix, hidden, sampling, generator)
         finally:
             model.train(training)
@@ -96,7 +95,7 @@ class HFEngine:
                 break
             if 2 * num_stopped >= len(live):
                 keep = (~stopped).nonzero()[:, 0]
-                prefix.expand(keep)
+                prefix.select(keep)
                 live, chosen, stopped = live[keep], chosen[keep], stopped[keep]
             hidden = model.extend(prefix, chosen[:, None])[:, -1]
         return tokens, logprobs, lengths
@@ -122,12 +121,21 @@ class Prefix:
         self.mask = mask
         self.num_axes = num_axes
 
-    def expand(self, rows: Tensor) -> None:
+    def repeat(self, count: int) -> None:
+        """Make `count` copies of each row, next to each other; gradients flow back to it."""
+        if count > 1:
+            self.cache.batch_repeat_interleave(count)  # type: ignore[attr-defined]
+            self._apply(lambda tensor: tensor.repeat_interleave(count, 0))
+
+    def select(self, rows: Tensor) -> None:
         """Make row i a copy of the present row `rows[i]` (int64 [R']); gradients flow back to it."""
         self.cache.batch_select_indices(rows)  # type: ignore[attr-defined]
-        self.next_position = self.next_position[rows]
-        if self.mask is not None:
-            self.mask = self.mask[rows]
+        self._apply(lambda tensor: tensor[rows])
+
+    def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.last_hidden = change(self.last_hidden)
+        self.next_position = change(self.next_position)
+        self.mask = None if self.mask is None else change(self.mask)
 
 
 def sample(
@@ -155,9 +163,11 @@ def sample(
         chosen = allowed.argmax(-1)
     else:
         allowed = _truncate(allowed, sampling.top_k, sampling.top_p)
-        # Exponential race: argmax(p / e) with e ~ Exp(1) is a draw from p, cheaper than torch.multinomial.
-        noise = torch.empty_like(allowed).exponential_(generator=generator)
-        chosen = (allowed.softmax(-1) / noise).argmax(-1)
+        # One uniform number a row against the summed probabilities: exact, and cheaper than torch.multinomial.
+        summed = allowed.softmax(-1).cumsum(-1)
+        drawn = torch.rand(len(summed), 1, generator=generator, device=logits.device) * summed[:, -1:]
+        drawn = torch.minimum(drawn, summed[:, -1:].nextafter(torch.zeros_like(drawn)))  # never past the last token
+        chosen = torch.searchsorted(summed, drawn, right=True)[:, 0]
     return chosen, logits.gather(-1, chosen[:, None])[:, 0] - log_norm
 
 

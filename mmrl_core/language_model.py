@@ -87,7 +87,7 @@ class PromptEncoder:
         self._config = model.config
         self._max_tokens = max_tokens
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
-        self._cache_bytes = 0
+        self._grown = False  # since the cache was last trimmed
 
     def render(self, prompt: Prompt) -> str:
         """The prompt's text with the chat template applied and placeholders for media."""
@@ -113,10 +113,14 @@ class PromptEncoder:
         encoded = self._encode(prompt.id, text, images, videos, key)
         if key is not None:
             self._cache[key] = encoded
+            self._grown = True
         return encoded
 
     def trim_cache(self) -> None:
-        """Drop the prompts used longest ago until the cache fits; called between steps, once features are in."""
+        """Drop the prompts used longest ago until the cache fits; called once a batch's features are in."""
+        if not self._grown:
+            return
+        self._grown = False
         total = sum(encoded.num_bytes for encoded in self._cache.values())
         while total > CACHE_BYTES:
             total -= self._cache.popitem(last=False)[1].num_bytes
@@ -129,8 +133,8 @@ class PromptEncoder:
         if images:
             arguments["images"] = images
         if videos:
-            arguments["videos"] = [video.frames for video in videos]
-            arguments["video_metadata"] = [video.metadata for video in videos]
+            arguments["videos"] = [frames for frames, _ in videos]
+            arguments["video_metadata"] = [metadata for _, metadata in videos]
             arguments["do_sample_frames"] = False
         if self.tokenizer is self.processor:
             arguments["add_special_tokens"] = False  # the chat template wrote them
@@ -178,14 +182,14 @@ def _plain_text(content: Any) -> str:
 
 
 def _media_of(prompt: Prompt) -> tuple[list[Any], list[Any]]:
-    """Decoded images, and videos (`mmrl_core.media.Video`), in the order of the messages."""
+    """Decoded images, and (frames, metadata) of videos, in the order of the messages."""
     images, videos = [], []
     for message in prompt.messages:
         for part in message["content"] if not isinstance(message["content"], str) else ():
             if part["type"] == "image":
                 images.append(part["image"])
             elif part["type"] == "video":
-                videos.append(part["video"])
+                videos.append((part["video"], part["metadata"]))
     return images, videos
 
 
@@ -256,15 +260,17 @@ class LanguageModel(nn.Module):
 
     def _hidden(self, prompts: Sequence[Encoded], counts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [B, T, hidden] that predict each action; prompt i has counts[i] of the B rows."""
-        index = torch.arange(len(prompts), device=self.device).repeat_interleave(counts)
-        if self.shared_prefix:
+        if self.shared_prefix and len(prompts) < len(tokens):
             prefix = self.prefill(prompts)
-            first = prefix.last_hidden[index][:, None]
+            if bool((counts == counts[0]).all()):
+                prefix.repeat(int(counts[0]))
+            else:
+                prefix.select(torch.arange(len(prompts), device=self.device).repeat_interleave(counts))
+            first = prefix.last_hidden[:, None]
             if tokens.shape[1] == 1:
                 return first
-            prefix.expand(index)
-            rest = self.extend(prefix, tokens[:, :-1], mask[:, :-1])
-            return torch.cat([first, rest], 1)
+            return torch.cat([first, self.extend(prefix, tokens[:, :-1], mask[:, :-1])], 1)
+        index = torch.arange(len(prompts), device=self.device).repeat_interleave(counts)
         embeddings, positions, prompt_mask, starts = self._prompt_batch(prompts)
         num_axes, width = positions.shape[0], embeddings.shape[1]
         embeddings = torch.cat([embeddings[index], self._embed_tokens(tokens[:, :-1])], 1)
@@ -474,11 +480,12 @@ class LanguageModelPolicy:
 
     def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[RolloutGroup]:
         """Rows whose tokens are the answers and the end-of-turn token; see `Policy.demonstrate`."""
+        tokenizer = self.encoder.tokenizer
+        answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         groups = []
-        for prompt, answer in zip(prompts, answers, strict=True):
+        for prompt, answer, ids in zip(prompts, answers, answer_ids, strict=True):
             observation = self.encoder.encode(prompt)
-            ids = self.encoder.tokenizer(answer, add_special_tokens=False)["input_ids"]
-            tokens = torch.tensor([*ids, self.encoder.tokenizer.eos_token_id])
+            tokens = torch.tensor([*ids, tokenizer.eos_token_id])
             row = Row(
                 prompt_id=prompt.id,
                 trajectory_id=f"{prompt.id}/0",

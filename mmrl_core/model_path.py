@@ -57,8 +57,8 @@ def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[s
     try:
         if progress is not None:
             progress(f"building the starting model {entry.id} (once; kept in {folder})")
-            if "progress" in inspect.signature(builder).parameters:
-                options["progress"] = progress
+            if "on_progress" in inspect.signature(builder).parameters:
+                options["on_progress"] = progress
         call_with_options(builder, options={"directory": aside / "model", **options}, name=f"model {entry.id!r}")
         if not folder.is_dir():
             (aside / "model").rename(folder)

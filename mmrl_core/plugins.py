@@ -295,7 +295,8 @@ def _origin(entry_point: EntryPoint) -> tuple[str, str, str]:
     distribution: Distribution | None = entry_point.dist
     if distribution is None:
         return "unknown", "?", ""
-    return distribution.name, distribution.version, distribution.metadata.get("Summary", "") or ""
+    summaries = distribution.metadata.get_all("Summary") or [""]
+    return distribution.name, distribution.version, summaries[0]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ security policy in the page forbids scripts and addresses.
 from __future__ import annotations
 
 import base64
+import bisect
 import io
 import json
 import math
@@ -152,6 +153,7 @@ def _contents(run: Path) -> dict[str, Any]:
         "compared": compared,
         "training": training,
         "view_problem": view.problem,
+        "has_view": view.is_loaded,
         "pictures": pictures.shown,
         "set_aside": [_set_aside_row(row) for row in set_aside[:MAX_SET_ASIDE_ROWS]],
         "num_set_aside": len(set_aside),
@@ -322,6 +324,12 @@ def _unique(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _short_names(names: Sequence[str]) -> dict[str, str]:
+    """Reward names without their plugin, where that leaves them distinct."""
+    ends = [name.rpartition("/")[2] for name in names]
+    return {name: end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)}
+
+
 @dataclass(frozen=True)
 class _Cell:
     """A number of the held-out table and how it moved; `trend` is "up", "down" or "" for colour."""
@@ -359,8 +367,9 @@ def _held_out_tables(evals: Sequence[Record]) -> list[_Table]:
             before = rows[index - 1] if index else {}
             cells = [_cell(row, before, (name, warmth)) for name, warmths in columns for warmth in warmths]
             table_rows.append((str(record.get("label", "")), record["step"], cells))
+        short = _short_names([name.removeprefix("reward/") for name in names])
         shown = [
-            (name.removeprefix("reward/"), [_temperature_text(warmth) for warmth in warmths])
+            (short[name.removeprefix("reward/")], [_temperature_text(warmth) for warmth in warmths])
             for name, warmths in columns
         ]
         tables.append(_Table(title, shown, table_rows))
@@ -441,7 +450,8 @@ def _chart_groups(
     names = _unique([metric for _, table in tables for metric, _ in table])
     warmths = sorted({warmth for _, table in tables for _, warmth in table})
     chosen = [name for name in names if name == "reward/total"]
-    chosen += [name for name in names if not name.startswith("reward/")]
+    metrics = [name for name in names if not name.startswith("reward/")]
+    chosen += sorted(metrics, key=lambda name: NEUTRAL_METRIC.search(name) is not None)
     held_out = []
     for name in chosen[:MAX_HELD_OUT_CHARTS]:
         series = [
@@ -464,14 +474,15 @@ def _chart_groups(
             columns.setdefault(name, []).append((record["step"], value))
 
     def single(key: str, title: str) -> dict[str, Any] | None:
-        return _chart(title, [_Series("", columns.pop(key, []))], stages)
+        return _chart(title, [_Series("", columns.pop(key, []), smooth=key != "lr")], stages)
 
     total = columns.pop("reward/total", [])
     spread = columns.pop("reward/total_std", [])
     label = "mean, band: ± 1 standard deviation" if spread else ""
     reward = _chart("Total reward", [_Series(label, total, band=spread if len(spread) == len(total) else [])], stages)
     components = sorted(key for key in columns if key.startswith("reward/") and not key.endswith("_std"))
-    parts = [_Series(key.removeprefix("reward/"), columns.pop(key)) for key in components]
+    short = _short_names([key.removeprefix("reward/") for key in components])
+    parts = [_Series(short[key.removeprefix("reward/")], columns.pop(key)) for key in components]
     part_charts = [
         _chart("Reward components", parts[first : first + len(COLOURS)], stages)
         for first in range(0, len(parts), len(COLOURS))
@@ -513,7 +524,9 @@ def _chart(title: str, series: Sequence[_Series], stages: Sequence[_Stage]) -> d
     return {
         "title": title,
         "last": last,
-        "lines": [_line(line, index, to_x, to_y) for index, line in enumerate(series)],
+        "lines": [
+            _line(line, index, to_x, to_y, [stage.last for stage in stages]) for index, line in enumerate(series)
+        ],
         "x_ticks": [(round(to_x(tick), 1), f"{tick:,.0f}") for tick in x_ticks],
         "y_ticks": [(round(to_y(tick), 1), label) for tick, label in zip(y_ticks, _tick_labels(y_ticks), strict=True)],
         "stages": [
@@ -528,23 +541,42 @@ def _chart(title: str, series: Sequence[_Series], stages: Sequence[_Stage]) -> d
     }
 
 
-def _line(line: _Series, index: int, to_x: Callable[[float], float], to_y: Callable[[float], float]) -> dict[str, Any]:
+def _line(
+    line: _Series, index: int, to_x: Callable[[float], float], to_y: Callable[[float], float], ends: Sequence[int]
+) -> dict[str, Any]:
+    """One curve. Training curves are cut, and smoothed, by stage: what a stage logs may jump against the one before."""
+    parts = [line.points] if line.markers else _by_stage(line.points, ends)
     smoothed = line.smooth and len(line.points) >= SMOOTHED_FROM
-    mean = _moving_average(line.points) if smoothed else line.points
-    band = _moving_average(line.band) if smoothed else line.band
-    edges = [(x, y + width) for (x, y), (_, width) in zip(mean, band, strict=False)]
-    edges += [(x, y - width) for (x, y), (_, width) in reversed(list(zip(mean, band, strict=False)))]
-    path = lambda points: "M" + "L".join(f"{to_x(x):.1f} {to_y(y):.1f}" for x, y in points)  # noqa: E731
-    marked = line.points if line.markers or len(line.points) == 1 else []
+    means = [_moving_average(part) for part in parts] if smoothed else parts
+    widths = _by_stage(line.band, ends)
+    edges = []
+    for mean, band in zip(means, [_moving_average(part) for part in widths] if smoothed else widths, strict=False):
+        both = list(zip(mean, band, strict=True))
+        edges.append(
+            [(x, y + width) for (x, y), (_, width) in both] + [(x, y - width) for (x, y), (_, width) in both[::-1]]
+        )
+
+    def path(points: Points) -> str:
+        return "M" + "L".join(f"{to_x(x):.1f} {to_y(y):.1f}" for x, y in points)
+
+    marked = line.points if line.markers else [part[0] for part in parts if len(part) == 1]
     return {
         "label": line.label,
         "colour": COLOURS[index % len(COLOURS)],
         "dash": DASHES[index % len(DASHES)],
-        "path": path(mean),
-        "raw": path(line.points) if smoothed else "",
-        "band": path(edges) + "Z" if edges else "",
+        "path": "".join(path(part) for part in means),
+        "raw": "".join(path(part) for part in parts) if smoothed else "",
+        "band": "".join(path(edge) + "Z" for edge in edges),
         "markers": [(round(to_x(x), 1), round(to_y(y), 1), f"step {x:,.0f}: {format_number(y)}") for x, y in marked],
     }
+
+
+def _by_stage(points: Points, ends: Sequence[int]) -> list[Points]:
+    """The points of each stage that has some; `ends` are the stages' last steps, in order."""
+    parts: dict[int, Points] = {}
+    for x, y in points:
+        parts.setdefault(bisect.bisect_left(ends, x), []).append((x, y))
+    return list(parts.values())
 
 
 def _spans(stages: Sequence[_Stage], low: float, high: float) -> list[tuple[str, float, float]]:
@@ -570,12 +602,11 @@ def _means(points: Points, size: int) -> Points:
 
 
 def _moving_average(points: Points) -> Points:
-    """Mean over a centred window of about a tenth of the points; narrower at the ends, so that it never lags."""
+    """Mean over a centred window of about a tenth of the points, cut off at the ends."""
     reach = max(1, len(points) // 20)
     averaged = []
     for index, (x, _) in enumerate(points):
-        near = min(reach, index, len(points) - 1 - index)
-        window = points[index - near : index + near + 1]
+        window = points[max(0, index - reach) : index + reach + 1]
         averaged.append((x, math.fsum(y for _, y in window) / len(window)))
     return averaged
 
@@ -673,6 +704,10 @@ class _View:
             except Exception as error:  # a plugin that is missing or broken: the report stands without it
                 self.problem = f"Nothing is drawn on the pictures: {error}"
 
+    @property
+    def is_loaded(self) -> bool:
+        return self._function is not None
+
     def shapes(self, rollout: Record) -> list[dict[str, Any]]:
         """Sound shapes for a rollout: kind, label, medium (position among the media), box or point per mille."""
         if self._function is None or not isinstance(rollout.get("completion"), str):
@@ -713,7 +748,7 @@ def _coordinates(values: Any, count: int) -> list[float] | None:
 def _placed(shape: Mapping[str, Any], picture: Record, label: str, style: str) -> dict[str, Any]:
     """A shape in the picture's canvas. `style` is a CSS class; gold is dashed by its own."""
     x_unit, y_unit = picture["width"] / 1000, picture["height"] / 1000
-    placed = {"label": label, "style": style}
+    placed: dict[str, Any] = {"label": label, "style": style}
     if shape["box"] is None:
         x, y = shape["point"]
         return placed | {"point": True, "x": round(x * x_unit, 1), "y": round(y * y_unit, 1)}
@@ -745,13 +780,15 @@ def _panels(rollout: Record, pictures: _Pictures, shapes: Sequence[tuple[Mapping
 def _shown_rollout(rollout: Record, pictures: _Pictures) -> dict[str, Any]:
     """What is told of a rollout beside its pictures."""
     rewards = rollout.get("rewards")
+    rewards = rewards if isinstance(rewards, Mapping) else {}
+    short = _short_names(list(rewards))
     made = rollout.get("completion_media")
     text = rollout.get("completion")
     return {
         "index": rollout.get("index", 0),
         "completion": _shortened(text if isinstance(text, str) else ""),
         "made": pictures.get(made) if isinstance(made, str) else None,
-        "rewards": list(rewards.items()) if isinstance(rewards, Mapping) else [],
+        "rewards": [(short[name], _finite(value)) for name, value in rewards.items()],
         "total": _finite(rollout.get("total")),
         "advantage": _finite(rollout.get("advantage")),
         "truncated": rollout.get("truncated") is True,
@@ -807,11 +844,13 @@ def _compared_prompts(
     columns: list[tuple[str, str, dict[str, Record]]] = []
     for step in chosen:
         first_of_prompt: dict[str, Record] = {}
-        for rollout in read_rollouts(by_step[step].path):
-            first_of_prompt.setdefault(str(rollout.get("prompt_id", "")), rollout)
+        for line in read_rollouts(by_step[step].path):
+            first_of_prompt.setdefault(str(line.get("prompt_id", "")), line)
         temperature = by_step[step].temperature
         warmth = f"T = {temperature:g}" if temperature else "greedy"
-        columns.append((labels.get(step, f"step {step}"), f"step {step:,}, {warmth}", first_of_prompt))
+        at, label = f"step {step:,}", labels.get(step, "")
+        is_named = bool(label) and not _STEP_LABEL.fullmatch(label)
+        columns.append((label if is_named else at, f"{at}, {warmth}" if is_named else warmth, first_of_prompt))
     prompts = _unique([prompt for _, _, table in columns for prompt in table])
     prompts.sort(key=lambda prompt: -sum(prompt in table for _, _, table in columns))
     if not prompts:

@@ -353,7 +353,8 @@ class _Reward:
             with self._lock:
                 if self._loop is loop and not loop.responds():
                     self._loop = None
-                    loop.loop.call_soon_threadsafe(loop.loop.stop)  # once it is no longer blocked
+                    # Once it is no longer blocked, it ends, after what was cancelled has.
+                    loop.loop.call_soon_threadsafe(loop.loop.call_later, CANCEL_GRACE_S, loop.loop.stop)
             raise
 
     def _result(self, future: Future[Any], thread: threading.Thread, timeout_s: float) -> Any:

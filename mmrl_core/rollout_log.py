@@ -50,7 +50,7 @@ class RolloutFile:
 
 
 class RolloutLog:
-    """Writes the rollouts of a run. A file is written aside and renamed, so a kill leaves the old one or the new one."""
+    """Writes the rollouts of a run. A file is written aside and renamed: a kill leaves the old or the new one."""
 
     def __init__(self, run: Path) -> None:
         self._folder = run / FOLDER
@@ -74,7 +74,7 @@ class RolloutLog:
             split: held-out files of different temperatures lie side by side.
             groups: what the policy sampled.
             scores: of exactly these rollouts, in the order of the groups; None if nothing scored them.
-            advantages: for each group a number for each rollout, the mean over its trained tokens; None outside training.
+            advantages: for each group a number for each rollout, the mean over trained tokens; None outside training.
             temperature: that they were sampled at; 0 is greedy.
 
         Returns:

@@ -13,6 +13,7 @@ import json
 import logging
 import random
 import string
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MIN_ROWS_TO_JUDGE = 20  # among fewer rows read, one broken row says nothing about the share
+KEPT_BYTES = 512 << 20  # decoded prompts kept between epochs
 NUM_ROWS_FOR_COLUMNS = 8  # a column missing from all of the first rows is a mistake in the task, not a broken row
 
 
@@ -220,6 +222,8 @@ class PromptSource:
         self._videos = [Template(text, "prompt.videos") for text in prompt.videos]
         self._media_columns = {template.only_column for template in [*self._images, *self._videos]}
         self._columns_checked = False
+        self._kept: OrderedDict[int, Prompt] = OrderedDict()
+        self._kept_bytes = 0
         self._rows = _load_rows(plugins, source, name)
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
         if self._num_rows == 0:
@@ -242,6 +246,9 @@ class PromptSource:
         """
         if not 0 <= index < self._num_rows:
             raise IndexError(f"{self.name!r} has {self._num_rows} rows; there is no row {index}")
+        if index in self._kept:
+            self._kept.move_to_end(index)
+            return self._kept[index]
         if not self._columns_checked:
             self._check_columns()
         reading: list[Any] = []  # the medium being read, for the record of what broke
@@ -253,7 +260,15 @@ class PromptSource:
             self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, self._file(index, reading), reason))
             return None
         self.set_aside.add_sound(index)
+        self._keep(index, prompt)
         return prompt
+
+    def _keep(self, index: int, prompt: Prompt) -> None:
+        """Keep a decoded prompt for the next epoch, in place of those used longest ago."""
+        self._kept[index] = prompt
+        self._kept_bytes += _decoded_bytes(prompt)
+        while self._kept_bytes > KEPT_BYTES:
+            self._kept_bytes -= _decoded_bytes(self._kept.popitem(last=False)[1])
 
     def _row(self, index: int) -> Mapping[str, Any]:
         row = self._rows[index]
@@ -341,6 +356,18 @@ class PromptSource:
                 if column not in columns:
                     raise TaskDataError(f"{template.key}: {template.text!r}: {_no_column(column, list(columns))}")
         self._columns_checked = True
+
+
+def _decoded_bytes(prompt: Prompt) -> int:
+    """Memory of a prompt's decoded media, and some for the rest."""
+    total = 4096
+    for message in prompt.messages:
+        for part in message["content"]:
+            if part["type"] == "image":
+                total += 3 * part["image"].width * part["image"].height
+            elif part["type"] == "video":
+                total += part["video"].numel() * part["video"].element_size()
+    return total
 
 
 def _load_rows(plugins: Plugins, source: SourceConfig, name: str) -> Sequence[Mapping[str, Any]]:

@@ -298,17 +298,16 @@ def _never_sample_media_tokens(model: PreTrainedModel, tokenizer: PreTrainedToke
     """
     import torch
 
+    writers = ("self_attn.o_proj.weight", "mlp.down_proj.weight", "merger.mlp.2.weight")
     constant = INIT_STD * HIDDEN_SIZE**0.5  # as large as all other channels together: about 5.7 after the final norm
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith("embed_tokens.weight"):
                 weight[:, 0] = constant
-            elif name.endswith(("self_attn.o_proj.weight", "mlp.down_proj.weight")) and "visual" not in name:
-                weight[0] = 0.0
-            elif name.endswith("visual.merger.mlp.2.weight"):
-                weight[0] = 0.0
             elif name.endswith("visual.merger.mlp.2.bias"):
                 weight[0] = constant
+            elif name.endswith(writers) and ("visual" not in name or "merger" in name):
+                weight[0] = 0.0
         output_rows = model.get_output_embeddings().weight
         for token in UNSAMPLED_TOKENS:
             row = output_rows[tokenizer.convert_tokens_to_ids(token)]

@@ -496,7 +496,7 @@ class _Reader:
             self._unreadable(mark, f"this is not YAML: {error.problem}{context}.")
             return _Node({}, start)
         except yaml.YAMLError as error:  # a character that YAML forbids
-            self._unreadable(start, f"this is not YAML: {error}")
+            self._unreadable(start, f"this is not YAML: {' '.join(str(error).split())}.")
             return _Node({}, start)
         return _Node({}, start) if root is None and not on_command_line else self._convert(root, start, ())
 

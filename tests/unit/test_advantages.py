@@ -123,10 +123,8 @@ def test_shuffled_rows_get_the_same_advantages(function):
 @within_groups
 def test_adding_a_constant_to_a_group_changes_nothing(function):
     rewards, group_ids = random_rewards()
-    if function is WITHIN_GROUPS["batch_std"]:
-        shift = torch.full_like(rewards, 3.0)  # the std of the batch does see how far apart groups are
-    else:
-        shift = group_ids.double()
+    batch_std = function is WITHIN_GROUPS["batch_std"]  # the std of the batch does see how far apart groups are
+    shift = torch.full_like(rewards, 3.0) if batch_std else group_ids.double()
     torch.testing.assert_close(function(rewards + shift, group_ids), function(rewards, group_ids), **TOLERANCE)
 
 
@@ -365,6 +363,16 @@ def test_reinforce_plus_plus_whitens_returns_over_scored_tokens():
 def test_returns_stage_uses_the_turns_of_a_trajectory():
     view = make_view([1.0, 1.0], [0, 0], trajectory_ids=[4, 4], mask=[[True], [True]], token_rewards=[[0.0], [1.0]])
     assert A.discounted_returns_stage(view.rewards, view, gamma=0.5).tolist() == [[0.5], [1.0]]
+
+
+def test_later_stages_do_not_count_the_zeros_of_unscored_trajectories():
+    view = make_view([1.0, 0.0, NAN, 4.0, 0.0, NAN], [0, 0, 0, 1, 1, 1])
+    scored = make_view([1.0, 0.0, 4.0, 0.0], [0, 0, 1, 1])
+    for later in (A.normalise_over_batch_stage, A.leave_one_out_stage):
+        advantages = later(A.group_mean_stage(view.rewards, view), view)
+        expected = later(A.group_mean_stage(scored.rewards, scored), scored)
+        torch.testing.assert_close(advantages[[0, 1, 3, 4]], expected, **TOLERANCE)
+        assert advantages[[2, 5]].tolist() == [0.0, 0.0]
 
 
 def test_an_unscored_component_adds_nothing():

@@ -68,9 +68,9 @@ def test_json_object_of_lists_has_its_keys_as_splits(tmp_path):
     path = tmp_path / "both.json"
     path.write_text(json.dumps({"train": TABLE, "test": TABLE[:1], "version": 1}))
     assert len(load_rows(path, split="test")) == 1
-    with pytest.raises(TaskDataError, match="several splits.*train, test"):
+    with pytest.raises(TaskDataError, match=r"several splits.*train, test"):
         load_rows(path)
-    with pytest.raises(TaskDataError, match="no split 'tset'. Did you mean 'test'"):
+    with pytest.raises(TaskDataError, match=r"no split 'tset'. Did you mean 'test'"):
         load_rows(path, split="tset")
 
 
@@ -82,7 +82,7 @@ def test_a_saved_data_set_and_dict_are_opened(tmp_path):
     both["test"].save_to_disk(tmp_path / "one")
     assert list(load_rows(tmp_path / "dict", split="test")) == TABLE[:2]
     assert list(load_rows(tmp_path / "one")) == list(load_rows(tmp_path / "one", split="train")) == TABLE[:2]
-    with pytest.raises(TaskDataError, match="no split 'val'.*Splits: train, test"):
+    with pytest.raises(TaskDataError, match=r"no split 'val'.*Splits: train, test"):
         load_rows(tmp_path / "dict", split="val")
 
 
@@ -98,7 +98,7 @@ def test_a_folder_takes_splits_from_file_and_folder_names(tmp_path):
     assert list(load_rows(tmp_path, split="train")) == TABLE
     assert problems(load_rows(tmp_path, split="val")) == ["p0"]
     assert problems(load_rows(tmp_path, split="test")) == ["p1"]
-    with pytest.raises(TaskDataError, match="no split 'vall'. Did you mean 'val'.*Splits: test, train, val"):
+    with pytest.raises(TaskDataError, match=r"no split 'vall'. Did you mean 'val'.*Splits: test, train, val"):
         load_rows(tmp_path, split="vall")
     with pytest.raises(TaskDataError, match="several splits"):
         load_rows(tmp_path)
@@ -171,7 +171,7 @@ def test_a_hub_name_that_cannot_be_loaded_is_a_task_data_error(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     monkeypatch.setattr(datasets, "get_dataset_split_names", offline)
-    with pytest.raises(TaskDataError, match="'nobody/nothing' at revision abc: not a local.*no network here"):
+    with pytest.raises(TaskDataError, match=r"'nobody/nothing' at revision abc: not a local.*no network here"):
         load_rows("nobody/nothing", split="train", revision="abc")
 
 
@@ -191,7 +191,7 @@ def test_hub_rows_splits_and_revision(monkeypatch):
     found = load_rows("owner/name", split="train[:1]", revision="v1", subset="small")
     assert list(found) == TABLE[:1] and found.media_root is None
     assert asked == [("owner/name", "small", "train", "v1")]
-    with pytest.raises(TaskDataError, match="no split 'tets'. Did you mean 'test'"):
+    with pytest.raises(TaskDataError, match=r"no split 'tets'. Did you mean 'test'"):
         load_rows("owner/name", split="tets")
     with pytest.raises(TaskDataError, match="several splits"):
         load_rows("owner/name")
@@ -205,7 +205,7 @@ def test_a_revision_of_local_data_is_refused(tmp_path):
 
 def test_a_folder_without_data_says_what_it_holds(tmp_path):
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(TaskDataError, match="no data files.*It holds: notes.md"):
+    with pytest.raises(TaskDataError, match=r"no data files.*It holds: notes.md"):
         load_rows(tmp_path)
 
 
@@ -236,7 +236,7 @@ def test_only_the_named_columns_are_kept(tmp_path):
     found = load_rows(tmp_path / "rows.jsonl", columns=["problem"])
     assert found[0] == {"problem": "p0"} and found[4] == {"problem": None}
     for name in ("rows.jsonl", "rows.parquet"):
-        with pytest.raises(TaskDataError, match="no column 'problme'. Did you mean 'problem'"):
+        with pytest.raises(TaskDataError, match=r"no column 'problme'. Did you mean 'problem'"):
             load_rows(tmp_path / name, columns=["problme"])
 
 
@@ -259,14 +259,15 @@ def test_a_csv_row_with_other_fields_than_the_header_is_one_broken_row(tmp_path)
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n3\n4,5,6\n7,8\n")
     found = load_rows(tmp_path / "rows.csv")
     assert found[0] == {"a": "1", "b": "2"} and found[3] == {"a": "7", "b": "8"}
-    with pytest.raises(TaskDataError, match="rows.csv:3: 1 fields, but the header has 2"):
+    with pytest.raises(TaskDataError, match=r"rows.csv:3: 1 fields, but the header has 2"):
         found[1]
-    with pytest.raises(TaskDataError, match="rows.csv:4: 3 fields"):
+    with pytest.raises(TaskDataError, match=r"rows.csv:4: 3 fields"):
         found[2]
 
 
 def test_images_in_parquet_are_not_decoded_wherever_they_are_nested(tmp_path):
-    from datasets import Dataset, Features, Image as ImageFeature, List, Value
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
 
     features = Features({"image": ImageFeature(), "more": List(ImageFeature()), "problem": Value("string")})
     broken = {"bytes": b"not an image", "path": None}
@@ -304,6 +305,14 @@ def test_image_folder_with_metadata(tmp_path):
         found[1]
     with pytest.raises(TaskDataError, match=r"metadata.jsonl:3: no column 'file_name'"):
         found[2]
+
+
+def test_image_paths_hold_whatever_folder_they_are_read_from(tmp_path, monkeypatch):
+    save_image(tmp_path / "images" / "cat" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    row = load_rows("images")[0]
+    monkeypatch.chdir("/")
+    assert load_image(row["image"], root=tmp_path).size == load_image(row["image"], root=None).size == (2, 2)
 
 
 def test_media_root_is_the_folder_of_the_data(tmp_path):
@@ -348,5 +357,5 @@ def test_set_aside_with_limit_zero_refuses_the_first_and_with_one_never():
     all_broken = SetAside(num_rows=2, limit=1.0)
     all_broken.add(0, "f", "r")
     all_broken.add(1, "f", "r")
-    with pytest.raises(ValueError, match="share in 0..1"):
+    with pytest.raises(ValueError, match=r"share in 0..1"):
         SetAside(num_rows=2, limit=5)

@@ -348,7 +348,7 @@ def test_cispo_keeps_the_gradient_of_every_token():
 
 @pytest.mark.parametrize("options", [{}, {"clip_high": 0.2}, {"cap": 5.0, "clip_low": 0.2, "clip_high": 0.2}])
 def test_cispo_asks_which_convention_is_meant(options):
-    with pytest.raises(ConfigError, match="either cap .* or both clip_low and clip_high"):
+    with pytest.raises(ConfigError, match=r"either cap .* or both clip_low and clip_high"):
         losses.cispo(random_inputs(), **options)
 
 

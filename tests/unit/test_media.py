@@ -63,9 +63,9 @@ def test_palette_with_transparent_colour_becomes_white_there():
 
 
 def test_16_bit_grey_is_scaled_and_not_clipped():
-    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    values = np.array([[0, 257 * 200, 65535]], dtype=np.uint16)
     loaded = load_image(encoded(Image.fromarray(values)), root=None)
-    assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
+    assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (200, 200, 200), (255, 255, 255)]
 
 
 def test_float_grey_in_0_to_1_is_scaled_to_255():

@@ -99,6 +99,7 @@ def write_rollouts(run: Path) -> None:
         for _, own in trained:
             mean, std = float(np.mean(own)), float(np.std(own)) + 1e-4
             advantages.append([(reward - mean) / std for reward in own])
+        advantages[0][0] = 0.0  # of the unscored one
         scores = scores_of(rewards, unscored=True)
         log.write(step, "grpo", "train", [group for group, _ in trained], scores, advantages, 1.0)
 
@@ -310,7 +311,7 @@ def test_a_box_is_drawn_where_it_is(tmp_path: Path):
 
 def test_every_completion_stands_with_rewards_and_signed_advantage(full_page: Page):
     bars = [attributes for tag, attributes in full_page.tags if tag == "i"]
-    assert len(bars) == 6 * 8
+    assert len(bars) == 6 * 8 - 3  # one in each step is unscored
     assert {attributes["class"] for attributes in bars} == {"better", "worse"}
     widths = [float(re.findall(r"[\d.]+", attributes["style"] or "")[0]) for attributes in bars]
     assert max(widths) == 50.0
@@ -464,9 +465,9 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path: Path):
 
 
 def test_numbers_are_written_for_reading():
-    assert [format_number(value) for value in (0.57321, -0.5, 12, 0.0, 0, 1234.5, 123.45, 0.00002, 3.2e9, None, math.nan)] == [
-        "0.573", "−0.500", "12", "0.000", "0", "1,234", "123.5", "2.0e-05", "3.2e+09", "–", "–",
-    ]  # fmt: skip
+    numbers = (0.57321, -0.5, 12, 0.0, 0, 1234.5, 123.45, 0.00002, 3.2e9, None, math.nan)
+    expected = ["0.573", "−0.500", "12", "0.000", "0", "1,234", "123.5", "2.0e-05", "3.2e+09", "–", "–"]
+    assert [format_number(value) for value in numbers] == expected
     assert [format_change(value) for value in (0.25, -0.5, 0.0, -1e-9, None)] == [
         "+0.250",
         "−0.500",

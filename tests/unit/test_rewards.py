@@ -41,20 +41,6 @@ def plugins_of(**rewards: tuple[Callable[..., Any], dict[str, Any]]) -> Plugins:
     return Plugins({}, registry, {})
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Entries are import strings, so this module must be importable by its name."""
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
-
-
-def _this_module() -> Any:
-    import types
-
-    module = types.ModuleType(__name__)
-    module.__dict__.update(globals())
-    return module
-
-
 def group(*completions: str, sample: dict[str, Any] | None = None, rows: Sequence[Sequence[int]] = ()) -> RolloutGroup:
     """A group whose n-th rollout has rows of rows[n] actions (default: one row of 2)."""
     rollouts = []

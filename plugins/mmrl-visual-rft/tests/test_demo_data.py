@@ -5,7 +5,6 @@ import io
 import random
 
 import pytest
-from mmrl_core.errors import TaskDataError
 from mmrl_visual_rft.demo_data import (
     CLASS_WORDS,
     SceneOptions,
@@ -16,6 +15,8 @@ from mmrl_visual_rft.demo_data import (
 )
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from mmrl_core.errors import TaskDataError
 
 PUBLISHED_COLUMNS = {"image", "problem", "solution"}
 SPLITS = ("train", "few_shot", "held_out")
@@ -114,10 +115,25 @@ def test_loose_boxes_are_on_the_grid_and_too_wide(splits):
     assert 0.45 < sum(overlaps) / len(overlaps) < 0.62
 
 
-def test_loose_box_pushes_each_side_out_by_the_stated_share():
-    exact_width = SceneOptions(looseness=0.25, jitter=0.0, grid=50)
-    assert loose_box((400, 200, 600, 600), exact_width, random.Random(0)) == (350, 100, 650, 700)
-    assert loose_box((0, 0, 400, 400), exact_width, random.Random(0)) == (0, 0, 500, 500)
+@pytest.mark.parametrize(
+    ("exact", "loose"),
+    [((400, 200, 600, 600), (350, 100, 650, 700)), ((0, 0, 400, 400), (0, 0, 500, 500))],
+)
+def test_loose_box_pushes_each_side_out_by_the_stated_share(exact, loose):
+    options = SceneOptions(
+        task="detection",
+        size_px=112,
+        digit_px=(28, 46),
+        num_classes=5,
+        max_digits=3,
+        target_share=0.4,
+        brightness=0.35,
+        looseness=0.25,
+        jitter=0.0,
+        grid=50,
+        wrong_label_share=0.0,
+    )
+    assert loose_box(exact, options, random.Random(0)) == loose
 
 
 def test_grid_solution_rounds_the_exact_boxes(splits):
@@ -153,8 +169,9 @@ def test_classification_rows_name_the_only_digit(tmp_path):
         (digit,) = row["boxes"]
         assert row["category"] == CLASS_WORDS[digit["class_id"]]
         assert row["solution"] == f"<answer>{row['category']}</answer>"
-    wrong = sum(row["loose_solution"] != row["solution"] for row in rows) / len(rows)
-    assert abs(wrong - 0.4) < 0.1
+    wrong = [(row["category"], row["loose_solution"]) for row in rows if row["loose_solution"] != row["solution"]]
+    assert abs(len(wrong) / len(rows) - 0.4) < 0.1
+    assert len(set(wrong)) == 10  # each digit is always taken for the same other one
 
 
 def test_rows_are_read_back_from_the_file_that_was_written(tmp_path, monkeypatch):
@@ -182,7 +199,6 @@ def test_a_broken_cache_file_is_named(tmp_path):
         ({"split": "validation"}, "validation"),
         ({"num_rows": 0}, "num_rows"),
         ({"task": "segmentation"}, "segmentation"),
-        ({"num_clases": 5}, "num_clases"),
         ({"num_classes": 11}, "num_classes"),
         ({"digit_px": [40, 20]}, "digit_px"),
         ({"grid": 30}, "grid"),

@@ -4,7 +4,6 @@ import io
 
 import pytest
 import torch
-from mmrl_core.errors import ConfigError
 from mmrl_visual_rft.demo_data import CLASS_WORDS, digit_scenes
 from mmrl_visual_rft.demo_model import (
     build_digit_detector,
@@ -16,6 +15,8 @@ from mmrl_visual_rft.demo_model import (
 )
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmrl_core.errors import ConfigError
 
 SIDE_PX = 112
 
@@ -191,4 +192,6 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path, cache_dir):
         build_digit_detector(tmp_path, tower_steps=1, num_scenes=64, cache_dir=cache_dir)
     with pytest.raises(ConfigError, match="size_px is 100"):
         build_digit_detector(tmp_path / "model", num_scenes=2, scenes={"size_px": 100}, cache_dir=cache_dir)
+    with pytest.raises(ConfigError, match="size_pixels"):
+        build_digit_detector(tmp_path / "model", scenes={"size_pixels": 112}, cache_dir=cache_dir)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -202,7 +202,7 @@ def coco(
         raise TaskDataError(
             f"split {split!r} has no effect: write {{split}} in 'annotations' ({annotations}), or leave the split out"
         )
-    file, folder = (Path(name.replace("{split}", split)).expanduser() for name in (annotations, images))
+    file, folder = (_path(name.replace("{split}", split)) for name in (annotations, images))
     if not folder.is_dir():
         raise TaskDataError(f"{folder}: no such folder of images")
     content = _load_json(file)
@@ -245,7 +245,7 @@ class _CocoRows:
         if exist_map is not None and negatives:
             raise TaskDataError("exist_map and negatives exclude each other: the map already says what to ask")
         wanted = set(self.names) if categories is None else {self._category_id(name) for name in categories}
-        asked_of = {} if exist_map is None else _load_json(Path(exist_map).expanduser())
+        asked_of = {} if exist_map is None else _load_json(_path(exist_map))
         if not isinstance(asked_of, dict):
             raise TaskDataError(f"{exist_map}: expected an object of image ids, each with a list of category names")
         present: dict[Any, set[Any]] = defaultdict(set)
@@ -359,7 +359,7 @@ def lisa(
             f"shapes is 'union', 'all' or 'first' and instructions 'all' or 'first': {shapes=}, {instructions=}"
         )
     split, *ends = parse_split(split)
-    folder = Path(path).expanduser()
+    folder = _path(path)
     if (folder / split).is_dir():
         folder = folder / split
     elif not folder.is_dir() or split != "train":
@@ -455,6 +455,11 @@ def _bounding_box(polygons: Iterable[Iterable[Sequence[float]]]) -> BoxPx:
     points = [point for polygon in polygons for point in polygon]
     xs, ys = [point[0] for point in points], [point[1] for point in points]
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def _path(name: str) -> Path:
+    """Absolute, so that image paths in rows hold whatever folder they are later read from."""
+    return Path(name).expanduser().absolute()
 
 
 def _load_json(file: Path) -> Any:

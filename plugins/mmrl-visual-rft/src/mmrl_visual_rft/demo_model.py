@@ -1,4 +1,4 @@
-"""The demo's starting model: a small Qwen2.5-VL whose vision tower has learnt to see digits, and whose decoder is blank.
+"""The demo's starting model: a small Qwen2.5-VL whose vision tower can see digits and whose decoder is blank.
 
 Class, file layout, control tokens and processor are those of the published model; only sizes differ (0.6 million
 parameters). A published model comes with a pretrained vision tower, so this one's tower is trained here, in about a
@@ -8,6 +8,7 @@ random: the recipe's supervised stage teaches it to answer.
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 import os
@@ -18,11 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl_core.errors import ConfigError
 from mmrl_core.tiny import CONTROL_TOKENS, UNSAMPLED_TOKENS
-
-from mmrl_visual_rft.demo_data import CLASS_WORDS, CLASSIFICATION_PROBLEM, DETECTION_PROBLEM, digit_scenes
+from mmrl_visual_rft.demo_data import (
+    CLASS_WORDS,
+    CLASSIFICATION_PROBLEM,
+    DETECTION_PROBLEM,
+    NORMALIZED_SIDE,
+    digit_scenes,
+)
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from transformers import (
         PreTrainedTokenizerFast,
@@ -37,6 +42,7 @@ TOKEN_PX = PATCH_PX * MERGE
 TEMPORAL_PATCH = 2  # a still image fills both slices of a temporal patch
 MIN_COVERED_PX = 8  # a digit covers a merged token when their overlap is wider and higher than this
 BOX_LOSS_WEIGHT = 5.0
+COORDINATE_LOSS_WEIGHT = 0.2
 ADAM_BETAS = (0.9, 0.98)
 WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
@@ -98,8 +104,8 @@ def build_digit_detector(
     Args:
         directory: made if missing; must be empty. It appears complete or not at all.
         seed: of the weights, the training scenes and their order. The caller's random state is left as it was.
-        tower_steps, tower_batch, tower_lr: AdamW steps of the vision tower, scenes in each, peak learning rate (3 % linear
-            warm-up, then linear decay to 5 %).
+        tower_steps, tower_batch, tower_lr: AdamW steps of the vision tower, scenes in each, peak learning rate (3 %
+            linear warm-up, then linear decay to 5 %).
         num_scenes: training scenes of the tower: the rows of ``digit_scenes("train", num_rows=num_scenes, seed=seed)``.
         scenes: options of ``digit_scenes``; give the same as for the training rows.
         hidden_size, num_layers: of the text decoder.
@@ -109,7 +115,8 @@ def build_digit_detector(
         on_progress: called with one line of text every 100 steps and at the end.
 
     Raises:
-        ConfigError: the directory is not empty, or the scenes' side is no multiple of 28 pixels.
+        ConfigError: the directory is not empty, ``scenes`` has an unknown key, or their side is no multiple of 28
+            pixels.
         TaskDataError: as ``digit_scenes``.
     """
     import torch
@@ -117,7 +124,12 @@ def build_digit_detector(
     directory = Path(directory).absolute()
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not an empty folder, and nothing is overwritten. Name another.")
-    rows = digit_scenes("train", num_rows=num_scenes, seed=seed, cache_dir=cache_dir, **(scenes or {}))
+    scenes = dict(scenes or {})
+    looks = set(inspect.signature(digit_scenes).parameters) - {"split", "num_rows", "seed", "cache_dir"}
+    unknown = sorted(set(scenes) - looks)
+    if unknown:
+        raise ConfigError(f"the demo's model: scenes has the key {unknown[0]!r}. Keys: {', '.join(sorted(looks))}.")
+    rows = digit_scenes("train", num_rows=num_scenes, seed=seed, cache_dir=cache_dir, **scenes)
     side_px = rows[0]["width"]
     if side_px % TOKEN_PX:
         raise ConfigError(f"size_px is {side_px}; the model sees squares of {TOKEN_PX} pixels, so give a multiple.")
@@ -188,7 +200,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, side_px: int) -> Qwen2_5_VLProcessor:
-    """Processor of the published kind, which passes pictures of ``side_px`` x ``side_px`` pixels on without resizing."""
+    """Processor of the published kind that does not resize pictures of ``side_px`` x ``side_px`` pixels."""
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
     size = {"shortest_edge": min(4 * TOKEN_PX**2, side_px**2), "longest_edge": side_px**2}
@@ -285,7 +297,8 @@ def train_vision_tower(
     """Train the vision tower in place; deterministic in torch's global generator.
 
     A linear head on each merged token predicts which digit covers it, or none (cross-entropy), and where covered the
-    digit's box as shares of the side (L1, weight 5). The head is thrown away; the tower is not changed otherwise.
+    digit's box, twice: as shares of the side (L1, weight 5) and as the nearest coordinate tokens (cross-entropy,
+    weight 0.2), the form in which the decoder will have to write it. The head is thrown away.
 
     Args:
         model: its text decoder is left as it is.
@@ -301,28 +314,35 @@ def train_vision_tower(
     side_px = rows[0]["width"]
     patches = image_patches(rows)
     class_ids, boxes = token_targets(rows)
-    num_classes = len(CLASS_WORDS) + 1
-    head = torch.nn.Linear(tower.config.out_hidden_size, num_classes + 4)
+    num_coordinates = NORMALIZED_SIDE // COORDINATE_STEP + 1
+    parts = [len(CLASS_WORDS) + 1, 4, 4 * num_coordinates]
+    head = torch.nn.Linear(tower.config.out_hidden_size, sum(parts))
     trained = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY)
     for step in range(1, steps + 1):
         chosen = torch.randint(len(rows), (batch_size,))
         features = tower_features(tower, normalize_patches(patches[chosen], image_processor), side_px)
-        predicted = head(features)
+        class_logits, box, coordinate_logits = head(features).split(parts, dim=-1)
         is_covered = class_ids[chosen] < len(CLASS_WORDS)
-        class_loss = F.cross_entropy(predicted[..., :num_classes].flatten(0, 1), class_ids[chosen].flatten())
-        box_error = (predicted[..., num_classes:][is_covered] - boxes[chosen][is_covered]).abs().mean()
+        gold_box = boxes[chosen][is_covered]
+        class_loss = F.cross_entropy(class_logits.flatten(0, 1), class_ids[chosen].flatten())
+        box_error = (box[is_covered] - gold_box).abs().mean()
+        coordinate_loss = F.cross_entropy(
+            coordinate_logits[is_covered].view(-1, num_coordinates),
+            (gold_box * (num_coordinates - 1)).round().long().flatten(),
+        )
         optimizer.zero_grad()
-        (class_loss + BOX_LOSS_WEIGHT * box_error).backward()
+        (class_loss + BOX_LOSS_WEIGHT * box_error + COORDINATE_LOSS_WEIGHT * coordinate_loss).backward()
         torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         for group in optimizer.param_groups:
             group["lr"] = lr * _schedule(step / steps)
         optimizer.step()
         if on_progress and (step % PROGRESS_EVERY_STEPS == 0 or step == steps):
-            is_right = predicted[..., :num_classes].argmax(-1) == class_ids[chosen]
+            is_right = class_logits.argmax(-1) == class_ids[chosen]
+            share = is_right[is_covered].float().mean()
             on_progress(
-                f"vision tower step {step}/{steps}: digit right on {is_right[is_covered].float().mean():.0%} of covered "
-                f"tokens, box off by {box_error:.3f} of the side"
+                f"vision tower step {step}/{steps}: digit right on {share:.0%} of covered tokens, "
+                f"box off by {box_error:.3f} of the side"
             )
 
 
@@ -352,7 +372,7 @@ def normalize_patches(patches: Tensor, image_processor: Qwen2VLImageProcessor) -
     return (patches.float() * image_processor.rescale_factor - mean) / std
 
 
-def tower_features(tower: torch.nn.Module, patches: Tensor, side_px: int) -> Tensor:
+def tower_features(tower: Any, patches: Tensor, side_px: int) -> Tensor:
     """The vision tower on B pictures of one size, several times faster than its own forward; equal to 1e-5.
 
     Two savings: attention runs over the batch at once instead of picture by picture, and the two temporal slices of a

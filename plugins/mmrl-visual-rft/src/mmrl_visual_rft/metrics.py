@@ -39,7 +39,8 @@ def coco_ap(
     a category, and every category with truth weighs the same. Rows are taken in order of `image_id` where these are
     numbers, because equal confidences keep that order.
 
-    A box written twice counts once; a box without a usable confidence has confidence 1.
+    A box written twice counts once; a box without a usable confidence has confidence 1; a box without area, or with
+    inverted corners (which pycocotools alone would ignore), is a false one.
 
     Args:
         completions: N texts.
@@ -341,7 +342,7 @@ def _mask_overlap(predicted: BoxPx | None, truth: Any, ignored: Any | None) -> t
     if predicted is None:
         return 0.0, _area_outside(truth, ignored)
     x1, y1, x2, y2 = predicted
-    box = rle.frPyObjects([[x1, y1, x2 - x1, y2 - y1]], *truth["size"])[0]
+    box = _polygon_mask([[(x1, y1), (x2, y1), (x2, y2), (x1, y2)]], *truth["size"])
     intersection, union = rle.merge([box, truth], intersect=True), rle.merge([box, truth])
     return _area_outside(intersection, ignored), _area_outside(union, ignored)
 
