@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -117,15 +118,9 @@ class CoreBehaviour:
             kl_times_ratio=kl.times_ratio,
             entropy_coefficient=algorithm.entropy_coefficient,
             importance_level=None if correction is None else correction.level,
-            **(
-                {}
-                if correction is None
-                else {
-                    "importance_mode": correction.mode,
-                    "importance_max": correction.maximum,
-                    "importance_min": correction.minimum,
-                }
-            ),
+            importance_mode="mask" if correction is None else correction.mode,
+            importance_max=math.inf if correction is None else correction.maximum,
+            importance_min=0.0 if correction is None else correction.minimum,
             off_policy_threshold=algorithm.off_policy_threshold,
         )
 

@@ -1,7 +1,7 @@
 """Rows of a data set: hub name, parquet, JSONL, JSON, CSV, a saved data set, or a folder of images.
 
 Rows are read one at a time, when asked for, and media in them stay as stored (path or bytes). So one broken line or
-image breaks its row, which the run sets aside (`SetAside`), and not the load. What is wrong with the data set as a
+image breaks its row, which the run sets aside (`mmrl_core.tasks.SetAside`), and not the load. What is wrong with the data set as a
 whole, such as a missing file or split, is a `TaskDataError` at once.
 """
 
@@ -13,7 +13,6 @@ import difflib
 import itertools
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,73 +168,6 @@ def rows(
 ) -> Rows:
     """Data source `rows`: `load_rows` with the split that the config names."""
     return load_rows(path, split=split, revision=revision, columns=columns, subset=subset)
-
-
-@dataclass(frozen=True)
-class BrokenRow:
-    """A row that cannot be used: its index in the split, its file (and line, where known), and why."""
-
-    index: int
-    file: str
-    reason: str
-
-
-class SetAside:
-    """Record of broken rows. A run goes on without them unless too many are broken.
-
-    Args:
-        num_rows: rows of the split.
-        limit: share of `num_rows` in 0..1 that may be broken.
-
-    >>> broken = SetAside(num_rows=100, limit=0.02)
-    >>> broken.add(7, "train.jsonl:8", "broken JSON")
-    >>> 7 in broken, len(broken)
-    (True, 1)
-    """
-
-    def __init__(self, num_rows: int, limit: float = 0.05) -> None:
-        if not 0.0 <= limit <= 1.0:
-            raise ValueError(f"limit is a share in 0..1, got {limit}")
-        self.num_rows = num_rows
-        self.limit = limit
-        self._records: dict[int, BrokenRow] = {}
-
-    def add(self, index: int, file: str, reason: str) -> None:
-        """Record a row; one already recorded keeps its first reason.
-
-        Raises:
-            TaskDataError: more than `limit` of all rows are broken now. The message shows the first ones.
-        """
-        self._records.setdefault(index, BrokenRow(index, file, reason))
-        if len(self) > self.limit * self.num_rows:
-            shown = "\n".join(f"  row {row.index} ({row.file}): {row.reason}" for row in self.records[:5])
-            raise TaskDataError(
-                f"{len(self)} of {self.num_rows} rows are broken, more than the {self.limit:.1%} that may be set aside "
-                f"(data.max_broken). First ones:\n{shown}"
-            )
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __contains__(self, index: object) -> bool:
-        return index in self._records
-
-    @property
-    def records(self) -> list[BrokenRow]:
-        """Broken rows by index."""
-        return [self._records[index] for index in sorted(self._records)]
-
-    def summary(self) -> str:
-        """One line: how many rows, and the most frequent reasons. Empty if none is broken."""
-        if not self._records:
-            return ""
-        # The part after the last colon is the cause; what stands before it names the file and differs in every row.
-        causes = Counter(row.reason.rpartition(": ")[2] for row in self._records.values())
-        shown = "; ".join(f"{count} x {cause}" for cause, count in causes.most_common(3))
-        return f"{len(self)} of {self.num_rows} rows set aside as broken: {shown}"
-
-
-# One kind of file after the other: each becomes a RowPart.
 
 
 class _JsonLines:

@@ -50,7 +50,7 @@ def mmrl_configure(config: RunConfig) -> None:
 
 @hookspec
 def mmrl_stage_start(run: Trainer) -> None:
-    """A stage begins, or is resumed: `run.stage` is its config. Its optimiser exists; no step has run in this process."""
+    """A stage begins, or is resumed. `run.stage` is its config and its optimiser exists; no step has run in this process."""
 
 
 @hookspec(firstresult=True)
@@ -169,7 +169,7 @@ def mmrl_stage_end(run: Trainer) -> None:
 def mmrl_save_state() -> Any:
     """The plugin's own state, for the checkpoint.
 
-    :returns: anything made of numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name.
+    :returns: numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name.
     """
 
 

@@ -42,10 +42,10 @@ TOWERS = {
     "projector": ("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
     "language": ("*language_model.*", "lm_head.*"),
 }
-"""Names in `model.freeze` -> patterns of parameter names. `vision` takes in a merger that is part of the tower."""
+"""Names in `model.freeze` -> patterns of parameter names."""
 
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Config attributes that hold placeholder ids; a completion may not contain them, since no medium stands behind them."""
+"""Config attributes with placeholder ids; a completion may not hold them, since no medium stands behind them."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class PromptEncoder:
         key = None
         if len(prompt.media_keys) == len(images) + len(videos):
             key = hashlib.sha256("\0".join([text, *prompt.media_keys]).encode()).hexdigest()
-        if key in self._cache:
+        if key is not None and key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
         encoded = self._encode(prompt.id, text, images, videos, key)
@@ -201,6 +201,8 @@ class LanguageModel(nn.Module):
         counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
     """
 
+    banned_ids: Tensor
+
     def __init__(self, model: PreTrainedModel, *, shared_prefix: bool = True) -> None:
         super().__init__()
         self.model = model
@@ -292,7 +294,7 @@ class LanguageModel(nn.Module):
         return Prefix(cache, output.last_hidden_state[:, -1], next_position, padded, positions.shape[0])
 
     def extend(self, prefix: Prefix, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Continue the prefix by tokens [R, t] (mask False on padding at the end); returns hidden states [R, t, hidden]."""
+        """Continue the prefix by tokens [R, t], mask False on padding at the end; hidden states [R, t, hidden]."""
         steps = torch.arange(tokens.shape[1], device=tokens.device)
         positions = (prefix.next_position[:, None] + steps).expand(prefix.num_axes, -1, -1)
         if prefix.mask is not None:
@@ -323,14 +325,14 @@ class LanguageModel(nn.Module):
                 return logprobs, None
             return logprobs, log_norm - (logits.softmax(-1) * logits).sum(-1)
 
-        parts = []
+        parts: list[tuple[Tensor, Tensor | None]] = []
         for piece, ids in zip(hidden.split(LOGIT_CHUNK), tokens.split(LOGIT_CHUNK), strict=True):
             if torch.is_grad_enabled() and len(tokens) > LOGIT_CHUNK:
                 parts.append(checkpoint(chunk, piece, ids, use_reentrant=False))
             else:
                 parts.append(chunk(piece, ids))
-        logprobs = torch.cat([part[0] for part in parts])
-        return logprobs, torch.cat([part[1] for part in parts]) if with_entropy else None
+        entropies = [entropy for _, entropy in parts if entropy is not None]
+        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if with_entropy else None
 
     def _decoder(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any = None) -> Any:
         """The text decoder on embeddings [R, t, hidden]; positions [axes, R, t]; mask over all tokens so far."""
@@ -448,8 +450,8 @@ class LanguageModelPolicy:
         model.train()
         _disable_dropout(model)
         # Checkpointed layers keep no cache, so that the prompt cannot be shared; each completion is run whole.
-        self.module: nn.Module = LanguageModel(model, shared_prefix=not config.gradient_checkpointing).to(device)
-        self.model: LanguageModel = self.module  # type: ignore[assignment]
+        self.model = LanguageModel(model, shared_prefix=not config.gradient_checkpointing).to(device)
+        self.module: nn.Module = self.model  # the trainer puts accelerate's wrapper around it here
         self.encoder = PromptEncoder(processor, self.model.base, config.max_prompt_tokens)
         self.engine = engine or HFEngine()
         self._frozen: dict[str, dict[str, Tensor]] = {}
@@ -687,4 +689,4 @@ def _disable_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if hasattr(module, "attention_dropout") and isinstance(module.attention_dropout, float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010

@@ -1,7 +1,7 @@
 """Metrics of a run: a line a step in metrics.jsonl, a progress display, and accelerate's trackers when asked for.
 
-Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step), `<temperature>/<metric>`
-in evaluations. Units stand in the name: `seconds`, `elapsed_s`.
+Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step); in evaluations
+`greedy/<metric>` and `t<temperature>/<metric>`. Units stand in the name: `seconds`, `elapsed_s`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,7 +95,7 @@ class MetricsLog:
             self._file.close()
 
 
-def evaluation_table(records: list[Mapping[str, Any]]) -> Table:
+def evaluation_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Held-out metrics: a row for each metric, a column for each evaluation."""
     table = Table(title="held out", title_justify="left")
     table.add_column("metric", no_wrap=True)

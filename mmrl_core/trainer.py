@@ -1,6 +1,7 @@
 """The trainer: stages of steps. A step reads top to bottom in `Trainer.grpo_step`:
 
-    prompts -> rollout -> score -> shape rewards -> select groups -> advantages -> pack -> logprobs -> policy loss -> update
+    prompts -> rollout -> score -> shape rewards -> select groups
+            -> advantages -> pack -> logprobs -> policy loss -> update
 
 A supervised step is the same with answers from the data in place of rollouts. Each arrow is a hook (`hookspecs.py`);
 what the core does by default is in `behaviour.py`. The trainer knows the `Policy` protocol and no model.
@@ -226,7 +227,9 @@ class Trainer:
 
     def _pack(self, groups: Sequence[RolloutGroup]) -> Batch:
         """Rows of all groups, in order, padded to one length."""
-        rows, group_ids, trajectory_ids = [], [], []
+        rows: list[Row] = []
+        group_ids: list[int] = []
+        trajectory_ids: list[int] = []
         for group_id, group in enumerate(groups):
             for rollout in group.rollouts:
                 trajectory_id = trajectory_ids[-1] + 1 if trajectory_ids else 0
@@ -328,7 +331,7 @@ class Trainer:
         stats = self.policy.logprobs(batch.rows, needs=needs)
         device = stats.logprobs.device
         put = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
-        old = stats.logprobs.detach() if batch.old_logprobs is None else put(batch.old_logprobs)
+        old = stats.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs.to(device)
         inputs = LossInputs(
             logprobs=stats.logprobs,
             old_logprobs=old,

@@ -1,12 +1,13 @@
 """What the stages of a step pass on to each other.
 
-    prompts -> rollout -> score -> shape rewards -> select groups -> advantages -> pack -> logprobs -> policy loss -> update
+    prompts -> rollout -> score -> shape rewards -> select groups
+            -> advantages -> pack -> logprobs -> policy loss -> update
 
-Letters mean one thing everywhere: N trajectories, B rows, T actions of a row (completion tokens for a language model,
-1 for a policy that acts once), G rollouts of a prompt.
+Letters mean one thing everywhere: N trajectories, B rows, G rollouts of a prompt, T actions of a row (completion tokens
+for a language model, 1 for a policy that acts once).
 
-A *row* is one decision of the policy: the tokens, or the noise, sampled in one turn. A *rollout* is a trajectory of rows
-with what came out of it. Answering once is the simplest case: a rollout with one row.
+A *row* is one decision of the policy: the tokens, or the noise, sampled in one turn. A *rollout* is a trajectory of
+rows with what came out of it. Answering once is the simplest case: a rollout with one row.
 
 Worked example: two prompts, group size 2, the second prompt answered over two turns by its first rollout. That is
 2 `RolloutGroup`, 4 `Rollout`, 5 `Row`; in a `Batch` B = 5, `group_ids` is [0, 0, 1, 1, 1], `trajectory_ids` is

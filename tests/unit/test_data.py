@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from mmrl_core.data import Rows, SetAside, load_rows, parse_split, rows
+from mmrl_core.data import Rows, load_rows, parse_split, rows
 from mmrl_core.errors import TaskDataError
 from mmrl_core.media import load_image
 
@@ -333,29 +333,3 @@ def test_slices_are_rows_with_their_own_numbers(tmp_path):
 def test_source_rows_is_load_rows(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", TABLE)
     assert list(rows("train[:1]", path=str(path), columns=["number"])) == [{"number": 0}]
-
-
-def test_set_aside_refuses_only_above_the_limit():
-    broken = SetAside(num_rows=10, limit=0.2)
-    assert broken.summary() == "" and len(broken) == 0
-    broken.add(3, "a.jsonl:4", "a.jsonl:4: broken JSON")
-    broken.add(3, "a.jsonl:4", "again")
-    broken.add(1, "a.jsonl:2", "a.jsonl:2: broken JSON")
-    assert len(broken) == 2 and 3 in broken and 2 not in broken
-    assert [record.index for record in broken.records] == [1, 3]
-    assert broken.records[1].reason == "a.jsonl:4: broken JSON"
-    assert broken.summary() == "2 of 10 rows set aside as broken: 2 x broken JSON"
-    with pytest.raises(
-        TaskDataError, match=r"3 of 10 rows are broken, more than the 20.0%[\s\S]*row 7 \(b.png\): torn"
-    ):
-        broken.add(7, "b.png", "torn")
-
-
-def test_set_aside_with_limit_zero_refuses_the_first_and_with_one_never():
-    with pytest.raises(TaskDataError):
-        SetAside(num_rows=5, limit=0.0).add(0, "f", "r")
-    all_broken = SetAside(num_rows=2, limit=1.0)
-    all_broken.add(0, "f", "r")
-    all_broken.add(1, "f", "r")
-    with pytest.raises(ValueError, match=r"share in 0..1"):
-        SetAside(num_rows=2, limit=5)
