@@ -1,7 +1,7 @@
 """Rewards into advantages: first pure functions on plain tensors, then the stages that a config lists.
 
 A stage is ``stage(advantages, view, **options) -> advantages``, and a config lists stages in order. The first receives
-``view.rewards`` [B], each later one what the previous returned, [B] or [B, T]:
+``view.rewards`` [B], each later one what the previous returned, [B] or [B, T]. The stage ``x`` is ``x_stage`` below:
 
     [group_relative]                                   GRPO
     [{name: group_relative, divide_by_std: none}]      Dr. GRPO; the same as [group_mean]

@@ -393,17 +393,15 @@ def _load_encoder(config: ModelConfig, findings: list[Finding]) -> Any:
     try:
         from types import SimpleNamespace
 
-        from transformers import AutoConfig, AutoProcessor, AutoTokenizer
+        from transformers import AutoConfig
 
-        from mmrl_core.language_model import PromptEncoder, _set_pixel_limits
+        from mmrl_core.language_model import PromptEncoder, load_processor
 
         path = Path(config.path).expanduser()
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        loader = AutoProcessor if hasattr(model_config, "vision_config") else AutoTokenizer
-        processor = loader.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-        _set_pixel_limits(processor, config)
         # Positions, for which the encoder would ask the model, are of no interest here, and no length is refused.
-        return PromptEncoder(processor, SimpleNamespace(config=model_config), max_tokens=sys.maxsize)
+        encoder_model: Any = SimpleNamespace(config=model_config)
+        return PromptEncoder(load_processor(config, path), encoder_model, max_tokens=sys.maxsize)
     except Exception as error:  # transformers raises anything on a broken folder
         findings.append(Finding(False, f"model.path: the processor of {config.path} cannot be loaded: {error}"))
         return None

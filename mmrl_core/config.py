@@ -244,6 +244,10 @@ class StageConfig(Strict):
     def _sound(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of 'steps' and 'epochs'")
+        rule = self.algorithm.dynamic_sampling
+        if rule is not None and rule.reward not in (None, *(reward.key for reward in self.rewards)):
+            known = ", ".join(reward.key for reward in self.rewards)
+            raise ValueError(f"dynamic_sampling.reward {rule.reward!r} is none of the stage's rewards: {known}")
         if self.kind == "grpo" and self.group_size < 2:
             raise ValueError(
                 "group_size is 1: a group of one has no baseline, so every advantage would be 0. "

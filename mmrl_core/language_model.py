@@ -439,7 +439,7 @@ class LanguageModelPolicy:
         precision = config.precision if config.precision != "auto" else "bfloat16_mixed" if on_gpu else "float32"
         self.autocast = precision == "bfloat16_mixed"
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-        model, processor = load_model(config, path, dtype)
+        model = load_model(config, path, dtype)
         freeze_parameters(model, config.freeze)
         if config.lora is not None:
             model = _add_lora(model, config)
@@ -452,7 +452,7 @@ class LanguageModelPolicy:
         # Checkpointed layers keep no cache, so that the prompt cannot be shared; each completion is run whole.
         self.model = LanguageModel(model, shared_prefix=not config.gradient_checkpointing).to(device)
         self.module: nn.Module = self.model  # the trainer puts accelerate's wrapper around it here
-        self.encoder = PromptEncoder(processor, self.model.base, config.max_prompt_tokens)
+        self.encoder = PromptEncoder(load_processor(config, path), self.model.base, config.max_prompt_tokens)
         self.engine = engine or HFEngine()
         self._frozen: dict[str, dict[str, Tensor]] = {}
 
@@ -602,32 +602,53 @@ class LanguageModelPolicy:
         }
 
 
-def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Model and processor (for text models the tokenizer) from a folder or the hub.
+def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any:
+    """A transformers model from a folder or the hub.
 
     Raises:
         PolicyError: there is no such model, or it cannot be loaded; names the path and the cause.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoProcessor,
-        AutoTokenizer,
-    )
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    with _loading("model", path):
+        model_class = AutoModelForImageTextToText if _is_multimodal(config, path) else AutoModelForCausalLM
+        options = _hub_options(config)
+        return model_class.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
+
+
+def load_processor(config: ModelConfig, path: str | Path) -> Any:
+    """The model's processor, or for a text model its tokenizer, with the pixel limits of the config.
+
+    Raises:
+        PolicyError: it cannot be loaded, or pixel limits are set for a model that takes no images.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    with _loading("processor of model", path):
+        loader = AutoProcessor if _is_multimodal(config, path) else AutoTokenizer
+        processor = loader.from_pretrained(path, **_hub_options(config))
+    _set_pixel_limits(processor, config)
+    return processor
+
+
+def _is_multimodal(config: ModelConfig, path: str | Path) -> bool:
+    from transformers import AutoConfig
+
+    return hasattr(AutoConfig.from_pretrained(path, **_hub_options(config)), "vision_config")
+
+
+def _hub_options(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+@contextmanager
+def _loading(what: str, path: str | Path) -> Iterator[None]:
+    """What transformers raises for a missing or broken model, as an error the user can mend."""
     try:
-        model_config = AutoConfig.from_pretrained(path, **options)
-        multimodal = hasattr(model_config, "vision_config")
-        model_class = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-        model = model_class.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
-        processor = (AutoProcessor if multimodal else AutoTokenizer).from_pretrained(path, **options)
+        yield
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PolicyError(f"model {str(path)!r} cannot be loaded: {reason}") from error
-    _set_pixel_limits(processor, config)
-    return model, processor
+        raise PolicyError(f"{what} {str(path)!r} cannot be loaded: {reason}") from error
 
 
 def _set_pixel_limits(processor: Any, config: ModelConfig) -> None:

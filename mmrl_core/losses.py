@@ -307,7 +307,9 @@ def policy_loss(
     importance_min: float = 0.0,
     off_policy_threshold: float | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The loss of one micro-batch; minimise the sum over the micro-batches of an optimizer step.
+    """The loss of one micro-batch; minimise the sum over the micro-batches and processes of an optimizer step.
+
+    Where processes average their gradients (DDP), multiply the loss by their number to get that sum.
 
     Args:
         inputs: one micro-batch; totals count the whole optimizer step.

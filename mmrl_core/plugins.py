@@ -312,7 +312,7 @@ def call_with_options(function: Callable[..., Any], *arguments: Any, options: Ma
     """Call a registered function with options from a config; a wrong option is the user's error, not a crash."""
     import inspect
 
-    parameters = inspect.signature(function).parameters
+    parameters = dict(list(inspect.signature(function).parameters.items())[len(arguments) :])
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if not takes_any and (unknown := [key for key in options if key not in parameters]):
         raise PluginError(f"{name} has no option {unknown[0]!r}; its options: {', '.join(parameters)}.")

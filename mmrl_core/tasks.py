@@ -185,9 +185,12 @@ class SetAside:
         return "\n".join(f"  {row.id}: {row.reason}" for row in list(self)[:num_rows])
 
     def write(self, path: str | Path) -> None:
-        """Write the records as JSON lines: id, index, file, reason."""
-        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self]
-        Path(path).write_text("".join(lines), encoding="utf-8")
+        """Add the records that a file lacks, as JSON lines (id, index, file, reason); what it holds stays."""
+        path = Path(path)
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        lines = [json.dumps(asdict(row), ensure_ascii=False) for row in self]
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines if line not in known)
 
 
 class PromptSource:

@@ -513,7 +513,8 @@ class Trainer:
         if self.is_main:
             self.log.step(record, self.state.stage_step, total)
             self.accelerator.log(metrics, step=self.state.step)
-            self.train_source.set_aside.write(self.output / "set_aside.jsonl")
+            if len(self.train_source.set_aside):
+                self.train_source.set_aside.write(self.output / "set_aside.jsonl")
         self.hooks.mmrl_step_end(run=self, metrics=record)
         every = self.config.eval.every_steps
         if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:

@@ -211,19 +211,21 @@ class Batch:
         return len(self.rows)
 
     def select(self, index: torch.Tensor) -> Batch:
-        """Rows at `index` (int64 [b]), as a batch of their own."""
-        pick = lambda tensor: None if tensor is None else tensor[index]  # noqa: E731
+        """Rows at `index` (int64 [b]), as a batch of their own, padded no further than to the longest of them."""
+        rows = [self.rows[i] for i in index.tolist()]
+        width = max(row.num_actions for row in rows)
+        pick = lambda tensor: None if tensor is None else tensor[index, :width]  # noqa: E731
         return Batch(
-            rows=[self.rows[i] for i in index.tolist()],
+            rows=rows,
             group_ids=self.group_ids[index],
             trajectory_ids=self.trajectory_ids[index],
             step_index=self.step_index[index],
-            masks={name: mask[index] for name, mask in self.masks.items()},
-            advantages=self.advantages[index],
+            masks={name: pick(mask) for name, mask in self.masks.items()},
+            advantages=pick(self.advantages),
             rewards=self.rewards[index],
             sampler_logprobs=pick(self.sampler_logprobs),
             old_logprobs=pick(self.old_logprobs),
-            frozen_logprobs={name: value[index] for name, value in self.frozen_logprobs.items()},
+            frozen_logprobs={name: pick(value) for name, value in self.frozen_logprobs.items()},
         )
 
 

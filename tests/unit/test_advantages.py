@@ -334,14 +334,29 @@ def test_stages_equal_their_function_on_single_turn_batches(stage, function):
     assert torch.equal(stage(view.rewards, view), function(rewards, group_ids))
 
 
-def test_group_relative_stage_passes_its_options_on():
-    view = make_view([1.0, 0.0, 3.0, 0.0], [0, 0, 1, 1])
-    assert torch.equal(
-        A.group_relative_stage(view.rewards, view, divide_by_std="none"), A.group_mean_stage(view.rewards, view)
-    )
-    calls = []
-    A.group_relative_stage(view.rewards, view, divide_by_std="batch", reduce_sum=lambda x: calls.append(x) or x)
-    assert calls
+@pytest.mark.parametrize(
+    ("stage", "function", "options"),
+    [
+        (A.group_relative_stage, A.group_relative_advantages, {"divide_by_std": "none"}),
+        (A.group_relative_stage, A.group_relative_advantages, {"divide_by_std": "batch", "eps": 0.5}),
+        (
+            A.normalise_over_batch_stage,
+            lambda rewards, _, **more: A.batch_normalised_advantages(rewards, **more),
+            {"eps": 0.5},
+        ),
+        (
+            A.whiten_stage,
+            lambda rewards, _, **more: A.whiten(rewards, rewards.isfinite(), **more)[:, None],
+            {"eps": 0.5},
+        ),
+    ],
+)
+def test_stages_pass_their_options_on(stage, function, options):
+    rewards, group_ids = random_rewards()
+    view = make_view(rewards.tolist(), group_ids.tolist())
+    if "eps" in options:  # these have statistics over the batch
+        options = {**options, "reduce_sum": lambda tensor: 2 * tensor}
+    torch.testing.assert_close(stage(rewards, view, **options), function(rewards, group_ids, **options), **TOLERANCE)
 
 
 def test_reinforce_plus_plus_whitens_returns_over_scored_tokens():

@@ -346,6 +346,18 @@ def test_cispo_keeps_the_gradient_of_every_token():
     assert torch.equal(gradient != 0, inputs.mask)
 
 
+@pytest.mark.parametrize("options", [{"cap": 1.3}, {"clip_low": 0.1, "clip_high": 0.3}])
+def test_cispo_clip_fractions_count_the_bounded_weights(options):
+    inputs = random_inputs()
+    _, metrics = losses.policy_loss(inputs, surrogate=losses.cispo, surrogate_options=options)
+    ratios = (inputs.logprobs - inputs.old_logprobs).exp()[inputs.mask]
+    torch.testing.assert_close(metrics["clip_fraction_high"], (ratios > 1.3).double().mean())
+    low = (ratios < 0.9) & ("clip_low" in options)
+    torch.testing.assert_close(metrics["clip_fraction_low"], low.double().mean())
+    torch.testing.assert_close(metrics["ratio_mean"], ratios.mean())
+    assert metrics["clip_fraction_high"] > 0
+
+
 @pytest.mark.parametrize("options", [{}, {"clip_high": 0.2}, {"cap": 5.0, "clip_low": 0.2, "clip_high": 0.2}])
 def test_cispo_asks_which_convention_is_meant(options):
     with pytest.raises(ConfigError, match=r"either cap .* or both clip_low and clip_high"):
@@ -398,7 +410,7 @@ def test_equal_logprobs_give_weight_one(level, mode):
 
 def test_importance_weights_do_not_read_padding_and_take_unscored_tokens_as_equal():
     old, mask = f64([[-1.0, -1.0, -1.0]]), torch.tensor([[True, True, False]])
-    sampler = f64([[-1.5, NAN, NAN]])
+    sampler = f64([[-1.5, NAN, -1.3]])
     weights = losses.importance_weights(old, sampler, mask, level="sequence", mode="truncate")
     torch.testing.assert_close(weights, f64([[0.5, 0.5, 0.5]]).exp(), **TOLERANCE)
     weights = losses.importance_weights(old, sampler, mask, level="token", mode="mask")

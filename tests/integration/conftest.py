@@ -1,0 +1,265 @@
+"""Real architectures with tiny random weights, real files, and plain transformers code to compare with."""
+
+import json
+import os
+import sys
+import textwrap
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmrl_core.plugins import load_plugins
+from mmrl_core.tiny import build_tiny
+from mmrl_core.types import Prompt
+from mmrl_core.yaml_config import load_config
+
+CHOICES = ("red", "blue", "dog", "cat", "no", "left")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(tmp_path_factory):
+    """One thread, which makes sums repeatable, and a cache of our own, for this process and those it starts."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    torch.set_num_threads(1)
+    os.environ |= {"MMRL_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+    yield
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, surroundings):
+    """`tiny_model(kind)` -> folder of a tiny model whose matrices are larger, and that stops at every sixth token.
+
+    At the usual start every token is about equally likely wherever it stands, so that wrong positions or masks would
+    hide behind the tolerance; and completions would all run to the limit.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def model(kind):
+        if not (folder / kind).exists():
+            build_tiny(kind, folder / kind)
+            weights = load_file(folder / kind / "model.safetensors")
+            for name, weight in weights.items():
+                if weight.dim() > 1 and "embed" not in name:
+                    weight *= 3.0
+            save_file(weights, folder / kind / "model.safetensors", metadata={"format": "pt"})
+            generation = json.loads((folder / kind / "generation_config.json").read_text())
+            generation["eos_token_id"] += range(0, 480, 6)
+            (folder / kind / "generation_config.json").write_text(json.dumps(generation))
+        return folder / kind
+
+    return model
+
+
+def picture(seed, width=56, height=56):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="session")
+def make_picture():
+    return picture
+
+
+@pytest.fixture(scope="session")
+def make_prompt():
+    """`make_prompt(id, text, images=[...], videos=[...])` -> Prompt of one user message."""
+
+    def prompt(name, text, images=(), videos=(), answer=""):
+        content = [
+            *({"type": "image", "image": image} for image in images),
+            *({"type": "video", "video": video.frames, "metadata": video.metadata} for video in videos),
+            {"type": "text", "text": text},
+        ]
+        keys = tuple(f"{name}-{index}" for index in range(len(images) + len(videos)))
+        return Prompt(name, [{"role": "user", "content": content}], {"name": name}, answer, keys)
+
+    return prompt
+
+
+class PlainModel:
+    """A transformers model and processor used as their documentation says: a forward for each completion."""
+
+    def __init__(self, path=None, model=None):
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+        self.text_only = "vision_config" not in json.loads((path / "config.json").read_text())
+        loader = AutoModelForCausalLM if self.text_only else AutoModelForImageTextToText
+        self.model = model if model is not None else loader.from_pretrained(path, dtype=torch.float32)
+        self.processor = (AutoTokenizer if self.text_only else AutoProcessor).from_pretrained(path)
+
+    def inputs(self, prompt):
+        messages, images, videos = [], [], []
+        for message in prompt.messages:
+            parts = message["content"]
+            images += [part["image"] for part in parts if part["type"] == "image"]
+            videos += [part for part in parts if part["type"] == "video"]
+            text = "".join(part.get("text", "") for part in parts)
+            messages.append({**message, "content": text if self.text_only else parts})
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        media = {"images": images} if images else {}
+        if videos:
+            media["videos"] = [part["video"] for part in videos]
+            media |= {"video_metadata": [part["metadata"] for part in videos], "do_sample_frames": False}
+        return self.processor(text=[text], return_tensors="pt", **media)
+
+    def logits(self, prompt, tokens):
+        """[T, V] logits that predict the tokens of a completion."""
+        inputs = self.inputs(prompt)
+        start = inputs["input_ids"].shape[1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens[None]], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if "mm_token_type_ids" in inputs:
+            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(tokens[None])], 1)
+        return self.model(**inputs).logits[0, start - 1 : -1].float()
+
+    def logprobs(self, prompt, tokens, temperature=1.0):
+        """[T] logprobs of a completion."""
+        normed = (self.logits(prompt, tokens) / temperature).log_softmax(-1)
+        return normed.gather(1, tokens[:, None])[:, 0]
+
+
+@pytest.fixture(scope="session")
+def plain_model():
+    return PlainModel
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a throw-away distribution on sys.path: `install(name, source)`; plugin and module are called `name`."""
+    before = set(sys.modules)
+
+    def install_distribution(name, source):
+        site = tmp_path / f"site-{name}"
+        info = site / f"mmrl_{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{name}.py").write_text(textwrap.dedent(source))
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: mmrl-{name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[mmrl]\n{name} = {name}\n")
+        monkeypatch.syspath_prepend(site)
+        load_plugins.cache_clear()
+        return site
+
+    load_plugins.cache_clear()
+    yield install_distribution
+    load_plugins.cache_clear()
+    for name in set(sys.modules) - before:
+        if name.startswith("probe"):
+            del sys.modules[name]
+
+
+REWARDS = '''
+import math
+import time
+
+CHOICES = ("red", "blue", "dog", "cat", "no", "left")
+
+def spread(completions, samples):
+    """Differs between almost any two completions, and lies in 0..1."""
+    return [sum(map(ord, c)) % 97 / 96 for c in completions]
+
+def flat(completions, samples):
+    return [0.5 for _ in completions]
+
+def sometimes_flat(completions, samples):
+    """Constant for every second row of the data."""
+    return [0.5 if s["number"] % 2 else v for s, v in zip(samples, spread(completions, samples))]
+
+def raises(completions, samples):
+    return [1 / (s["number"] % 2) for s in samples]
+
+def hangs(completions, samples):
+    time.sleep(30 if samples[0]["number"] % 2 else 0)
+    return [1.0 for _ in completions]
+
+def not_a_number(completions, samples):
+    return [math.nan if s["number"] % 2 else 1.0 for s in samples]
+'''
+
+
+@pytest.fixture(scope="session")
+def rewards_file(tmp_path_factory):
+    """Python file of reward functions; a config names them as `<file>:<function>`."""
+    path = tmp_path_factory.mktemp("rewards") / "rewards.py"
+    path.write_text(REWARDS)
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_files(tmp_path_factory):
+    """Folder with `pictures.parquet` (16 rows: image path or null, number, question, answer), png files, `text.jsonl`."""
+    import pandas
+
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for number in range(16):
+        name = f"picture-{number}.png"
+        if number % 5 == 4:
+            name = None  # a row without picture beside those with one
+        else:
+            picture(number, 56 + 28 * (number % 2), 56).save(folder / name)
+        question = f"What is {'really ' * (number % 3)}this?"
+        rows.append({"image": name, "number": number, "question": question, "answer": CHOICES[number % len(CHOICES)]})
+    pandas.DataFrame(rows).to_parquet(folder / "pictures.parquet")
+    (folder / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_config(tiny_model, data_files):
+    """`base_config(kind)` -> plain config of a run without stages: model, data, prompt, rollout of 6 tokens."""
+
+    def config(kind="qwen2_vl"):
+        multimodal = kind != "qwen2"
+        data = str(data_files / ("pictures.parquet" if multimodal else "text.jsonl"))
+        return {
+            "name": "test/run",
+            "seed": 3,
+            "model": {"path": str(tiny_model(kind)), **({"freeze": ["vision"]} if multimodal else {})},
+            "data": {"train": {"name": "rows", "path": data}},
+            "prompt": {"images": ["{image}"] if multimodal else [], "text": "{question}", "answer": "{answer}"},
+            "rollout": {"max_tokens": 6},
+            "optimizer": {"lr": 1e-3},
+            "checkpoint": {"every_steps": None},
+        }
+
+    return config
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """`make_config(plain config)` -> RunConfig, by way of a YAML file."""
+
+    def config(values):
+        path = tmp_path / "task.yaml"
+        path.write_text(json.dumps(values))  # JSON is YAML
+        return load_config(str(path))
+
+    return config
+
+
+@pytest.fixture
+def make_trainer(make_config, tmp_path):
+    """`make_trainer(plain config)` -> Trainer, closed when the test ends."""
+    from mmrl_core.trainer import Trainer
+
+    trainers = []
+
+    def trainer(values, output: Path | None = None):
+        made = Trainer(make_config(values), output or tmp_path / f"run-{len(trainers)}")
+        trainers.append(made)
+        return made
+
+    yield trainer
+    for made in trainers:
+        made.close()

@@ -1,0 +1,274 @@
+"""The language-model policy computes what a plain transformers forward of each completion computes."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from mmrl_core.config import LoraConfig, ModelConfig
+from mmrl_core.errors import TaskDataError
+from mmrl_core.language_model import LanguageModelPolicy
+from mmrl_core.media import load_video
+from mmrl_core.types import Row, Sampling
+
+KINDS = ("qwen2", "qwen2_vl", "qwen2_5_vl")
+VISION_KINDS = KINDS[1:]
+
+
+@pytest.fixture(scope="session")
+def video(tmp_path_factory):
+    """Six frames of an mp4 file."""
+    import av
+
+    path = tmp_path_factory.mktemp("video") / "noise.mp4"
+    pixels = np.random.default_rng(5).integers(0, 255, (6, 56, 84, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
+        for frame in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return load_video(path, num_frames=6, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 8)
+
+
+@pytest.fixture
+def prompts(make_prompt, make_picture, video):
+    """`prompts(kind)`: of unequal lengths; with vision: one image, several, none, and a video."""
+
+    def of_kind(kind):
+        if kind == "qwen2":
+            return [make_prompt(f"p{i}", "what is this" + " really" * (3 * i)) for i in range(3)]
+        return [
+            make_prompt("one", "what is this", [make_picture(1, 84, 56)]),
+            make_prompt("two", "which of the two is left", [make_picture(2, 56, 112), make_picture(3)]),
+            make_prompt("none", "a question without a picture, to stand beside those with one"),
+            make_prompt("video", "what moves", videos=[video]),
+            make_prompt("both", "what moves in front of this", [make_picture(4)], [video]),
+        ]
+
+    return of_kind
+
+
+def load(path, **settings):
+    return LanguageModelPolicy(ModelConfig(path=str(path), **settings), path=path)
+
+
+def rows_of(policy, prompts, sizes=(3, 1, 2, 3, 2)):
+    """Rows of 1 to 9 random tokens, groups of unequal size."""
+    generator = torch.Generator().manual_seed(1)
+    groups = policy.rollout(prompts, 1, Sampling(max_tokens=1))
+    rows = []
+    for group, size in zip(groups, sizes, strict=False):
+        for index in range(size):
+            length = int(torch.randint(1, 10, (), generator=generator))
+            rows.append(
+                Row(
+                    prompt_id=group.prompt.id,
+                    trajectory_id=f"{group.prompt.id}/{index}",
+                    observation=group.rollouts[0].rows[0].observation,
+                    action=torch.randint(0, 500, (length,), generator=generator),
+                    num_actions=length,
+                )
+            )
+    return rows
+
+
+def expected_stats(plain, rows, prompts, temperature=1.0):
+    """Logprobs and entropies [B, T] from a forward for each row."""
+    by_id = {prompt.id: prompt for prompt in prompts}
+    logprobs, entropies = [], []
+    for row in rows:
+        normed = (plain.logits(by_id[row.prompt_id], row.action) / temperature).log_softmax(-1)
+        logprobs.append(normed.gather(1, row.action[:, None])[:, 0])
+        entropies.append(-(normed.exp() * normed).sum(-1))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(logprobs, batch_first=True), pad(entropies, batch_first=True)
+
+
+VARIANTS = {
+    "full": {},
+    "checkpointing": {"gradient_checkpointing": True},
+    "lora": {"lora": LoraConfig(rank=4)},
+    "lora and checkpointing": {"lora": LoraConfig(rank=4), "gradient_checkpointing": True},
+    "frozen tower": {"freeze": ["vision"]},
+    "trained tower": {"freeze": ["language"]},
+}
+CASES = [
+    (kind, variant, temperature)
+    for kind in KINDS
+    for variant, temperature in zip(VARIANTS, (1.0, 0.7, 1.3, 1.0, 0.7, 1.0), strict=True)
+    if kind != "qwen2" or "tower" not in variant
+]
+
+
+@pytest.mark.parametrize("kind, variant, temperature", CASES)
+def test_logprobs_entropy_and_gradients_equal_a_plain_forward_of_each_completion(
+    kind, variant, temperature, tiny_model, plain_model, prompts
+):
+    path = tiny_model(kind)
+    policy = load(path, **VARIANTS[variant])
+    policy.set_temperature(temperature)
+    if "lora" in variant:
+        with torch.no_grad():
+            for name, parameter in policy.model.model.named_parameters():
+                if "lora_B" in name:  # starts at zero, where the adapter does nothing
+                    parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+    model = copy.deepcopy(policy.model.model)
+    if "checkpointing" in variant:
+        model.gradient_checkpointing_disable()
+    plain = plain_model(path, model)
+    rows = rows_of(policy, prompts(kind))
+
+    stats = policy.logprobs(rows, needs={"entropy"})
+    logprobs, entropy = expected_stats(plain, rows, prompts(kind), temperature)
+    torch.testing.assert_close(stats.logprobs, logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(stats.entropy, entropy, rtol=0, atol=1e-5)
+
+    weights = torch.rand(logprobs.shape, generator=torch.Generator().manual_seed(2))
+    (stats.logprobs * weights - 0.3 * stats.entropy).sum().backward()
+    (logprobs * weights - 0.3 * entropy).sum().backward()
+    expected = dict(model.named_parameters())
+    num_compared = 0
+    for name, parameter in policy.model.model.named_parameters():
+        assert parameter.requires_grad == expected[name].requires_grad
+        if expected[name].grad is None:
+            assert parameter.grad is None, name
+            continue
+        difference = (parameter.grad - expected[name].grad).norm() / expected[name].grad.norm().clamp(min=1e-3)
+        assert difference < 1e-5, f"{name}: {difference}"
+        num_compared += 1
+    assert num_compared == sum(parameter.requires_grad for parameter in expected.values())
+
+
+def test_a_position_off_by_one_would_be_noticed(tiny_model, plain_model, prompts):
+    path = tiny_model("qwen2_vl")
+    policy = load(path)
+    rows = rows_of(policy, prompts("qwen2_vl"))
+    shifted = {id(row.observation): row.observation for row in rows}
+    shifted = {key: replace(value, next_position=value.next_position + 1) for key, value in shifted.items()}
+    with torch.no_grad():
+        right = policy.logprobs(rows).logprobs
+        wrong = policy.logprobs([replace(row, observation=shifted[id(row.observation)]) for row in rows]).logprobs
+    assert (right - wrong).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_one_size_and_single_rows_give_the_same_logprobs(kind, tiny_model, prompts):
+    policy = load(tiny_model(kind))
+    rows = rows_of(policy, prompts(kind), sizes=(2, 2, 2, 2, 2))
+    with torch.no_grad():
+        together = policy.logprobs(rows).logprobs
+        alone = [policy.logprobs([row]).logprobs[0] for row in rows]
+    torch.testing.assert_close(together, torch.nn.utils.rnn.pad_sequence(alone, True), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_sampler_logprobs_are_those_of_the_trainer(kind, checkpointing, tiny_model, plain_model, prompts):
+    path = tiny_model(kind)
+    policy = load(path, gradient_checkpointing=checkpointing)
+    policy.set_temperature(0.8)
+    sampling = Sampling(max_tokens=12, temperature=0.8, top_p=0.95, top_k=100, seed=4)
+    groups = policy.rollout(prompts(kind), 5, sampling)
+    rows = [rollout.rows[0] for group in groups for rollout in group.rollouts]
+    assert len({row.num_actions for row in rows}) > 1, "the test needs completions of unequal length"
+    with torch.no_grad():
+        trained = policy.logprobs(rows).logprobs
+        expected, _ = expected_stats(plain_model(path), rows, prompts(kind), 0.8)
+    sampled = torch.nn.utils.rnn.pad_sequence([row.sampler_logprobs for row in rows], batch_first=True)
+    torch.testing.assert_close(sampled, trained, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sampled, expected, rtol=0, atol=1e-5)
+    ended = [bool(torch.isin(row.action[-1], torch.tensor(sorted(policy.model.stop_ids)))) for row in rows]
+    assert [row.truncated for row in rows] == [not end for end in ended]
+    assert all(row.num_actions == 12 for row in rows if row.truncated)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_sampling_is_that_of_transformers_generate(kind, tiny_model, plain_model, prompts):
+    path = tiny_model(kind)
+    policy = load(path)
+    groups = policy.rollout(prompts(kind), 1, Sampling(max_tokens=16, temperature=0.0))
+    plain = plain_model(path)
+    for prompt, group in zip(prompts(kind), groups, strict=True):
+        inputs = plain.inputs(prompt)
+        generated = plain.model.generate(**inputs, max_new_tokens=16, do_sample=False, temperature=None, top_p=None)
+        assert group.rollouts[0].rows[0].action.tolist() == generated[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_the_same_seed_samples_the_same_and_another_seed_something_else(tiny_model, prompts):
+    policy = load(tiny_model("qwen2_vl"))
+
+    def actions(seed):
+        groups = policy.rollout(prompts("qwen2_vl"), 3, Sampling(max_tokens=8, seed=seed))
+        return [rollout.rows[0].action.tolist() for group in groups for rollout in group.rollouts]
+
+    assert actions(1) == actions(1) != actions(2)
+    assert len({tuple(tokens) for tokens in actions(1)[:3]}) == 3, "completions of a group are drawn independently"
+
+
+def test_answers_are_shown_with_the_end_of_turn_and_are_not_the_policys_own(tiny_model, prompts):
+    policy = load(tiny_model("qwen2_vl"))
+    prompt = prompts("qwen2_vl")[0]
+    (group,) = policy.demonstrate([prompt], ["a red dog"])
+    row = group.rollouts[0].rows[0]
+    assert policy.encoder.tokenizer.decode(row.action) == "a red dog<|im_end|>"
+    assert row.masks["forced_mask"].all() and not row.masks["action_mask"].any()
+    assert row.sampler_logprobs is None
+
+
+def test_a_frozen_tower_encodes_each_medium_once_and_a_trained_one_in_each_pass(tiny_model, prompts):
+    num_media = 1 + 2 + 1 + 2  # of the prompts: one image, two images, a video, an image and a video
+    counts = {}
+    for name, freeze in (("frozen", ["vision"]), ("trained", [])):
+        policy = load(tiny_model("qwen2_vl"), freeze=freeze)
+        groups = policy.rollout(prompts("qwen2_vl"), 2, Sampling(max_tokens=3))
+        policy.logprobs([rollout.rows[0] for group in groups for rollout in group.rollouts])
+        policy.rollout(prompts("qwen2_vl"), 2, Sampling(max_tokens=3))  # equal prompts, made anew
+        counts[name] = policy.take_counters()["media_encodes"]
+        assert policy.take_counters() == {}
+    assert counts == {"frozen": num_media, "trained": 3 * num_media}
+
+
+def test_an_overlong_prompt_is_refused_and_never_cut(tiny_model, prompts):
+    policy = load(tiny_model("qwen2_vl"), max_prompt_tokens=20)
+    with pytest.raises(TaskDataError, match=r"prompt 'one' has \d+ tokens, over model.max_prompt_tokens=20\. Raise"):
+        policy.rollout(prompts("qwen2_vl"), 2, Sampling(max_tokens=3))
+
+
+def test_frozen_policies_keep_their_weights_follow_by_their_rule_and_come_back(tiny_model, prompts, tmp_path):
+    policy = load(tiny_model("qwen2_vl"), freeze=["vision"])
+    rows = rows_of(policy, prompts("qwen2_vl"))
+    with torch.no_grad():
+        before = policy.logprobs(rows).logprobs
+        policy.freeze("reference")
+        for parameter in policy.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+        after = policy.logprobs(rows).logprobs
+    assert (after - before).abs().max() > 1e-3
+    assert torch.equal(policy.logprobs(rows, frozen="reference").logprobs, before)
+    assert torch.equal(policy.logprobs(rows).logprobs.detach(), after)  # the trained weights are back in place
+    policy.save_frozen(tmp_path)
+    policy.refresh("reference", 0.0)
+    assert torch.equal(policy.logprobs(rows, frozen="reference").logprobs, after)
+    policy.load_frozen(tmp_path)
+    assert torch.equal(policy.logprobs(rows, frozen="reference").logprobs, before)
+
+
+@pytest.mark.parametrize("settings", [{}, {"freeze": ["vision"]}, {"lora": LoraConfig(rank=2)}])
+def test_saved_weights_come_back_bit_for_bit(settings, tiny_model, tmp_path):
+    path = tiny_model("qwen2_vl")
+    policy = load(path, **settings)
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    policy.save(tmp_path)
+    other = load(path, **settings)
+    other.load(tmp_path)
+    for (name, saved), (_, loaded) in zip(
+        policy.model.model.state_dict().items(), other.model.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(saved, loaded), name
