@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mmrl_core import losses
 from mmrl_core.advantages import overlong_penalty, varying_groups
-from mmrl_core.config import Component
 from mmrl_core.errors import HookResultError
 from mmrl_core.hookspecs import hookimpl
 from mmrl_core.plugins import call_with_options
@@ -99,7 +98,7 @@ class CoreBehaviour:
             if "reduce_sum" in inspect.signature(function).parameters:
                 options["reduce_sum"] = run.reduce_sum
             advantages = call_with_options(function, advantages, view, options=options, name=stage.name)
-            check_advantages(advantages, view, stage)
+            check_advantages(advantages, view, f"advantage stage {stage.name!r}")
         return advantages
 
     @hookimpl
@@ -141,13 +140,21 @@ def _add_to_totals(scores: Scores, name: str, values: Tensor) -> Scores:
     )
 
 
-def check_advantages(advantages: Any, view: RewardView, stage: Component) -> None:
-    """Raises HookResultError unless a stage returned a floating [B] or [B, T] tensor without infinities."""
+def check_scores(scores: Any, groups: Sequence[RolloutGroup], hook: str) -> None:
+    """Raises HookResultError unless a hook scored each rollout of the groups."""
+    if not isinstance(scores, Scores):
+        raise HookResultError(f"{hook} returned {type(scores).__name__}; expected Scores.")
+    expected = (sum(len(group.rollouts) for group in groups),)
+    for name, values in {"totals": scores.totals, **scores.components}.items():
+        if tuple(values.shape) != expected:
+            raise HookResultError(f"{hook} returned {name!r} of shape {tuple(values.shape)}; expected {expected}.")
+
+
+def check_advantages(advantages: Any, view: RewardView, source: str) -> None:
+    """Raises HookResultError unless a hook or stage returned a floating [B] or [B, T] tensor without infinities."""
     allowed = (tuple(view.rewards.shape), tuple(view.mask.shape))
     if not isinstance(advantages, Tensor) or tuple(advantages.shape) not in allowed:
         got = tuple(advantages.shape) if isinstance(advantages, Tensor) else type(advantages).__name__
-        raise HookResultError(
-            f"advantage stage {stage.name!r} returned {got}; expected a tensor {allowed[0]} or {allowed[1]}."
-        )
-    if not bool(torch.isfinite(advantages).all()):
-        raise HookResultError(f"advantage stage {stage.name!r} returned numbers that are not finite.")
+        raise HookResultError(f"{source} returned {got}; expected a tensor {allowed[0]} or {allowed[1]}.")
+    if not advantages.is_floating_point() or not bool(torch.isfinite(advantages).all()):
+        raise HookResultError(f"{source} returned numbers that are not floating or not finite.")

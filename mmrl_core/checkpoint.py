@@ -53,7 +53,9 @@ class TrainState:
 def save_checkpoint(
     run: Path, state: TrainState, policy: Policy, optimizer: Any, plugin_state: dict[str, Any], *, keep: int
 ) -> Path:
-    """Write `checkpoints/step-N` and delete all but the newest `keep`.
+    """Write `checkpoints/step-N`; keep the newest `keep` up to it, and none behind it.
+
+    What lies behind it is torn, or was written by a run that this one has started over.
 
     Args:
         optimizer: a torch optimiser, or None between stages.
@@ -78,7 +80,7 @@ def save_checkpoint(
     torch.save(training, aside / "training.pt")
     sizes = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}
     (aside / STATE_FILE).write_text(json.dumps({**asdict(state), "files": sizes}, indent=1))
-    for path in aside.rglob("*"):
+    for path in [aside, *aside.rglob("*")]:
         _flush(path)
     final = folder / f"step-{state.step}"
     if final.exists():  # the same step of a run that was resumed from before it, or the end of its stage
@@ -88,7 +90,9 @@ def save_checkpoint(
     _flush(folder)
     for path in folder.glob(".unfinished-old-*"):
         shutil.rmtree(path)
-    for path in _checkpoints(run)[:-keep]:
+    found = _checkpoints(run)
+    newest = found.index(final) + 1
+    for path in found[: max(newest - keep, 0)] + found[newest:]:
         shutil.rmtree(path)
     return final
 

@@ -1,8 +1,8 @@
 """Rows of a data set: hub name, parquet, JSONL, JSON, CSV, a saved data set, or a folder of images.
 
 Rows are read one at a time, when asked for, and media in them stay as stored (path or bytes). So one broken line or
-image breaks its row, which the run sets aside (`mmrl_core.tasks.SetAside`), and not the load. What is wrong with the data set as a
-whole, such as a missing file or split, is a `TaskDataError` at once.
+image breaks its row, which the run sets aside (`mmrl_core.tasks.SetAside`), and not the load. What is wrong with the
+data set as a whole, such as a missing file or split, is a `TaskDataError` at once.
 """
 
 from __future__ import annotations

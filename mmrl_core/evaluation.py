@@ -62,6 +62,8 @@ class Evaluator:
         prompts = self._load()
         config = self._config
         runner = RewardRunner(self._plugins, config.rewards)
+        strategy = config.rollout.strategy
+        rollout = self._plugins.registry.get("strategy", strategy.name).load()
         metrics: dict[str, float] = {}
         for temperature in config.eval.temperatures:
             groups: list[RolloutGroup] = []
@@ -71,7 +73,10 @@ class Evaluator:
                 seed=EVALUATION_SEED,
             )
             for start in range(0, len(prompts), config.eval.batch_size):
-                groups += policy.rollout(prompts[start : start + config.eval.batch_size], 1, sampling)
+                part = prompts[start : start + config.eval.batch_size]
+                groups += call_with_options(
+                    rollout, policy, part, 1, sampling, options=strategy.options, name=strategy.name
+                )
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             measured = {"reward/total": _mean(scores.totals)} if len(scores.components) > 1 else {}

@@ -50,7 +50,7 @@ def mmrl_configure(config: RunConfig) -> None:
 
 @hookspec
 def mmrl_stage_start(run: Trainer) -> None:
-    """A stage begins, or is resumed. `run.stage` is its config and its optimiser exists; no step has run in this process."""
+    """A stage begins, or is resumed. `run.stage` is its config; its optimiser exists; no step has run in this process."""
 
 
 @hookspec(firstresult=True)
@@ -123,8 +123,8 @@ def mmrl_policy_loss(run: Trainer, inputs: LossInputs) -> tuple[Tensor, Mapping[
 
     :param inputs: see `LossInputs`; `inputs.totals` holds the counts of the whole optimizer step, so that the losses of
         its micro-batches add up.
-    :returns: scalar loss with gradient, and scalar metrics; None to leave it to others. The core composes the
-        surrogate, KL penalty, entropy bonus and importance correction that the config names.
+    :returns: scalar loss with gradient, and scalar metrics that add up in the same way; None to leave it to others. The
+        core composes the surrogate, KL penalty, entropy bonus and importance correction that the config names.
     """
 
 

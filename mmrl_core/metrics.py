@@ -79,7 +79,7 @@ class MetricsLog:
             self._progress.update(self._progress.task_ids[0], completed=stage_step, shown=shown)
         elif stage_step % PLAIN_EVERY == 0 or stage_step == total:
             left_s = (total - stage_step) / rate
-            self.console.print(f"  {record['stage']} {stage_step}/{total} left {left_s:.0f} s {shown}", highlight=False)
+            self.print(f"  {record['stage']} {stage_step}/{total} left {left_s:.0f} s {shown}")
 
     def end_stage(self) -> None:
         if self._progress is not None:
@@ -87,7 +87,7 @@ class MetricsLog:
             self._progress = None
 
     def print(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False)
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.end_stage()

@@ -10,19 +10,21 @@ what the core does by default is in `behaviour.py`. The trainer knows the `Polic
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmrl_core.behaviour import REFERENCE, CoreBehaviour
+from mmrl_core.behaviour import REFERENCE, CoreBehaviour, check_advantages, check_scores
 from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
 from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
@@ -112,6 +114,7 @@ class Trainer:
         self.log = MetricsLog(output)
         self.rollout_log = RolloutLog(output)
         self.alarm = ConstantRewardAlarm()
+        self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self.policy = self._load_policy()
         self.policy.module = self.accelerator.prepare(self.policy.module)
         self.optimizer: torch.optim.Optimizer | None = None
@@ -204,14 +207,20 @@ class Trainer:
         rule = self.stage.algorithm.dynamic_sampling
         kept: list[tuple[RolloutGroup, Scores]] = []
         left_out: list[tuple[RolloutGroup, Scores]] = []
+        failures: Counter[str] = Counter()
         missing = self._local_prompts(self.stage.prompts_per_step)
         for round_index in range(rule.max_rounds if rule else 1):
             self._round = round_index
             prompts = self.hooks.mmrl_prompts(run=self, prompts=self._draw(self.stage.prompts_per_step))
             groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
+            if len(groups) != len(prompts):
+                raise HookResultError(f"mmrl_rollout returned {len(groups)} groups for {len(prompts)} prompts.")
             groups = self.hooks.mmrl_after_rollout(run=self, groups=groups)
             scores = self.hooks.mmrl_score(run=self, groups=groups)
+            check_scores(scores, groups, "mmrl_score")
             scores = self.hooks.mmrl_shape_rewards(run=self, groups=groups, scores=scores)
+            check_scores(scores, groups, "mmrl_shape_rewards")
+            failures.update(scores.failures)
             chosen = self.hooks.mmrl_select_groups(run=self, groups=groups, scores=scores)
             if len(chosen) != len(groups):
                 raise HookResultError(f"mmrl_select_groups returned {len(chosen)} choices for {len(groups)} groups.")
@@ -223,7 +232,9 @@ class Trainer:
             kept = kept[:missing] if kept else left_out[:missing]  # no group varies: a step without gradient
         if not kept:
             raise HookResultError("mmrl_select_groups selected no group; a step needs one.")
-        return [group for group, _ in kept], join_scores([part for _, part in kept])
+        # Failures count wherever they came up: groups that failed are flat, and left out by dynamic sampling.
+        scores = replace(join_scores([part for _, part in kept]), failures=dict(failures))
+        return [group for group, _ in kept], scores
 
     def _pack(self, groups: Sequence[RolloutGroup]) -> Batch:
         """Rows of all groups, in order, padded to one length."""
@@ -267,6 +278,7 @@ class Trainer:
     def _add_advantages(self, batch: Batch, groups: Sequence[RolloutGroup], scores: Scores) -> Batch:
         view = reward_view(scores, groups, batch.mask)
         advantages = self.hooks.mmrl_compute_advantages(run=self, view=view)
+        check_advantages(advantages, view, "mmrl_compute_advantages")
         if advantages.dim() == 1:
             advantages = advantages[:, None].expand(batch.mask.shape)
         return replace(batch, advantages=(advantages * batch.mask).float(), rewards=view.rewards)
@@ -304,23 +316,23 @@ class Trainer:
         num_tokens, num_rows = self.reduce_sum(torch.tensor([float(batch.mask.sum()), float(len(batch))])).tolist()
         totals = BatchTotals(num_tokens=max(num_tokens, 1.0), num_rows=max(num_rows, 1.0))
         micro_batches = list(self._micro_batches(batch))
-        metrics: dict[str, float] = {}
-        loss_sum = 0.0
+        sums: Counter[str] = Counter()
         for index, (_, micro) in enumerate(micro_batches):
             last = index + 1 == len(micro_batches)
             with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
                 loss, loss_metrics = self.loss(micro, totals)
                 # DDP averages gradients over processes; the totals already count all of them.
                 self.accelerator.backward(loss * self.accelerator.num_processes)
-            loss_sum += float(loss.detach())
-            share = float(micro.mask.sum()) / max(float(batch.mask.sum()), 1.0)
-            for name, value in loss_metrics.items():
-                metrics[name] = metrics.get(name, 0.0) + share * float(value)
+            sums.update({"loss": float(loss.detach()), **{name: float(value) for name, value in loss_metrics.items()}})
         limit = self.stage.optimizer.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self._parameters(), math.inf if limit is None else limit)
+        norm = float(self.accelerator.clip_grad_norm_(self._parameters(), math.inf if limit is None else limit))
+        if not math.isfinite(norm):
+            raise HookResultError(
+                f"the gradient's norm is {norm} at step {self.state.step + 1}; training stops before the update."
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss_sum, "grad_norm": float(norm), **metrics}
+        return {**self._sum_over_processes(sums), "grad_norm": norm}
 
     def loss(self, batch: Batch, totals: BatchTotals) -> tuple[Tensor, dict[str, Tensor]]:
         """logprobs -> policy loss of one micro-batch, with gradient."""
@@ -483,7 +495,9 @@ class Trainer:
             return None
         self.state, training = load_checkpoint(directory, self.policy)
         plugin_state = training["plugins"]
-        self.alarm.load_state(plugin_state.pop("core"))
+        core_state = plugin_state.pop("core")
+        self.alarm.load_state(core_state["alarm"])
+        self._broken = core_state["set_aside"]
         self.hooks.mmrl_load_state(state=plugin_state)
         if self.is_main:
             self.log.print(f"resumed from {directory.name}")
@@ -499,6 +513,8 @@ class Trainer:
         seconds = time.perf_counter() - started
         self.state.elapsed_s += seconds
         assert self.optimizer is not None and self.train_source is not None
+        broken = [{"stage": name, **asdict(row)} for row in self.train_source.set_aside]
+        self._broken |= {f"{name}/{row['id']}": row for row in self._gather(broken)}
         record = {
             "kind": "step",
             "stage": name,
@@ -507,14 +523,15 @@ class Trainer:
             "seconds": seconds,
             "elapsed_s": self.state.elapsed_s,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "set_aside": len(self.train_source.set_aside),
+            "set_aside": len(self._broken),
             **metrics,
         }
         if self.is_main:
             self.log.step(record, self.state.stage_step, total)
             self.accelerator.log(metrics, step=self.state.step)
-            if len(self.train_source.set_aside):
-                self.train_source.set_aside.write(self.output / "set_aside.jsonl")
+            if self._broken:
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._broken.values()]
+                (self.output / "set_aside.jsonl").write_text("".join(lines), encoding="utf-8")
         self.hooks.mmrl_step_end(run=self, metrics=record)
         every = self.config.eval.every_steps
         if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:
@@ -524,13 +541,26 @@ class Trainer:
             self._save_checkpoint()
 
     def _reduce_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Mean over processes; work counters are summed."""
+        """Mean over the processes that measured it; work and failures are summed."""
+        counts = ("count/", "failures/")
+        sums = self._sum_over_processes(metrics)
+        measured = self._sum_over_processes(dict.fromkeys(metrics, 1.0))
+        return {name: value if name.startswith(counts) else value / measured[name] for name, value in sums.items()}
+
+    def _sum_over_processes(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums by name, whichever names the other processes have."""
+        sums: Counter[str] = Counter()
+        for part in self._gather([dict(values)]):
+            sums.update(part)
+        return dict(sums)
+
+    def _gather(self, items: list[Any]) -> list[Any]:
+        """The items of all processes."""
         if self.accelerator.num_processes == 1:
-            return metrics
-        names = sorted(metrics)
-        values = self.reduce_sum(torch.tensor([metrics[name] for name in names])).tolist()
-        shares = [1 if name.startswith("count/") else self.accelerator.num_processes for name in names]
-        return {name: value / share for name, value, share in zip(names, values, shares, strict=True)}
+            return items
+        from accelerate.utils import gather_object
+
+        return list(gather_object(items))
 
     def _log_rollouts(self, batch: Batch, groups: Sequence[RolloutGroup], scores: Scores) -> None:
         """Write some groups of some steps, and say so when a reward stops telling rollouts apart."""
@@ -586,7 +616,7 @@ class Trainer:
             hook = self.hooks.mmrl_save_state
             states = {impl.plugin_name: impl.function() for impl in hook.get_hookimpls()}
             states = {name: state for name, state in states.items() if state is not None}
-            states["core"] = self.alarm.state()
+            states["core"] = {"alarm": self.alarm.state(), "set_aside": self._broken}
             save_checkpoint(
                 self.output, self.state, self.policy, self.optimizer, states, keep=self.config.checkpoint.keep
             )

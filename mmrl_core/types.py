@@ -214,7 +214,10 @@ class Batch:
         """Rows at `index` (int64 [b]), as a batch of their own, padded no further than to the longest of them."""
         rows = [self.rows[i] for i in index.tolist()]
         width = max(row.num_actions for row in rows)
-        pick = lambda tensor: None if tensor is None else tensor[index, :width]  # noqa: E731
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor[index, :width]
+
         return Batch(
             rows=rows,
             group_ids=self.group_ids[index],
@@ -223,8 +226,8 @@ class Batch:
             masks={name: pick(mask) for name, mask in self.masks.items()},
             advantages=pick(self.advantages),
             rewards=self.rewards[index],
-            sampler_logprobs=pick(self.sampler_logprobs),
-            old_logprobs=pick(self.old_logprobs),
+            sampler_logprobs=None if self.sampler_logprobs is None else pick(self.sampler_logprobs),
+            old_logprobs=None if self.old_logprobs is None else pick(self.old_logprobs),
             frozen_logprobs={name: pick(value) for name, value in self.frozen_logprobs.items()},
         )
 

@@ -197,7 +197,7 @@ def rewards_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_files(tmp_path_factory):
-    """Folder with `pictures.parquet` (16 rows: image path or null, number, question, answer), png files, `text.jsonl`."""
+    """Folder with `pictures.parquet` (16 rows; image path or null, number, question, answer), pngs, `text.jsonl`."""
     import pandas
 
     folder = tmp_path_factory.mktemp("data")

@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "py
 
 LAYERS = (
     {"errors", "types", "hookspecs", "geometry"},
-    {"advantages", "losses", "media", "plugins", "builtin", "tiny", "data"},
+    {"advantages", "charts", "losses", "media", "plugins", "builtin", "tiny", "data"},
     {"config", "rewards", "rollout", "policy", "checkpoint"},
     {"yaml_config", "tasks", "rollout_log", "metrics", "model_path", "generation", "behaviour"},
     {"language_model", "evaluation", "preflight", "checks", "report"},

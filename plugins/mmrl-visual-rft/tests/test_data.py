@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from mmrl_core.errors import TaskDataError
+from mmrl_core.media import load_image
 from mmrl_visual_rft.data import coco, grounding_solution, lisa, per_mille_box, published
 from mmrl_visual_rft.parsing import answer_text, parse_boxes, parse_detections
 from mmrl_visual_rft.prompts import classification_prompt, detection_prompt, grounding_prompt
 from mmrl_visual_rft.rewards import format as format_reward
 from mmrl_visual_rft.rewards import grounding_giou, iou
-from PIL import Image
-
-from mmrl_core.errors import TaskDataError
-from mmrl_core.media import load_image
 
 
 def save_image(path: Path, size=(200, 100)):

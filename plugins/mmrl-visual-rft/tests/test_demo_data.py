@@ -5,6 +5,10 @@ import io
 import random
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from mmrl_core.errors import TaskDataError
 from mmrl_visual_rft.demo_data import (
     CLASS_WORDS,
     SceneOptions,
@@ -13,10 +17,6 @@ from mmrl_visual_rft.demo_data import (
     digit_scenes,
     loose_box,
 )
-from PIL import Image
-from sklearn.datasets import load_digits
-
-from mmrl_core.errors import TaskDataError
 
 PUBLISHED_COLUMNS = {"image", "problem", "solution"}
 SPLITS = ("train", "few_shot", "held_out")

@@ -4,6 +4,10 @@ import io
 
 import pytest
 import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmrl_core.errors import ConfigError
 from mmrl_visual_rft.demo_data import CLASS_WORDS, digit_scenes
 from mmrl_visual_rft.demo_model import (
     build_digit_detector,
@@ -13,10 +17,6 @@ from mmrl_visual_rft.demo_model import (
     token_targets,
     tower_features,
 )
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-from mmrl_core.errors import ConfigError
 
 SIDE_PX = 112
 

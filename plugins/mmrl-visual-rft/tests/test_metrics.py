@@ -7,6 +7,7 @@ import random
 
 import numpy as np
 import pytest
+
 from mmrl_visual_rft.metrics import classification, coco_ap, grounding
 
 NO_OBJECTS = "<answer>No Objects</answer>"

@@ -7,6 +7,8 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from mmrl_core.geometry import Box, BoxConvention
 from mmrl_visual_rft import parsing
 from mmrl_visual_rft.parsing import (
     MAX_ANSWER_CHARS,
@@ -18,8 +20,6 @@ from mmrl_visual_rft.parsing import (
     parse_boxes,
     parse_detections,
 )
-
-from mmrl_core.geometry import Box, BoxConvention
 
 # The answer block
 

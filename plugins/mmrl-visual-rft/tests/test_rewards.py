@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mmrl_visual_rft import rewards
 from mmrl_visual_rft.rewards import (
     classification_accuracy,
@@ -125,6 +126,7 @@ def test_published_data_row_scores_the_maximum_against_itself() -> None:
         ([(*JUNK, 1.0)], [G], 0.0),
         # The best pair first: the exact box keeps its truth whatever the confidences; 1 / 2.
         ([(*G, 0.1), (*NEAR_06, 0.9)], [G], 0.5),
+        ([(*NEAR_06, 0.9), (*G, 0.1)], [G], 0.5),
         # NEAR_06 is left with G (0.6) as NEAR_08 pairs with itself: (1 + 0.6) / 2.
         ([(*NEAR_06, 0.9), (*NEAR_08, 0.1)], [G, NEAR_08], 0.8),
         ([(*NEAR_08, 0.9)], [G, H], 0.4),
@@ -420,14 +422,16 @@ def test_classification_reads_the_answer_and_not_the_thinking() -> None:
     assert one(classification_substring, answered("\nrose\n", thinking="garden phlox"), PHLOX) == 1.0
     assert one(classification_substring, answered("rose", thinking="garden phlox"), PHLOX) == 0.0
     # The first block within one line: not the one that spans two.
-    assert one(classification_substring, "<answer>garden\nphlox</answer> <answer>rose</answer>", PHLOX) == 0.0
+    spanning = "<answer>garden\nphlox</answer> <answer>rose</answer>"
+    assert one(classification_substring, spanning, PHLOX) == 0.0
+    assert one(classification_substring, spanning, {"solution": "christmas rose"}) == 1.0
     assert one(classification_substring, "", PHLOX) == 1.0
     assert one(classification_accuracy, "", PHLOX) == 0.0
     assert one(classification_accuracy, "garden phlox", PHLOX) == 1.0
     assert one(classification_accuracy, "<think>garden phlox", PHLOX) == 0.0
 
 
-FLOWERS = ["rose", "christmas rose", "desert-rose", "garden phlox", "lily"]
+FLOWERS = ["rose", "christmas rose", "desert-rose", "garden phlox", "lily", "lily of the valley"]
 ROSE = {"solution": "<answer>rose</answer>"}
 
 
@@ -449,6 +453,8 @@ ROSE = {"solution": "<answer>rose</answer>"}
         ("a christmas rose or a rose", ROSE, 0.0),
         ("a rose", ROSE, 1.0),
         ("roses", ROSE, 0.0),
+        ("a lily of the valley", {"solution": "lily"}, 0.0),
+        ("a lily of the valley", {"solution": "lily of the valley"}, 1.0),
         ("primrose", ROSE, 0.0),
         ("a christmas rose", {"solution": "Christmas Rose"}, 1.0),
     ],

@@ -1,9 +1,9 @@
 """The boxes that the report draws."""
 
 import pytest
-from mmrl_visual_rft.views import boxes
 
 from mmrl_core.plugins import load_plugins
+from mmrl_visual_rft.views import boxes
 
 GOLD = {"solution": "<answer>[{'Position': [100, 200, 300, 400], 'Confidence': 1.0}]</answer>"}
 GOLD_SHAPE = {"box": [100.0, 200.0, 300.0, 400.0], "label": "", "kind": "gold"}

@@ -304,8 +304,8 @@ def _has_format(completion: object) -> bool:
     if not (text.startswith("<think>") and text.endswith("</answer>")):
         return False
     _, _, rest = text.partition("</think>")
-    between, opening, answer = rest.removesuffix("</answer>").partition("<answer>")
-    return bool(opening) and not between.strip() and bool(answer.strip())
+    between, _, answer = rest.removesuffix("</answer>").partition("<answer>")
+    return not between.strip() and bool(answer.strip())
 
 
 # Classification

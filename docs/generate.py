@@ -1,0 +1,315 @@
+"""Writes the reference pages from the code: cli.md, config.md, hooks.md, algorithms.md.
+
+python docs/generate.py            write them
+python docs/generate.py --check    exit with 1 and name the pages that are out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from mmrl_core import config, hookspecs
+from mmrl_core.cli import make_parser
+from mmrl_core.plugins import CORE, KINDS, Entry, Registry, presets
+from mmrl_core.yaml_config import option_names
+
+FOLDER = Path(__file__).parent
+NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"
+HELP_WIDTH = "100"  # columns; argparse reads it from the environment
+
+
+# cli.md
+
+
+def cli_page() -> str:
+    os.environ |= {"COLUMNS": HELP_WIDTH, "NO_COLOR": "1"}
+    parser = make_parser()
+    parts = [
+        "# Commands",
+        "Exit codes: 0 done; 1 a check failed; 2 something you can mend, said without a traceback; 130 interrupted.",
+        _fenced(parser.format_help()),
+    ]
+    for name, command in _commands(parser).items():
+        parts += [f"## mmrl {name}", _fenced(command.format_help())]
+    return _page(parts)
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Command name -> its parser."""
+    subparsers = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(subparsers.choices)
+
+
+# config.md
+
+
+def config_page() -> str:
+    parts = [
+        "# Config keys",
+        "A task config is YAML of this schema. Unknown keys are errors. `extends` (a preset, a task id, a `.yaml` "
+        "path, or a list of them; later ones win, and the file wins over all) is read before the schema is checked.",
+        f"A stage inherits {', '.join(f'`{name}`' for name in config.STAGE_SECTIONS)} from the top and overrides them "
+        "key by key. Mappings merge, scalars and lists replace; a mapping over a list changes single items of it, by "
+        "position, name, label or kind (`stages.grpo.steps=5`, `rewards.iou.weight=2`).",
+        "A *component* is a registered entry by name, alone (`group_relative`) or with options "
+        "(`{name: group_relative, eps: 1e-4}`); see [algorithms.md](algorithms.md) for the entries of the core, and "
+        "`mmrl list` for those of plugins. A component keeps its options while it is merged under the same name; "
+        "another name drops them.",
+        "Scalars follow YAML 1.2: `1e-6` is a number; `yes`, `no`, `on`, `off` are text; the only bools are `true` and "
+        "`false`.",
+    ]
+    for model in _models(config.RunConfig):
+        parts += [f"## {_section_title(model)}", inspect.cleandoc(_own_docstring(model)), _key_table(model)]
+    return _page(parts)
+
+
+def _models(model: type[BaseModel], seen: dict[type[BaseModel], None] | None = None) -> list[type[BaseModel]]:
+    """The models of the schema, each after one that has it as a section."""
+    seen = {} if seen is None else seen
+    if model not in seen:
+        seen[model] = None
+        for info in model.model_fields.values():
+            for inner in _models_in(info.annotation):
+                _models(inner, seen)
+    return list(seen)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _section_title(model: type[BaseModel]) -> str:
+    if model is config.RunConfig:
+        return "Top of a config"
+    used = sorted({place for owner in _models(config.RunConfig) for place in _places(owner, model)})
+    return f"{model.__name__}: {', '.join(f'`{place}`' for place in used)}"
+
+
+def _places(owner: type[BaseModel], model: type[BaseModel]) -> Iterator[str]:
+    for name, info in owner.model_fields.items():
+        if model in _models_in(info.annotation):
+            prefix = "" if owner is config.RunConfig else f"{owner.__name__.removesuffix('Config').lower()}."
+            if prefix == "stage." and name in config.STAGE_SECTIONS:
+                continue  # the top shows it
+            yield prefix + name
+
+
+def _own_docstring(model: type[BaseModel]) -> str:
+    return model.__dict__.get("__doc__") or ""
+
+
+def _key_table(model: type[BaseModel]) -> str:
+    rows = [
+        (f"`{name}`", _type_text(info), _default_text(info), _cell(info.description or ""))
+        for name, info in model.model_fields.items()
+    ]
+    return _table(("key", "type", "default", "what it is"), rows)
+
+
+def _type_text(info: FieldInfo) -> str:
+    return _bounded(_annotation_text(info.annotation), info.metadata)
+
+
+def _annotation_text(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _bounded(_annotation_text(arguments[0]), arguments[1:])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_annotation_text(member) for member in arguments)
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is list:
+        return f"list of {_annotation_text(arguments[0])}"
+    if origin is dict:
+        return f"mapping of names to {_annotation_text(arguments[1])}"
+    if origin is tuple:
+        return f"list of {len(arguments)} {_annotation_text(arguments[0])}s"
+    if annotation is type(None):
+        return "null"
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return annotation.__name__
+    return {str: "text", int: "whole number", float: "number", bool: "bool"}.get(annotation, str(annotation))
+
+
+def _bounded(text: str, metadata: Iterable[Any]) -> str:
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    limits = [
+        f"{sign} {getattr(item, name):g}"
+        for item in metadata
+        for name, sign in signs.items()
+        if getattr(item, name, None) is not None
+    ]
+    return f"{text} {' and '.join(limits)}".strip()
+
+
+def _default_text(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    default = info.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "required"
+    if isinstance(default, BaseModel) and not isinstance(default, config.Component):
+        return "see its keys"
+    return f"`{json.dumps(_plain(default))}`"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, config.Component):
+        return value.name if not value.options else {"name": value.name, **value.options}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+# hooks.md
+
+
+def hooks_page() -> str:
+    hooks = {name: value for name, value in vars(hookspecs).items() if name.startswith("mmrl_")}
+    parts = ["# Hooks", _rewrapped(inspect.getdoc(hookspecs) or "").replace("Every hook, in", "In")]
+    parts += [_table(("hook", "what it is for"), [(f"[`{n}`](#{n})", _first_line(hook)) for n, hook in hooks.items()])]
+    for name, hook in hooks.items():
+        first = bool(hook.mmrl_spec.get("firstresult"))
+        signature = str(inspect.signature(hook)).replace("'", "")
+        kind = "The first plugin to return other than None decides." if first else "Every plugin is called."
+        parts += [f"## {name}", _fenced(f"def {name}{signature}", "python"), kind, _fields(inspect.getdoc(hook) or "")]
+    return _page(parts)
+
+
+def _fields(docstring: str) -> str:
+    """`:param x: ...` and `:returns: ...` as a list."""
+    text, *fields = re.split(r"^:", docstring, flags=re.MULTILINE)
+    items = []
+    for field in fields:
+        name, _, meaning = field.partition(":")
+        label = f"`{name.removeprefix('param ')}`" if name.startswith("param ") else name
+        items.append(f"- {label}: {' '.join(meaning.split())}")
+    return "\n\n".join(filter(None, [_rewrapped(text), "\n".join(items)]))
+
+
+# algorithms.md
+
+
+def algorithms_page() -> str:
+    from mmrl_core import builtin
+
+    registry = Registry()
+    builtin.mmrl_register(registry)
+    kinds = [(f"[{kind}](#{kind})" if registry.entries(kind) else kind, meaning) for kind, meaning in KINDS.items()]
+    parts = [
+        "# Registry: kinds, entries, presets",
+        "What a config names is registered under a kind and an id. Entries of the core stand without namespace, those "
+        "of a plugin as `plugin/name`, and a function in a file as `path/to/file.py:function`, from the current "
+        "folder. `mmrl list` and `mmrl info ID` show what is installed.",
+        _table(("kind", "what it registers, and how it is called"), kinds),
+    ]
+    for kind, meaning in KINDS.items():
+        entries = registry.entries(kind)
+        if entries:
+            parts += [f"## {kind}", f"{meaning[0].upper()}{meaning[1:]}."]
+        for entry in entries:
+            parts += [f"### {entry.id.removeprefix(f'{CORE}/')}", f"{entry.description}.", *_entry_parts(entry)]
+    parts += ["## Presets", "Named under `extends`; `mmrl info PRESET` prints one."]
+    rows = [(f"`{name}`", _cell(_leading_comment(path))) for name, path in presets().items()]
+    return _page([*parts, _table(("preset", "what it sets"), rows)])
+
+
+def _entry_parts(entry: Entry) -> Iterator[str]:
+    target = entry.load()
+    options = [(f"`{name}`", _parameter_type(p), _parameter_default(p)) for name, p in _options(entry, target).items()]
+    if options:
+        yield _table(("option", "type", "default"), options)
+    yield _fenced(inspect.getdoc(target) or "")
+
+
+def _options(entry: Entry, target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    return {} if entry.kind in ("policy", "engine") else option_names(entry.kind, target)
+
+
+def _parameter_type(parameter: inspect.Parameter) -> str:
+    annotation = parameter.annotation
+    return _cell("" if annotation is parameter.empty else f"`{annotation}`")
+
+
+def _parameter_default(parameter: inspect.Parameter) -> str:
+    return "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+
+
+def _leading_comment(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = [line.removeprefix("#").strip() for line in lines[: next(i for i, x in enumerate(lines) if x[:1] != "#")]]
+    return " ".join(comment)
+
+
+# Markdown
+
+
+def _page(parts: list[str]) -> str:
+    title, *rest = [part for part in parts if part.strip()]
+    return "\n\n".join([title, NOTE, *rest]) + "\n"
+
+
+def _fenced(text: str, language: str = "") -> str:
+    return f"```{language}\n{text.rstrip()}\n```"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _rewrapped(text: str) -> str:
+    """Paragraphs on one line each, as Markdown wants them."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n"))
+
+
+def _first_line(function: Callable[..., Any]) -> str:
+    return _cell((inspect.getdoc(function) or "").split("\n\n")[0])
+
+
+PAGES = {"cli.md": cli_page, "config.md": config_page, "hooks.md": hooks_page, "algorithms.md": algorithms_page}
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the pages; returns the exit code."""
+    if arguments not in ([], ["--check"]):
+        print(__doc__, file=sys.stderr)
+        return 2
+    stale = []
+    for name, make in PAGES.items():
+        path, text = FOLDER / name, make()
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        if arguments:
+            stale.append(f"docs/{name}")
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote docs/{name}")
+    if stale:
+        print(f"out of date: {', '.join(stale)}. Run: python docs/generate.py", file=sys.stderr)
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

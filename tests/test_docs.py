@@ -1,0 +1,245 @@
+"""The documents say what the code does: generated pages are current, everything is named, and snippets run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mmrl_core import builtin
+from mmrl_core.cli import make_parser
+from mmrl_core.plugins import KINDS, Registry, load_plugins, presets
+from mmrl_core.rewards import RewardRunner
+from mmrl_core.yaml_config import component_problems, load_config, load_reward
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLUGINS_PAGE = (DOCS / "plugins.md").read_text(encoding="utf-8")
+VISUAL_RFT_README = (ROOT / "plugins" / "mmrl-visual-rft" / "README.md").read_text(encoding="utf-8")
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")])
+NOT_IN_THE_TREE = {".ci", ".git", ".github", ".venv", "runs", "build", "dist", "preview"}
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def fenced(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def named_files(text: str) -> dict[str, str]:
+    """Path -> content of every block that stands under a line that is a path in backticks."""
+    return dict(re.findall(r"^`([^`\n]+)`\n\n```\w*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mmrl_docs_generate", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Generated pages
+
+
+def test_generated_pages_are_current():
+    result = subprocess.run(
+        [sys.executable, str(DOCS / "generate.py"), "--check"], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_hook_is_documented_in_order(generate):
+    hooks = [name for name in vars(generate.hookspecs) if name.startswith("mmrl_")]
+    assert re.findall(r"^## (mmrl_\w+)$", page("hooks.md"), re.MULTILINE) == hooks
+
+
+def test_every_config_key_is_documented(generate):
+    sections = re.split(r"^## ", page("config.md"), flags=re.MULTILINE)[1:]
+    models = generate._models(generate.config.RunConfig)
+    assert len(sections) == len(models)
+    for model, section in zip(models, sections, strict=True):
+        assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(model.model_fields)
+
+
+def test_every_section_of_the_schema_is_reached(generate):
+    sections = {
+        value
+        for value in vars(generate.config).values()
+        if isinstance(value, type) and issubclass(value, generate.BaseModel) and value.__module__ == "mmrl_core.config"
+    }
+    assert sections - {generate.config.Strict} == set(generate._models(generate.config.RunConfig))
+
+
+def test_every_command_is_documented(generate):
+    commands = list(generate._commands(make_parser()))
+    assert re.findall(r"^## mmrl (\w+)$", page("cli.md"), re.MULTILINE) == commands
+    assert [name for name in commands if f"mmrl {name}" not in README] == []
+
+
+def test_every_core_entry_and_preset_is_documented():
+    registry = Registry()
+    builtin.mmrl_register(registry)
+    entries = {kind: [entry.id.removeprefix("core/") for entry in registry.entries(kind)] for kind in KINDS}
+    sections = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", page("algorithms.md"), re.MULTILINE | re.DOTALL))
+    for kind, names in entries.items():
+        assert f"[{kind}]" in page("algorithms.md") or not names
+        assert re.findall(r"^### (\w+)$", sections.get(kind, ""), re.MULTILINE) == names
+    assert re.findall(r"^\| `(\w+/\w+)` \|", page("algorithms.md"), re.MULTILINE) == list(presets())
+
+
+# Links and names
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_index_links_every_page():
+    linked = set(re.findall(r"\]\((\w+\.md)\)", page("index.md")))
+    assert {path.name for path in DOCS.glob("*.md")} - {"index.md"} <= linked
+
+
+def test_readme_tree_names_every_top_level_folder():
+    tree = README.partition("## The tree")[2]
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    assert [name for name in sorted(folders - NOT_IN_THE_TREE) if f"\n{name}/" not in tree] == []
+
+
+def test_readme_tree_names_every_module_of_the_core():
+    tree = README.partition("## The tree")[2]
+    modules = {path.name for path in (ROOT / "mmrl_core").glob("*.py")} - {"__init__.py", "__main__.py", "errors.py"}
+    assert [name for name in sorted(modules) if name not in tree] == []
+
+
+def test_visual_rft_readme_names_everything_that_the_plugin_provides():
+    plugins = load_plugins()
+    ids = [e.id for kind in ("reward", "source", "metric") for e in plugins.registry.entries(kind)]
+    ids += list(plugins.tasks)
+    assert [i for i in ids if i.startswith("visual_rft/") and f"`{i}`" not in VISUAL_RFT_README] == []
+
+
+def test_ranges_in_the_visual_rft_readme_are_the_declared_maxima():
+    ranges = dict(re.findall(r"^\| `(visual_rft/\w+)` \| 0\.\.(\d+) \|", VISUAL_RFT_README, re.MULTILINE))
+    declared = {e.id: e.details["maximum"] for e in load_plugins().registry.entries("reward") if "visual_rft/" in e.id}
+    assert {name: float(maximum) for name, maximum in ranges.items()} == declared
+
+
+# Snippets
+
+
+def write(name: str, content: str) -> None:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+
+
+def test_readme_task_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = fenced(README, "yaml")
+    write("my_detector.yaml", snippet)
+    config = load_config("my_detector.yaml", ["stages.grpo.group_size=16"])
+    assert component_problems(config, load_plugins()) == []
+
+
+def test_readme_reward_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (snippet,) = fenced(README, "python")
+    write("my_rewards.py", snippet)
+    runner = RewardRunner(load_plugins(), [load_reward("my_rewards.py:brevity", ["max_words=20"])], strict=True)
+    completions = ["a few words", "word " * 30, "word " * 50, ""]
+    assert runner.score_samples("brevity", completions, [{}] * 4) == [1.0, 0.5, 0.0, None]
+
+
+def test_readme_names_the_reward_that_it_defines():
+    (snippet,) = fenced(README, "python")
+    assert "my_rewards.py:brevity" in README and "def brevity(" in snippet
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory) -> Path:
+    """A folder with every file of the tutorial, and its package as if it were installed."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    for name, content in named_files(PLUGINS_PAGE).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / "src" / "mmrl_colours-0.1.0.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(metadata + f"Summary: {project['description']}\n")
+    groups = project["entry-points"].items()
+    (info / "entry_points.txt").write_text(
+        "".join(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups)
+    )
+    return folder
+
+
+def run(folder: Path, *commands: list[str]) -> str:
+    """Runs commands in one process, with the tutorial's package on the path; they all exit with 0."""
+    code = "import json, sys; from mmrl_core.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    result = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "src"), "MMRL_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def commands_in(text: str) -> list[str]:
+    return re.findall(r"^\$ mmrl (.*)$", "\n".join(fenced(text, "console")), re.MULTILINE)
+
+
+def test_tutorial_lists_the_files_that_it_shows():
+    listed = re.findall(r"^  (\S+)", fenced(PLUGINS_PAGE.partition("## The package")[2], "")[0], re.MULTILINE)
+    shown = [name for name in named_files(PLUGINS_PAGE) if name.startswith("src/") or name == "pyproject.toml"]
+    assert sorted(listed) == sorted(shown)
+
+
+def test_tutorial_reward_in_a_file_scores_as_shown(tutorial):
+    (command,) = [command for command in commands_in(PLUGINS_PAGE) if command.startswith("score ")]
+    shown = PLUGINS_PAGE.partition(f"$ mmrl {command}\n")[2].partition("```")[0]
+    assert run(tutorial, command.split()) == shown
+
+
+def test_tutorial_plugin_passes_its_checks(tutorial):
+    checks = [command.split() for command in commands_in(PLUGINS_PAGE) if command.startswith("check ")]
+    assert len(checks) == 2
+    output = run(tutorial, *checks)
+    assert "FAIL" not in output and "strategy colours/look_again" in output
+
+
+def test_tutorial_commands_train(tutorial):
+    """All of its training commands, in order; the hook takes a tenth from every truncated completion."""
+    commands = [command for command in commands_in(PLUGINS_PAGE) if command.startswith(("train ", "view "))]
+    assert len(commands) == 4
+    run(tutorial, *[command.split() for command in commands])
+    assert (tutorial / "runs" / "colours" / "report.html").is_file()
+    for name, num_turns in (("colours", 1), ("two_turns", 2)):
+        lines = (tutorial / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        steps = [record for line in lines if (record := json.loads(line)).get("stage_kind") == "grpo"]
+        assert len(steps) == 2
+        for step in steps:
+            assert step["reward/total"] == pytest.approx(step["reward/colours/named"] - 0.1 * step["truncated"])
+            assert step["completion_tokens/max"] <= 8 * num_turns
+        assert max(step["completion_tokens/max"] for step in steps) > 8 * (num_turns - 1)
