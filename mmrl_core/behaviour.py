@@ -125,8 +125,9 @@ class CoreBehaviour:
 
     @hookimpl
     def mmrl_refresh_policies(self, run: Trainer) -> None:
+        step = run.state.stage_step + 1  # that ends
         for name, refresh in run.stage.algorithm.frozen_policies.items():
-            if refresh.rule != "never" and run.state.stage_step % refresh.every_steps == 0:
+            if refresh.rule != "never" and step % refresh.every_steps == 0:
                 run.policy.refresh(name, refresh.decay if refresh.rule == "moving_average" else 0.0)
 
 

@@ -1,12 +1,13 @@
 """Curves as pictures: series in, a data URI out. matplotlib is imported by what draws, not by importing this module.
 
-Drawn through the object API with fixed settings: the same numbers give the same bytes, whatever the user's matplotlibrc.
+Drawn through the object API with fixed settings: the same numbers give the same bytes, whatever a user's matplotlibrc.
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SIZE_INCHES = (4.2, 2.3)  # about 400 CSS pixels wide: text stays readable from 0.8 to 1.5 times that
 SMOOTHED_FROM = 40  # points of a stage from which on a moving average is drawn over them
 POINTS_DPI = 200  # single points are a picture in the drawing: thousands as shapes would take megabytes
+KEYS_OF_ROW = 3  # of the legend
 ROUND_STEPS = (1, 2, 2.5, 5, 10)  # between ticks
 
 # Okabe and Ito, without yellow and with the light ones darker: distinct for colour-blind readers on white. Dashes tell
@@ -40,6 +42,8 @@ STYLE = {
     "font.size": 8.5,
     "grid.color": "#e6e9ee",
     "grid.linewidth": 0.8,
+    "legend.borderaxespad": 0,
+    "legend.borderpad": 0.1,
     "legend.frameon": False,
     "legend.handlelength": 2.6,
     "lines.linewidth": 1.7,
@@ -87,8 +91,10 @@ def draw_chart(series: Sequence[Series], stages: Sequence[Stage]) -> Figure:
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     with _style():
-        figure = Figure(figsize=SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
+        num_key_rows = math.ceil(len(series) / KEYS_OF_ROW) if len(series) > 1 else 0
+        bottom = (20 + 14 * num_key_rows) / (72 * SIZE_INCHES[1])  # points of text under the axis
+        figure = Figure(figsize=SIZE_INCHES)
+        axes = figure.add_axes((0.12, bottom, 0.86, 0.9 - bottom))
         keys = [
             _draw_series(axes, line, stages, COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)])
             for index, line in enumerate(series)
@@ -105,9 +111,8 @@ def draw_chart(series: Sequence[Series], stages: Sequence[Stage]) -> Figure:
         formatter.set_powerlimits((-3, 6))
         axes.yaxis.set_major_formatter(formatter)
         _mark_stages(axes, stages)
-        if len(series) > 1:
-            labels = [line.label for line in series]
-            figure.legend(keys, labels, loc="outside lower center", ncols=min(3, len(series)))
+        if num_key_rows:
+            figure.legend(keys, [line.label for line in series], loc="lower center", ncols=KEYS_OF_ROW)
     return figure
 
 
@@ -122,14 +127,16 @@ def chart_uri(figure: Figure) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def moving_average(values: Sequence[float]) -> np.ndarray:
-    """Mean over a centred window of about a tenth of the values, cut off at the ends.
+def moving_average(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Mean over a window of about a tenth of the values, narrower at both ends so that it stays centred.
 
     >>> moving_average([0.0, 3.0, 0.0, 3.0]).tolist()
-    [1.5, 1.0, 2.0, 1.5]
+    [0.0, 1.0, 2.0, 3.0]
     """
-    window = np.ones(2 * max(1, len(values) // 20) + 1)
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
+    index = np.arange(len(values))
+    reach = np.minimum(max(1, len(values) // 20), np.minimum(index, index[::-1]))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[index + reach + 1] - sums[index - reach]) / (2 * reach + 1)
 
 
 def _style() -> AbstractContextManager[None]:

@@ -63,7 +63,7 @@ class Component(BaseModel):
 class SourceConfig(Component):
     """Where rows come from: a data source and its options."""
 
-    name: str = "rows"
+    name: str = Field("rows", description="registered data source, or path/to/file.py:function")
     split: str = Field("train", description="split of the source")
     limit: PositiveInt | None = Field(None, description="use only the first rows")
 
@@ -96,8 +96,8 @@ class RewardConfig(Component):
 
 
 class LoraConfig(Strict):
-    rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    rank: PositiveInt = Field(16, description="rank of the adapters")
+    alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
     target_modules: list[str] | str = Field("all-linear", description="module names, or 'all-linear'")
 
 
@@ -111,7 +111,9 @@ class ModelConfig(Strict):
         "auto", description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU"
     )
     attention: str = Field("sdpa", description="attention implementation of transformers")
-    freeze: list[str] = Field([], description="towers (vision, audio, projector, language) or parameter-name patterns")
+    freeze: list[str] = Field(
+        [], description="towers (vision with its projector, audio, projector, language) or parameter-name patterns"
+    )
     lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
@@ -136,7 +138,9 @@ class RolloutConfig(Strict):
 
 class KLConfig(Strict):
     coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
-    estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = "k3"
+    estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = Field(
+        "k3", description="estimate of KL(policy, reference) from the sampled token"
+    )
     place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
     times_ratio: bool = Field(False, description="multiply the loss penalty by the ratio, unbiased off-policy")
 
@@ -144,7 +148,9 @@ class KLConfig(Strict):
 class RefreshConfig(Strict):
     """When a frozen policy takes over the trained weights."""
 
-    rule: Literal["never", "every", "moving_average"] = "never"
+    rule: Literal["never", "every", "moving_average"] = Field(
+        "never", description="never: as at the stage's start; every: copy; moving_average: by decay"
+    )
     every_steps: PositiveInt = Field(1, description="apply the rule every so many steps")
     decay: float = Field(0.99, ge=0.0, le=1.0, description="moving average: share kept of the frozen weights")
 
@@ -152,10 +158,10 @@ class RefreshConfig(Strict):
 class ImportanceConfig(Strict):
     """Correction for a sampler whose logprobs differ from the trainer's."""
 
-    level: Literal["token", "sequence"] = "sequence"
-    mode: Literal["truncate", "mask"] = "mask"
-    maximum: PositiveFloat = 3.0
-    minimum: NonNegativeFloat = 0.0
+    level: Literal["token", "sequence"] = Field("sequence", description="one weight a token, or a completion")
+    mode: Literal["truncate", "mask"] = Field("mask", description="weights out of range: bounded, or set to 0")
+    maximum: PositiveFloat = Field(3.0, description="largest weight")
+    minimum: NonNegativeFloat = Field(0.0, description="smallest weight")
 
 
 class DynamicSamplingConfig(Strict):
@@ -175,17 +181,23 @@ class OverlongConfig(Strict):
 class AlgorithmConfig(Strict):
     advantage: list[Component] = Field([Component(name="group_relative")], description="advantage stages, in order")
     loss: Component = Field(Component(name="clipped"), description="policy-loss surrogate")
-    aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = "token_mean"
+    aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = Field(
+        "token_mean", description="how token losses become one number"
+    )
     max_length: PositiveInt | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
-    kl: KLConfig = KLConfig()
+    kl: KLConfig = Field(KLConfig(), description="penalty for leaving the reference policy")
     entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
-    importance_correction: ImportanceConfig | None = None
+    importance_correction: ImportanceConfig | None = Field(
+        None, description="correct for a rollout engine whose logprobs differ from the trainer's"
+    )
     off_policy_threshold: float | None = Field(
         None,
         description="leave out rows of negative advantage whose mean log-ratio to the sampler falls below minus this",
     )
-    dynamic_sampling: DynamicSamplingConfig | None = None
-    overlong: OverlongConfig | None = None
+    dynamic_sampling: DynamicSamplingConfig | None = Field(
+        None, description="replace groups whose rewards are all equal"
+    )
+    overlong: OverlongConfig | None = Field(None, description="penalty near the length limit")
     mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
     updates_per_rollout: PositiveInt = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
     epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
@@ -194,12 +206,12 @@ class AlgorithmConfig(Strict):
 
 class OptimizerConfig(Strict):
     lr: PositiveFloat = Field(1e-6, description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
+    eps: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegativeFloat = Field(0.0, description="on matrices; biases and norms have none")
     max_grad_norm: PositiveFloat | None = Field(1.0, description="gradients are scaled down to this norm")
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NonNegativeInt = 0
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its peak")
     final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
 
 
@@ -207,7 +219,7 @@ class EvalConfig(Strict):
     metrics: list[Component] = Field([], description="benchmark metrics on the held-out rows")
     every_steps: PositiveInt | None = Field(None, description="also within stages; default: before and after each")
     limit: PositiveInt | None = Field(None, description="evaluate only the first held-out rows")
-    temperatures: list[NonNegativeFloat] = Field([0.0], description="0 is greedy; the first names the metrics")
+    temperatures: list[NonNegativeFloat] = Field([0.0], description="metrics at each; 0 is greedy")
     batch_size: PositiveInt = Field(64, description="prompts generated for at a time")
     max_tokens: PositiveInt | None = Field(None, description="default: rollout.max_tokens")
 
@@ -225,20 +237,22 @@ class LogConfig(Strict):
 
 
 class StageConfig(Strict):
-    kind: Literal["sft", "grpo"]
-    name: str | None = Field(None, description="default: the kind and the stage's number")
+    kind: Literal["sft", "grpo"] = Field(description="sft: imitate answers; grpo: learn from rewards")
+    name: str | None = Field(None, description="default: the kind, numbered where several stages would share it")
     steps: PositiveInt | None = Field(None, description="steps; or set epochs")
     epochs: PositiveFloat | None = Field(None, description="passes over the training rows")
     prompts_per_step: PositiveInt = Field(8, description="prompts of one step, over all processes")
     group_size: PositiveInt = Field(8, description="completions of a prompt (grpo)")
     micro_batch_rows: PositiveInt | None = Field(None, description="rows of one forward; default: all at once")
     target: str | None = Field(None, description="sft: completion to learn, as a template; default: prompt.answer")
-    data: DataConfig = DataConfig()
-    prompt: PromptConfig = PromptConfig()
-    rewards: list[RewardConfig] = []
-    rollout: RolloutConfig = RolloutConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = Field(DataConfig(), description="rows to train on; inherits the top level")
+    prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt; inherits the top level")
+    rewards: list[RewardConfig] = Field([], description="what completions are scored by; inherits the top level")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how the policy samples; inherits the top level")
+    algorithm: AlgorithmConfig = Field(
+        AlgorithmConfig(), description="rewards to advantages to loss; inherits the top level"
+    )
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its schedule; inherits the top level")
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -248,6 +262,11 @@ class StageConfig(Strict):
         if rule is not None and rule.reward not in (None, *(reward.key for reward in self.rewards)):
             known = ", ".join(reward.key for reward in self.rewards)
             raise ValueError(f"dynamic_sampling.reward {rule.reward!r} is none of the stage's rewards: {known}")
+        if self.kind == "grpo" and self.algorithm.updates_per_rollout > self.prompts_per_step:
+            raise ValueError(
+                f"updates_per_rollout={self.algorithm.updates_per_rollout} disjoint parts cannot be made of "
+                f"prompts_per_step={self.prompts_per_step} groups"
+            )
         if self.kind == "grpo" and self.group_size < 2:
             raise ValueError(
                 "group_size is 1: a group of one has no baseline, so every advantage would be 0. "
@@ -259,22 +278,22 @@ class StageConfig(Strict):
 class RunConfig(Strict):
     """A whole task config, presets merged and stages filled in."""
 
-    name: str
+    name: str = Field(description="of the task; runs are named by it")
     version: PositiveInt = Field(1, description="raise it when prompts, data or rewards change")
-    description: str = ""
-    seed: NonNegativeInt = 0
+    description: str = Field("", description="shown in the report")
+    seed: NonNegativeInt = Field(0, description="of sampling, data order and built models")
     plugins: list[str] = Field([], description="plugins whose behaviour hooks fire in this run")
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
-    prompt: PromptConfig = PromptConfig()
-    rewards: list[RewardConfig] = []
-    rollout: RolloutConfig = RolloutConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    stages: list[StageConfig] = []
+    model: ModelConfig = Field(ModelConfig(), description="the model that is trained")
+    data: DataConfig = Field(DataConfig(), description="rows to train on")
+    prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt")
+    rewards: list[RewardConfig] = Field([], description="what completions are scored by")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how the policy samples")
+    algorithm: AlgorithmConfig = Field(AlgorithmConfig(), description="rewards to advantages to loss")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its schedule")
+    eval: EvalConfig = Field(EvalConfig(), description="held-out metrics")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="when checkpoints are written")
+    log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
+    stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
     _origins: Origins = PrivateAttr(default_factory=Origins)
 
     def where(self, *path: str | int) -> str:

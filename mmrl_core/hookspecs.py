@@ -144,7 +144,7 @@ def mmrl_refresh_policies(run: Trainer) -> None:
 
 @hookspec
 def mmrl_evaluated(run: Trainer, metrics: Mapping[str, float]) -> None:
-    """Held-out metrics were computed, at the current step."""
+    """Held-out metrics were computed, at the current step. Called in the main process alone, which evaluates."""
 
 
 @hookspec
@@ -154,7 +154,7 @@ def mmrl_step_end(run: Trainer, metrics: Mapping[str, float]) -> None:
 
 @hookspec
 def mmrl_epoch_end(run: Trainer, epoch: int) -> None:
-    """The stage's data were seen once more: the place for outer iterations (new references, new curricula).
+    """The step that drew the last row of an epoch ended: the place for outer iterations (new references, curricula).
 
     :param epoch: 0 after the first pass.
     """
@@ -167,7 +167,7 @@ def mmrl_stage_end(run: Trainer) -> None:
 
 @hookspec
 def mmrl_save_state() -> Any:
-    """The plugin's own state, for the checkpoint.
+    """The plugin's own state, for the checkpoint. Called in the main process alone, which writes it.
 
     :returns: numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name.
     """
@@ -175,7 +175,7 @@ def mmrl_save_state() -> Any:
 
 @hookspec
 def mmrl_load_state(state: Mapping[str, Any]) -> None:
-    """Restore what `mmrl_save_state` returned.
+    """Restore what `mmrl_save_state` returned, in every process, before the stage starts.
 
     :param state: plugin name -> its state, for every plugin that saved one.
     """

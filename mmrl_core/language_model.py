@@ -10,11 +10,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import inspect
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,9 @@ TOWERS = {
 }
 """Names in `model.freeze` -> patterns of parameter names."""
 
+TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
+"""Module names of media towers, which LoRA leaves alone."""
+
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
 """Config attributes with placeholder ids; a completion may not hold them, since no medium stands behind them."""
 
@@ -59,6 +62,7 @@ class Encoded:
         next_position: position of the first completion token.
         media: processor outputs of images and videos (pixel_values, image_grid_thw, ...).
         features: tower outputs "image" and "video", [media tokens, hidden], kept while the tower is frozen.
+        image_sizes_px: (width, height) of each image as the model sees it.
     """
 
     key: str | None
@@ -67,6 +71,7 @@ class Encoded:
     next_position: int
     media: dict[str, Tensor] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
+    image_sizes_px: list[tuple[int, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -148,7 +153,16 @@ class PromptEncoder:
                 "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut."
             )
         position_ids, next_position = self._positions(input_ids, outputs, token_types)
-        return Encoded(key, input_ids, position_ids, next_position, media=outputs)
+        return Encoded(
+            key, input_ids, position_ids, next_position, media=outputs, image_sizes_px=self._image_sizes(outputs)
+        )
+
+    def _image_sizes(self, media: dict[str, Any]) -> list[tuple[int, int]]:
+        """Width and height of images as the processor resized them, from its grid of patches."""
+        if "image_grid_thw" not in media:
+            return []
+        patch_px = self.processor.image_processor.patch_size
+        return [(width * patch_px, height * patch_px) for _, height, width in media["image_grid_thw"].tolist()]
 
     def _positions(self, input_ids: Tensor, media: dict[str, Any], token_types: Tensor | None) -> tuple[Tensor, int]:
         """Positions of the prompt [axes, P], and of what follows it."""
@@ -249,30 +263,30 @@ class LanguageModel(nn.Module):
         """Logprobs [B, T] of the rows' actions, and what else is asked for; see `Policy.logprobs`."""
         if unknown := set(needs) - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
-        groups = list(_by_observation(rows))
+        prompts, index = _distinct_observations(rows)
         lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
         tokens = nn.utils.rnn.pad_sequence([row.action for row in rows], batch_first=True).to(self.device)  # [B, T]
         mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
-        counts = torch.tensor([len(members) for _, members in groups], device=self.device)
-        hidden = self._hidden([encoded for encoded, _ in groups], counts, tokens, mask)
+        hidden = self._hidden(prompts, index.to(self.device), tokens, mask)
         logprobs, entropy = self._token_stats(hidden[mask], tokens[mask], "entropy" in needs)
         self.count("update_tokens" if torch.is_grad_enabled() else "score_tokens", int(mask.sum()))
         scatter = lambda values: torch.zeros_like(tokens, dtype=torch.float32).masked_scatter(mask, values)  # noqa: E731
         return TokenStats(scatter(logprobs), None if entropy is None else scatter(entropy))
 
-    def _hidden(self, prompts: Sequence[Encoded], counts: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states [B, T, hidden] that predict each action; prompt i has counts[i] of the B rows."""
+    def _hidden(self, prompts: Sequence[Encoded], index: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states [B, T, hidden] that predict each action; row b follows prompt index[b]."""
         if self.shared_prefix and len(prompts) < len(tokens):
             prefix = self.prefill(prompts)
-            if bool((counts == counts[0]).all()):
-                prefix.repeat(int(counts[0]))
+            copies, rest = divmod(len(tokens), len(prompts))
+            in_order = torch.arange(len(prompts), device=self.device).repeat_interleave(copies)
+            if rest == 0 and torch.equal(index, in_order):
+                prefix.repeat(copies)  # the same as selecting, with a cheaper backward pass
             else:
-                prefix.select(torch.arange(len(prompts), device=self.device).repeat_interleave(counts))
+                prefix.select(index)
             first = prefix.last_hidden[:, None]
             if tokens.shape[1] == 1:
                 return first
             return torch.cat([first, self.extend(prefix, tokens[:, :-1], mask[:, :-1])], 1)
-        index = torch.arange(len(prompts), device=self.device).repeat_interleave(counts)
         embeddings, positions, prompt_mask, starts = self._prompt_batch(prompts)
         num_axes, width = positions.shape[0], embeddings.shape[1]
         embeddings = torch.cat([embeddings[index], self._embed_tokens(tokens[:, :-1])], 1)
@@ -406,10 +420,23 @@ class LanguageModel(nn.Module):
         return features
 
 
-def _by_observation(rows: Sequence[Row]) -> Iterator[tuple[Encoded, list[Row]]]:
-    for _, group in groupby(rows, key=lambda row: id(row.observation)):
-        members = list(group)
-        yield members[0].observation, members
+def _distinct_observations(rows: Sequence[Row]) -> tuple[list[Encoded], Tensor]:
+    """The prompts of rows, each once, and int64 [B] which of them each row follows."""
+    places: dict[int, int] = {}
+    prompts: list[Encoded] = []
+    for row in rows:
+        if id(row.observation) not in places:
+            places[id(row.observation)] = len(prompts)
+            prompts.append(row.observation)
+    return prompts, torch.tensor([places[id(row.observation)] for row in rows])
+
+
+def _with_image_size(prompt: Prompt, observation: Encoded) -> Prompt:
+    """The prompt of one image with its size as the model sees it, for rewards that read pixels."""
+    if len(observation.image_sizes_px) != 1:
+        return prompt
+    width, height = observation.image_sizes_px[0]
+    return replace(prompt, sample={**prompt.sample, "resized_width_px": width, "resized_height_px": height})
 
 
 class LanguageModelPolicy:
@@ -457,7 +484,10 @@ class LanguageModelPolicy:
         self._frozen: dict[str, dict[str, Tensor]] = {}
 
     def rollout(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling) -> list[RolloutGroup]:
-        """Sample completions; see `Policy.rollout`. The completion is text without special tokens."""
+        """Sample completions; see `Policy.rollout`. The completion is text without special tokens.
+
+        Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, the image as the model saw it.
+        """
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         with self._autocast():
             sampled = self.engine.generate(self.model, encoded, group_size, sampling)
@@ -476,7 +506,7 @@ class LanguageModelPolicy:
                     truncated=item.truncated,
                 )
                 rollouts.append(Rollout([row], self.decode(item.tokens)))
-            groups.append(RolloutGroup(prompt, rollouts))
+            groups.append(RolloutGroup(_with_image_size(prompt, observation), rollouts))
         self.encoder.trim_cache()
         return groups
 
@@ -691,11 +721,12 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert config.lora is not None
+    modules = [name for name, _ in model.named_modules()]
     lora = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         target_modules=config.lora.target_modules,
-        exclude_modules=r".*(visual|vision_tower|vision_model|audio_tower)\..*",
+        exclude_modules=TOWER_MODULES if any(re.fullmatch(TOWER_MODULES, name) for name in modules) else None,
         task_type="CAUSAL_LM",
     )
     try:

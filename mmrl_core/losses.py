@@ -5,6 +5,7 @@
 A surrogate is ``surrogate(inputs, **options) -> (token_losses [B, T], metrics)``: what is minimised, token by token,
 before padding is removed and before any mean is taken. The algorithms as combinations:
 
+              surrogate                        aggregation        usual options
     GRPO      clipped                          sequence_mean      clip 0.2, 0.2; usually kl 0.001 to 0.04
     Dr. GRPO  clipped                          constant_length
     DAPO      clipped                          token_mean         clip 0.2, 0.28
@@ -14,7 +15,7 @@ before padding is removed and before any mean is taken. The algorithms as combin
     CISPO     cispo                            token_mean         cap 5
 
 Every metric is a detached scalar that adds up: its sum over the micro-batches and processes of an optimizer step is the
-mean over the trained tokens of that step.
+mean over the trained tokens of that step (for policy_loss, the policy term of that step).
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-SHOWN = ("loss", "reward/total", "kl", "entropy", "completion_tokens/mean")
+from mmrl_core.errors import ConfigError
+
+SHOWN = ("loss", "reward/total", "kl_ref", "entropy", "completion_tokens/mean")
 """Metrics beside the progress bar."""
 
 PLAIN_EVERY = 10
@@ -93,6 +95,23 @@ class MetricsLog:
         self.end_stage()
         if self._file is not None:
             self._file.close()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that accelerate does not know, or whose package is not installed.
+
+    Raises:
+        ConfigError: names the tracker.
+    """
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = {str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS}
+    available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"log.trackers: accelerate has no tracker {name!r}; it has {', '.join(sorted(known))}.")
+        if name not in available:
+            raise ConfigError(f"log.trackers: {name!r} is not installed. Try: pip install {name}")
 
 
 def evaluation_table(records: Sequence[Mapping[str, Any]]) -> Table:

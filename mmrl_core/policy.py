@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Acts on prompts, and says how likely its actions are.
 
+    Made as `policy(config.model, path=..., device=..., engine=...)`; `path` is a hub name, a folder that `save` wrote,
+    or what the registered builder in `model.build` wrote in the same form.
+
     `module` holds the parameters that are trained; its forward is `module(rows, needs) -> TokenStats`, so that
     accelerate can wrap it (DDP needs to see the forward pass).
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmrl_core.config import RunConfig
 from mmrl_core.errors import ConfigError, TaskDataError
+from mmrl_core.metrics import check_trackers
 from mmrl_core.model_path import starting_model
 from mmrl_core.plugins import load_plugins
 from mmrl_core.rewards import RewardRunner
@@ -27,6 +28,7 @@ def check_run(config: RunConfig) -> list[str]:
 
     plugins = load_plugins()
     check_components(config, plugins)
+    check_trackers(config.log.trackers)
     plugins.hooks(config.plugins).hook.mmrl_configure(config=config)
     if not config.stages:
         raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,10 +46,7 @@ MAX_CHARTS = 36  # of a section
 MAX_CURVES = 6  # of a chart
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
 
-TRAINING = "Reward in training"
-UPDATE = "Update"
-COMPLETIONS = "Completions and time"
-OTHER = "Other numbers"
+TRAINING, UPDATE, COMPLETIONS, OTHER = "Reward in training", "Update", "Completions and time", "Other numbers"
 
 # (section, title, what it says, metrics and what their curves are called)
 TRAINING_CHARTS: Sequence[tuple[str, str, str, Mapping[str, str]]] = (
@@ -62,26 +60,16 @@ TRAINING_CHARTS: Sequence[tuple[str, str, str, Mapping[str, str]]] = (
     (UPDATE, "KL to the sampling policy", "how far the step has moved, nats per token", {"kl_old": ""}),
     (UPDATE, "Entropy", "of the policy, nats per token", {"entropy": ""}),
     (UPDATE, "Mean ratio", "new over old probability of a token; 1 = unchanged", {"ratio_mean": ""}),
-    (
-        UPDATE,
-        "Clip fraction",
-        "share of tokens",
-        {"clip_fraction_low": "from below", "clip_fraction_high": "from above"},
-    ),
+    (UPDATE, "Clip fraction", "share of tokens", {"clip_fraction_low": "low", "clip_fraction_high": "high"}),
     (UPDATE, "Learning rate", "", {"lr": ""}),
-    (
-        COMPLETIONS,
-        "Completion length",
-        "tokens",
-        {"completion_tokens/mean": "mean", "completion_tokens/max": "longest"},
-    ),
+    (COMPLETIONS, "Completion length", "tokens", {"completion_tokens/mean": "mean", "completion_tokens/max": "max"}),
     (COMPLETIONS, "Truncated", "share of completions cut off at the token limit", {"truncated": ""}),
     (COMPLETIONS, "Time per step", "in seconds", {"seconds": ""}),
 )
 NOT_DRAWN = ("kind", "stage", "stage_kind", "step", "elapsed_s", "set_aside", "policy_loss")  # or told elsewhere
 COUNTER_PREFIXES = ("count/", "failures/")
 # A rise in these is neither good nor bad.
-NEUTRAL_METRIC = re.compile(r"truncated|tokens|length|seconds|entropy|count|unscored|readable|_std$")
+NEUTRAL_METRIC = re.compile(r"truncated|tokens|length|seconds|entropy|count|unscored|_std$")
 SMALLEST_CHANGE = 5e-4  # less rounds to 0.000
 
 _TEMPERATURE_METRIC = re.compile(r"(greedy|t[0-9][0-9.]*)/(.+)")
@@ -91,6 +79,7 @@ _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"
 _VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 
 Record = Mapping[str, Any]
+Points = dict[int, float]  # step -> number
 
 
 def write_report(run: Path) -> Path:
@@ -105,12 +94,9 @@ def write_report(run: Path) -> Path:
     names = ("config.yaml", "metrics.jsonl", FOLDER)
     if not any((run / name).exists() for name in names):
         raise MMRLError(f"{run} is not a run directory: it has none of {', '.join(names)}.")
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=format_number, change=format_change, visible=_visible)
     html = environment.get_template(TEMPLATE).render(_contents(run))
@@ -155,11 +141,9 @@ def _contents(run: Path) -> dict[str, Any]:
     name = run.resolve().name
     config_text, config = _read_config(run / "config.yaml")
     steps, evaluations = _read_metrics(run / "metrics.jsonl")
-    milestones = _milestones(evaluations)
-    stages = _stages(steps)
+    milestones, columns, stages = _milestones(evaluations), _columns(steps), _stages(steps)
     files = rollout_files(run)
-    pictures = _Pictures(run / FOLDER)
-    view = _View(config)
+    media = _Media(run / FOLDER, config)
     held_out_charts = _held_out_charts(evaluations, stages)
     set_aside = list(read_json_lines(run / "set_aside.jsonl"))
     return {
@@ -172,15 +156,13 @@ def _contents(run: Path) -> dict[str, Any]:
         "milestones": milestones,
         "table": _held_out_table(milestones),
         "held_out_charts": list(held_out_charts.values()),
-        "chart_sections": _training_charts(steps, stages),
-        "compared": _compared_prompts(files, milestones, view, pictures),
-        "training": _training_steps(files, view, pictures),
-        "view_problem": view.problem,
-        "has_view": view.is_loaded,
-        "pictures": pictures.shown,
-        "set_aside": [_set_aside_row(row) for row in set_aside[:MAX_SET_ASIDE_ROWS]],
+        "chart_sections": _training_charts(columns, stages),
+        "compared": _compared_prompts(files, milestones, media),
+        "training": _training_steps(files, media),
+        "media": media,
+        "set_aside": set_aside[:MAX_SET_ASIDE_ROWS],
         "num_set_aside": len(set_aside),
-        "counters": _counters(steps),
+        "counters": _counters(columns),
         "config_text": config_text,
     }
 
@@ -245,6 +227,22 @@ def _read_metrics(path: Path) -> tuple[list[Record], list[_Evaluation]]:
     return [steps[step] for step in sorted(steps)], sorted(evaluations.values(), key=lambda one: one.step)
 
 
+def _columns(steps: Sequence[Record]) -> dict[str, Points]:
+    """Metric -> what was logged of it; the losses of different kinds of stages, which share no scale, apart."""
+    columns: dict[str, Points] = {}
+    for record in steps:
+        for key, number in _numbers(record):
+            name = f"loss ({record.get('stage_kind', '')})" if key == "loss" else key
+            columns.setdefault(name, {})[record["step"]] = number
+    return columns
+
+
+def _counters(columns: Mapping[str, Points]) -> list[tuple[str, float, float, float]]:
+    """(name, sum over steps, mean of the steps that logged it, last)."""
+    chosen = {key: list(points.values()) for key, points in sorted(columns.items()) if key.startswith(COUNTER_PREFIXES)}
+    return [(key.removeprefix("count/"), math.fsum(v), fmean(v), v[-1]) for key, v in chosen.items()]
+
+
 def _stages(steps: Sequence[Record]) -> list[Stage]:
     by_name: dict[str, list[int]] = {}
     for record in steps:
@@ -275,19 +273,16 @@ def _facts(run: Path, config: Any, steps: Sequence[Record], stages: Sequence[Sta
 
 def _model(config: Any) -> str:
     model, build = _at(config, "model"), _at(config, "model", "build")
-    if isinstance(build, Mapping):
-        options = "".join(f", {key}={value}" for key, value in build.items() if key != "name")
-        name = f"{build.get('name')}{options} (built for the run)"
-    else:
-        name = str(build or _at(model, "path") or "")
+    options = build.items() if isinstance(build, Mapping) else ()
     frozen = _at(model, "freeze")
     details = {
-        "": name,
+        "": _at(build, "name") or build or _at(model, "path"),
+        "built with ": ", ".join(f"{key}={value}" for key, value in options if key != "name"),
         "revision ": _at(model, "revision"),
         "LoRA rank ": _at(model, "lora", "rank"),
         "frozen: ": ", ".join(map(str, frozen)) if isinstance(frozen, list) else frozen,
     }
-    return "; ".join(f"{told}{value}" for told, value in details.items() if value) if name else ""
+    return "; ".join(f"{told}{value}" for told, value in details.items() if value)
 
 
 # Held-out numbers
@@ -335,10 +330,11 @@ def _held_out_table(milestones: Sequence[_Evaluation]) -> list[tuple[str, list[d
     table = []
     for section, metrics in _metrics_by_section(milestones).items():
         names, rows = _readable(metrics), []
-        for metric, warmth in ((metric, warmth) for metric in metrics for warmth in _temperatures(milestones, metric)):
-            values = [one.values.get((metric, warmth)) for one in milestones]
-            cells = [_cell(metric, *pair) for pair in zip(values, [None, *values], strict=False)]
-            rows.append({"metric": names[metric], "temperature": warmth, "cells": cells})
+        for metric in metrics:
+            for warmth in _temperatures(milestones, metric):
+                values = [one.values.get((metric, warmth)) for one in milestones]
+                cells = [_cell(metric, *pair) for pair in zip(values, [None, *values], strict=False)]
+                rows.append({"metric": names[metric], "temperature": warmth, "cells": cells})
         if rows:
             table.append((section, rows))
     return table
@@ -357,6 +353,8 @@ def _story(milestones: Sequence[_Evaluation], charts: dict[str, dict[str, Any]])
     """The first benchmark metric and the reward, from first to last; takes their charts out of `charts`."""
     sections, story = _metrics_by_section(milestones), []
     for metric in sections["Benchmark metrics"][:1] + sections["Rewards"][:1]:
+        if metric not in charts:  # there were too many
+            continue
         warmth = _temperatures(milestones, metric)[0]
         told = [(one.label, one.values[metric, warmth]) for one in milestones if (metric, warmth) in one.values]
         change = _cell(metric, told[-1][1], told[0][1] if len(told) > 1 else None)
@@ -385,22 +383,15 @@ def _held_out_charts(evaluations: Sequence[_Evaluation], stages: Sequence[Stage]
     return charts
 
 
-def _training_charts(steps: Sequence[Record], stages: Sequence[Stage]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _training_charts(columns: Mapping[str, Points], stages: Sequence[Stage]) -> list[tuple[str, list[dict[str, Any]]]]:
     """(section, charts) of what was logged; what no chart is known for comes last, under its own name."""
-    columns: dict[str, dict[int, float]] = {}
-    kinds = list(dict.fromkeys(str(record.get("stage_kind", "")) for record in steps))
-    for record in steps:
-        for key, number in _numbers(record):
-            key = f"loss of {record.get('stage_kind', '')}" if key == "loss" else key
-            columns.setdefault(key, {})[record["step"]] = number
     rewards = [key for key in columns if key.startswith("reward/") and key not in ("reward/total", "reward/total_std")]
     names = _readable(rewards)
     parts = [rewards[first : first + MAX_CURVES] for first in range(0, len(rewards), MAX_CURVES)]
     charts = [
         *TRAINING_CHARTS[:1],
         *((TRAINING, "Each reward", "before its weight", {key: names[key] for key in part}) for part in parts),
-        # Losses of different kinds share no scale.
-        *((UPDATE, f"Loss ({kind})" if len(kinds) > 1 else "Loss", "", {f"loss of {kind}": ""}) for kind in kinds),
+        *((UPDATE, key.capitalize(), "", {key: ""}) for key in columns if key.startswith("loss (")),
         *TRAINING_CHARTS[1:],
     ]
     known = {*NOT_DRAWN, *(key for *_, metrics in charts for key in metrics)}
@@ -418,122 +409,102 @@ def _training_charts(steps: Sequence[Record], stages: Sequence[Stage]) -> list[t
 # Rollouts
 
 
-class _Pictures:
-    """Pictures of a run, embedded once each. What is shown refers to them by `id`."""
+class _Media:
+    """Pictures of a run, embedded once each and shown by their id, and the view that draws shapes on them.
 
-    def __init__(self, root: Path) -> None:
+    A view that cannot be loaded, or fails, is told in `problem` and leaves pictures without shapes.
+    """
+
+    def __init__(self, root: Path, config: Any) -> None:
+        self.embedded: list[dict[str, Any]] = []
+        self.problem = ""
+        self.view: Callable[..., Any] | None = None
         self._root = root
         self._known: dict[str, dict[str, Any] | None] = {}
-        self.shown: list[dict[str, Any]] = []
-
-    def get(self, path: Any) -> dict[str, Any] | None:
-        """id, width, height and uri of a picture; None if it cannot be read or lies outside of the rollouts folder."""
-        key = str(path)
-        if key not in self._known:
-            self._known[key] = self._embed(key)
-        return self._known[key]
-
-    def _embed(self, path: str) -> dict[str, Any] | None:
-        try:
-            image = load_image(path, root=self._root)
-        except MediaError:
-            return None
-        width, height = image.size
-        image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        is_small = max(width, height) <= 256
-        kind = "png" if is_small else "jpeg"
-        image.save(buffer, format=kind, quality=88)
-        scale = 1000 / max(width, height)  # shapes are drawn on a canvas whose longer side is 1000
-        picture = {
-            "id": f"picture-{len(self.shown)}",
-            "uri": f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}",
-            "width": round(width * scale, 1),
-            "height": round(height * scale, 1),
-            "is_small": is_small,
-        }
-        self.shown.append(picture)
-        return picture
-
-
-class _View:
-    """The view that the run's config names. One that cannot be loaded, or fails, leaves pictures without shapes."""
-
-    def __init__(self, config: Any) -> None:
         component = _at(config, "log", "view")
         component = {"name": component} if isinstance(component, str) else component
-        self.problem = ""
-        self._function: Callable[..., Any] | None = None
-        self._options: dict[str, Any] = {}
         if isinstance(component, Mapping):
-            self._options = {str(key): value for key, value in component.items() if key != "name"}
+            options = {str(key): value for key, value in component.items() if key != "name"}
             try:
-                self._function = load_plugins().registry.get("view", str(component.get("name"))).load()
+                self.view = partial(load_plugins().registry.get("view", str(component.get("name"))).load(), **options)
             except Exception as error:  # a plugin that is missing or broken: the report stands without it
                 self.problem = f"Nothing is drawn on the pictures: {error}"
 
-    @property
-    def is_loaded(self) -> bool:
-        return self._function is not None
+    def picture(self, path: Any) -> dict[str, Any] | None:
+        """id, width, height and uri of a picture; None if it cannot be read or lies outside of the rollouts folder."""
+        if str(path) not in self._known:
+            try:
+                self._known[str(path)] = self._embed(load_image(str(path), root=self._root))
+            except MediaError:
+                self._known[str(path)] = None
+        return self._known[str(path)]
+
+    def _embed(self, image: Image.Image) -> dict[str, Any]:
+        # Shapes are drawn on a canvas whose longer side is 1000.
+        width, height = (round(1000 * side / max(image.size), 1) for side in image.size)
+        is_small = max(image.size) <= 256
+        image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
+        buffer, kind = io.BytesIO(), "png" if is_small else "jpeg"
+        image.save(buffer, format=kind, quality=88)
+        uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        name = f"picture-{len(self.embedded)}"
+        self.embedded.append({"id": name, "width": width, "height": height, "is_small": is_small, "uri": uri})
+        return self.embedded[-1]
 
     def shapes(self, rollout: Record) -> list[dict[str, Any]]:
         """Sound shapes for a rollout, as the template draws them."""
-        if self._function is None or not isinstance(rollout.get("completion"), str):
+        if self.view is None or not isinstance(rollout.get("completion"), str):
             return []
         try:
-            found = list(self._function(rollout["completion"], rollout.get("sample") or {}, **self._options))
+            found = list(self.view(rollout["completion"], rollout.get("sample") or {}))
         except Exception as error:  # third-party code on untrusted text
             self.problem = f"The view failed on a completion: {type(error).__name__}: {error}"
             return []
         shapes = [_sound_shape(shape) for shape in found[:MAX_SHAPES_OF_COMPLETION]]
         return [shape for shape in shapes if shape is not None]
 
+    def panels(self, rollout: Record, shapes: Sequence[dict[str, Any]]) -> list[Any]:
+        """The prompt's pictures with shapes on them, gold on top; None for a picture that cannot be read."""
+        paths = rollout.get("media")
+        panels: list[Any] = []
+        for position, path in enumerate(paths[:MAX_PICTURES_OF_PROMPT] if isinstance(paths, list) else []):
+            drawn = [shape for shape in shapes if shape["medium"] == position]
+            drawn.sort(key=lambda shape: shape["style"] == "gold")
+            picture = self.picture(path)
+            panels.append(picture and {"picture": picture, "shapes": drawn})
+        return panels
+
 
 def _sound_shape(shape: Any) -> dict[str, Any] | None:
     """A box or point per mille, with its edges in percent of the picture's sides; None if it is neither."""
-    for kind, count in (("box", 4), ("point", 2)):
-        values = _at(shape, kind)
-        if (
-            isinstance(values, Sequence)
-            and len(values) == count
-            and all(_finite(value) is not None for value in values)
-        ):
-            # A little beyond the edge stays visible as being beyond it; the rest would only be a long line.
-            edges = [min(102.0, max(-2.0, value / 10)) for value in values]
-            xs, ys = sorted(edges[0::2]), sorted(edges[1::2])
-            medium = _at(shape, "medium")
-            return {
-                "style": "gold" if _at(shape, "kind") == "gold" else "predicted",  # a CSS class
-                "label": str(_at(shape, "label") or "")[:24],
-                "medium": medium if isinstance(medium, int) else 0,  # position among the prompt's pictures
-                "is_point": kind == "point",
-                "x": round(xs[0], 2),
-                "y": round(ys[0], 2),
-                "width": round(max(0.4, xs[-1] - xs[0]), 2),  # one without area stays visible
-                "height": round(max(0.4, ys[-1] - ys[0]), 2),
-            }
-    return None
+    box, point, medium = _at(shape, "box"), _at(shape, "point"), _at(shape, "medium")
+    values = point if box is None else box
+    is_sound = isinstance(values, Sequence) and len(values) == (2 if box is None else 4)
+    if not is_sound or any(_finite(value) is None for value in values):
+        return None
+    # A little beyond the edge stays visible as being beyond it; the rest would only be a long line.
+    edges = [min(102.0, max(-2.0, value / 10)) for value in values]
+    (left, *_, right), (top, *_, bottom) = sorted(edges[0::2] * 2), sorted(edges[1::2] * 2)
+    return {
+        "style": "gold" if _at(shape, "kind") == "gold" else "predicted",  # a CSS class
+        "label": str(_at(shape, "label") or "")[:24],
+        "medium": medium if isinstance(medium, int) else 0,  # position among the prompt's pictures
+        "is_point": box is None,
+        "x": round(left, 2),
+        "y": round(top, 2),
+        "width": round(max(0.4, right - left), 2),  # one without area stays visible
+        "height": round(max(0.4, bottom - top), 2),
+    }
 
 
-def _panels(rollout: Record, pictures: _Pictures, shapes: Sequence[dict[str, Any]]) -> list[Any]:
-    """The prompt's pictures with shapes on them, gold on top; None for a picture that cannot be read."""
-    media = rollout.get("media")
-    panels: list[Any] = []
-    for position, path in enumerate(media[:MAX_PICTURES_OF_PROMPT] if isinstance(media, list) else []):
-        picture = pictures.get(path)
-        drawn = sorted((s for s in shapes if s["medium"] == position), key=lambda s: s["style"] == "gold")
-        panels.append(picture and {"picture": picture, "shapes": drawn})
-    return panels
-
-
-def _shown_rollout(rollout: Record, pictures: _Pictures) -> dict[str, Any]:
+def _shown_rollout(rollout: Record, media: _Media) -> dict[str, Any]:
     """What is told of a rollout beside its prompt."""
     rewards = rollout.get("rewards")
     rewards = rewards if isinstance(rewards, Mapping) else {}
     made, text = rollout.get("completion_media"), rollout.get("completion")
     return {
         "completion": _shortened(text if isinstance(text, str) else ""),
-        "made": pictures.get(made) if isinstance(made, str) else None,
+        "made": media.picture(made) if isinstance(made, str) else None,
         "rewards": {name: _finite(rewards[key]) for key, name in _readable(rewards).items()},
         "total": _finite(rollout.get("total")),
         "advantage": _finite(rollout.get("advantage")),
@@ -561,9 +532,7 @@ def _visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def _compared_prompts(
-    files: Sequence[RolloutFile], milestones: Sequence[_Evaluation], view: _View, pictures: _Pictures
-) -> dict[str, Any]:
+def _compared_prompts(files: Sequence[RolloutFile], milestones: Sequence[_Evaluation], media: _Media) -> dict[str, Any]:
     """The first held-out prompts, each with what the policy made of it at the milestones."""
     by_step: dict[int, RolloutFile] = {}
     for file in files:  # the coolest of a step comes first
@@ -574,65 +543,52 @@ def _compared_prompts(
     chosen = chosen[:1] + chosen[1:][1 - MAX_COMPARED_EVALUATIONS :]
     columns = [(labels.get(file.step) or f"step {file.step}", file.temperature or 0) for file in chosen]
     # Of several completions of a prompt the first is kept.
-    tables = [{str(line.get("prompt_id")): line for line in reversed(read_rollouts(file.path))} for file in chosen]
+    tables = [
+        {str(line.get("prompt_id")): line for line in reversed(read_rollouts(file.path)) if line} for file in chosen
+    ]
     counts = Counter(prompt for table in tables for prompt in reversed(table))
     rows = []
     for prompt, _ in counts.most_common(MAX_COMPARED_PROMPTS):  # of equal counts, the first written comes first
         found = [table.get(prompt) for table in tables]
-        example = next(rollout for rollout in found if rollout is not None)
-        rows.append({"prompt": _shown_prompt(example), "cells": [_compared(one, view, pictures) for one in found]})
+        cells = [one and (media.panels(one, media.shapes(one)), _shown_rollout(one, media)) for one in found]
+        rows.append({"prompt": _shown_prompt(next(filter(None, found))), "cells": cells})
     return {"columns": columns, "rows": rows, "num_prompts": len(counts)}
 
 
-def _compared(rollout: Record | None, view: _View, pictures: _Pictures) -> dict[str, Any] | None:
-    if rollout is None:
-        return None
-    panels = _panels(rollout, pictures, view.shapes(rollout))
-    return {"panels": panels, "rollout": _shown_rollout(rollout, pictures)}
-
-
-def _training_steps(files: Sequence[RolloutFile], view: _View, pictures: _Pictures) -> list[dict[str, Any]]:
+def _training_steps(files: Sequence[RolloutFile], media: _Media) -> list[dict[str, Any]]:
     """The first groups of a few training steps, spread evenly from the first written to the last."""
     written = [file for file in files if file.split == "train"]
     spread = min(MAX_TRAINING_STEPS, len(written)) - 1
-    chosen = [written[round(i * (len(written) - 1) / max(1, spread))] for i in range(spread + 1)]
     steps = []
-    for file in chosen:
+    for file in (written[round(i * (len(written) - 1) / max(1, spread))] for i in range(spread + 1)):
         by_group: dict[str, list[Record]] = {}
         for rollout in read_rollouts(file.path):
             by_group.setdefault(str(rollout.get("group")), []).append(rollout)
-        groups = list(by_group.values())
-        if groups:
-            steps.append(
-                {
-                    "step": file.step,
-                    "stage": str(groups[0][0].get("stage", "")),
-                    "temperature": _finite(groups[0][0].get("temperature")),
-                    "num_groups": len(groups),
-                    "groups": [_training_group(group, view, pictures) for group in groups[:MAX_GROUPS_OF_STEP]],
-                }
-            )
-    return steps
+        groups = [_training_group(group, media) for group in list(by_group.values())[:MAX_GROUPS_OF_STEP]]
+        steps.append({"step": file.step, "num_groups": len(by_group), "groups": groups})
+    return [step for step in steps if step["groups"]]
 
 
-def _training_group(rollouts: Sequence[Record], view: _View, pictures: _Pictures) -> dict[str, Any]:
+def _training_group(rollouts: Sequence[Record], media: _Media) -> dict[str, Any]:
     """One picture with the boxes of all completions, numbered as in the table beside it."""
-    told = [_shown_rollout(rollout, pictures) for rollout in rollouts[:MAX_COMPLETIONS_OF_GROUP]]
+    told = [_shown_rollout(rollout, media) for rollout in rollouts[:MAX_COMPLETIONS_OF_GROUP]]
     largest = max(abs(shown["advantage"] or 0.0) for shown in told)
     shapes: list[dict[str, Any]] = []
     for number, (rollout, shown) in enumerate(zip(rollouts, told, strict=False), start=1):
         advantage = shown["advantage"] or 0.0
         shown["sign"] = "zero" if abs(advantage) < 1e-6 else "better" if advantage > 0 else "worse"
         shown["bar"] = round(50 * abs(advantage) / largest, 1) if largest else 0.0
-        for shape in view.shapes(rollout):
+        for shape in media.shapes(rollout):
             if shape["style"] == "predicted":
                 shapes.append({**shape, "label": str(number), "style": shown["sign"]})
             elif number == 1:  # the gold is the same for all
                 shapes.append(shape)
     totals = [shown["total"] for shown in told if shown["total"] is not None]
     return {
+        "stage": str(rollouts[0].get("stage", "")),
+        "temperature": _finite(rollouts[0].get("temperature")),
         "prompt": _shown_prompt(rollouts[0]),
-        "panels": _panels(rollouts[0], pictures, shapes),
+        "panels": media.panels(rollouts[0], shapes),
         "rollouts": told,
         "reward_names": list(dict.fromkeys(name for shown in told for name in shown["rewards"])),
         "has_advantages": any(shown["advantage"] is not None for shown in told),
@@ -640,22 +596,3 @@ def _training_group(rollouts: Sequence[Record], view: _View, pictures: _Pictures
         "is_flat": len(totals) > 1 and max(totals) - min(totals) < 1e-6,
         "mean_total": fmean(totals) if totals else None,
     }
-
-
-# What else is told
-
-
-def _set_aside_row(row: Record) -> tuple[str, str, str]:
-    """(file, reason, everything else)."""
-    others = ", ".join(f"{key}: {value}" for key, value in row.items() if key not in ("file", "reason"))
-    return str(row.get("file", "")), str(row.get("reason", "")), others
-
-
-def _counters(steps: Sequence[Record]) -> list[tuple[str, float, float, float]]:
-    """(name, sum over steps, mean of the steps that logged it, last)."""
-    columns: dict[str, list[float]] = {}
-    for record in steps:
-        for key, number in _numbers(record):
-            if key.startswith(COUNTER_PREFIXES):
-                columns.setdefault(key.removeprefix("count/"), []).append(number)
-    return [(name, math.fsum(column), fmean(column), column[-1]) for name, column in sorted(columns.items())]

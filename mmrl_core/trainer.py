@@ -29,7 +29,7 @@ from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint,
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
 from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
 from mmrl_core.evaluation import Evaluator
-from mmrl_core.metrics import MetricsLog, evaluation_table, read_metrics
+from mmrl_core.metrics import MetricsLog, check_trackers, evaluation_table, read_metrics
 from mmrl_core.model_path import starting_model
 from mmrl_core.plugins import load_plugins
 from mmrl_core.policy import Policy
@@ -107,6 +107,7 @@ class Trainer:
         self.output = output
         self.hooks = self.plugins.hooks(config.plugins, CoreBehaviour()).hook
         self.hooks.mmrl_configure(config=config)
+        check_trackers(config.log.trackers)
         output.mkdir(parents=True, exist_ok=True)
         self.accelerator = Accelerator(log_with=config.log.trackers or None, project_dir=str(output))
         self.is_main = self.accelerator.is_main_process
@@ -356,9 +357,10 @@ class Trainer:
             rewards=put(batch.rewards),
             group_ids=put(batch.group_ids),
         )
-        loss, metrics = self.hooks.mmrl_policy_loss(run=self, inputs=inputs)
-        if loss.dim() != 0 or not loss.requires_grad:
-            raise HookResultError("mmrl_policy_loss must return a scalar that has a gradient.")
+        result = self.hooks.mmrl_policy_loss(run=self, inputs=inputs)
+        if not isinstance(result, tuple) or result[0].dim() != 0 or not result[0].requires_grad:
+            raise HookResultError("mmrl_policy_loss must return a scalar that has a gradient, and metrics.")
+        loss, metrics = result
         if not bool(torch.isfinite(loss)):
             raise HookResultError(
                 f"the loss is {float(loss)} at step {self.state.step + 1}; training stops before the update."
@@ -393,7 +395,8 @@ class Trainer:
 
     # Parts of the above
 
-    _round = 0
+    _round = 0  # of dynamic sampling, within the step
+    _epochs_ended = 0  # by the step that runs
 
     def _frozen_names(self) -> list[str]:
         names = set(self.stage.algorithm.frozen_policies)
@@ -427,9 +430,7 @@ class Trainer:
             world_size=self.accelerator.num_processes,
         )
         self.state.position = drawn.position
-        for _ in range(drawn.epochs_finished):
-            self.hooks.mmrl_epoch_end(run=self, epoch=self.state.epoch)
-            self.state.epoch += 1
+        self._epochs_ended += drawn.epochs_finished
         return drawn.prompts
 
     def _parts(self, batch: Batch, num_parts: int, epoch: int) -> Iterator[Batch]:
@@ -533,6 +534,10 @@ class Trainer:
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._broken.values()]
                 (self.output / "set_aside.jsonl").write_text("".join(lines), encoding="utf-8")
         self.hooks.mmrl_step_end(run=self, metrics=record)
+        for _ in range(self._epochs_ended):
+            self.hooks.mmrl_epoch_end(run=self, epoch=self.state.epoch)
+            self.state.epoch += 1
+        self._epochs_ended = 0
         every = self.config.eval.every_steps
         if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:
             self._evaluate(f"{name} step {self.state.stage_step}")
@@ -541,11 +546,21 @@ class Trainer:
             self._save_checkpoint()
 
     def _reduce_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
-        """Mean over the processes that measured it; work and failures are summed."""
-        counts = ("count/", "failures/")
-        sums = self._sum_over_processes(metrics)
-        measured = self._sum_over_processes(dict.fromkeys(metrics, 1.0))
-        return {name: value if name.startswith(counts) else value / measured[name] for name, value in sums.items()}
+        """Of all processes: work and failures are summed; else the mean over processes that measured a number."""
+        found: dict[str, list[float]] = {}
+        for part in self._gather([metrics]):
+            for name, value in part.items():
+                found.setdefault(name, []).append(value)
+        reduced = {}
+        for name, values in found.items():
+            numbers = [value for value in values if not math.isnan(value)]
+            if name.startswith(("count/", "failures/")):
+                reduced[name] = sum(numbers)
+            elif name.endswith("/max"):
+                reduced[name] = max(numbers, default=math.nan)
+            else:
+                reduced[name] = sum(numbers) / len(numbers) if numbers else math.nan
+        return reduced
 
     def _sum_over_processes(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums by name, whichever names the other processes have."""

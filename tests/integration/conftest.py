@@ -1,6 +1,7 @@
 """Real architectures with tiny random weights, real files, and plain transformers code to compare with."""
 
 import json
+import multiprocessing
 import os
 import sys
 import textwrap
@@ -263,3 +264,55 @@ def make_trainer(make_config, tmp_path):
     yield trainer
     for made in trainers:
         made.close()
+
+
+TRAIN = """
+import os
+from pathlib import Path
+
+def train(task, output, resume, environment):
+    os.environ |= environment
+
+    from mmrl_core.trainer import Trainer
+    from mmrl_core.yaml_config import load_config
+
+    trainer = Trainer(load_config(str(task)), Path(output))
+    try:
+        trainer.run(resume)
+    finally:
+        trainer.close()
+"""
+
+PRELOADED = (
+    "mmrl_core.trainer",
+    "mmrl_core.language_model",
+    "accelerate",
+    "datasets",
+    "transformers.models.qwen2_vl.modeling_qwen2_vl",
+    "transformers.models.qwen2_vl.processing_qwen2_vl",
+    "transformers.models.qwen2_vl.image_processing_qwen2_vl",
+    "transformers.models.qwen2_vl.video_processing_qwen2_vl",
+)
+
+
+@pytest.fixture(scope="session")
+def start_training(tmp_path_factory, surroundings):
+    """`start_training(task file, output, resume=False, **environment)` -> a started process that trains.
+
+    It is forked from a server that has done the imports, which saves each process the many seconds that they take.
+    """
+    site = tmp_path_factory.mktemp("site")
+    (site / "probe_train.py").write_text(TRAIN)
+    sys.path.insert(0, str(site))
+    from probe_train import train
+
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(list(PRELOADED))
+
+    def start(task, output, resume=False, **environment):
+        process = processes.Process(target=train, args=(task, output, resume, environment))
+        process.start()
+        return process
+
+    yield start
+    sys.path.remove(str(site))

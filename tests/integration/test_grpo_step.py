@@ -26,7 +26,7 @@ def mmrl_stage_start(run):
 @hookimpl(wrapper=True)
 def mmrl_policy_loss(inputs):
     loss, metrics = yield
-    parts.append((inputs.group_ids.unique().tolist(), float(loss), inputs.totals.num_tokens))
+    parts.append((inputs.group_ids.unique().tolist(), float(loss.detach()), inputs.totals.num_tokens))
     return loss, metrics
 
 @hookimpl

@@ -5,12 +5,12 @@ import multiprocessing
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from mmrl_core import cli
 from mmrl_core.metrics import read_metrics
 from mmrl_core.plugins import load_plugins
 
@@ -46,19 +46,16 @@ def mmrl_load_state(state):
 
 @dataclass
 class Runs:
-    """Starts `mmrl train` in processes of their own; `whole` is the folder of the run that nobody stopped."""
+    """Trains in processes of their own; `whole` is the folder of the run that nobody stopped."""
 
     task: Path
     folder: Path
-    processes: multiprocessing.context.BaseContext
+    start_process: Callable[..., multiprocessing.Process]
     whole: Path | None = None
     duration_s: float = 0.0
 
     def start(self, output, resume=False):
-        arguments = ["train", str(self.task), "--output", str(output), *(["--resume"] if resume else [])]
-        process = self.processes.Process(target=cli.main, args=(arguments,))
-        process.start()
-        return process
+        return self.start_process(self.task, output, resume)
 
     def finish(self, output, resume=False):
         process = self.start(output, resume)
@@ -70,7 +67,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, base_config, data_files, rewards_file):
+def runs(tmp_path_factory, base_config, data_files, rewards_file, start_training):
     """A run of two stages, with everything that has a state: optimiser, frozen policies, plugin, broken rows."""
     folder = tmp_path_factory.mktemp("resume")
     data = folder / "data"
@@ -105,13 +102,11 @@ def runs(tmp_path_factory, base_config, data_files, rewards_file):
     }
     task = folder / "task.yaml"
     task.write_text(json.dumps(config))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mmrl_core.trainer", "mmrl_core.language_model", "transformers.models.qwen2_vl"])
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(site)
         load_plugins.cache_clear()
-        made = Runs(task, folder, context)
-        made.finish(folder / "warm-up")  # starts the server that processes are forked from
+        made = Runs(task, folder, start_training)
+        made.finish(folder / "warm-up")
         started = time.perf_counter()
         made.finish(folder / "whole")
         made.duration_s = time.perf_counter() - started

@@ -14,6 +14,8 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
+import mmrl_core.report
+from mmrl_core.charts import Series, Stage, chart_uri, draw_chart
 from mmrl_core.errors import MMRLError
 from mmrl_core.media import content_hash
 from mmrl_core.report import format_change, format_number, write_report
@@ -119,9 +121,10 @@ def step_record(step: int, rng: random.Random) -> dict[str, Any]:
         "reward/visual_rft/iou": iou,
         "reward/visual_rft/format": 1.0,
         "advantage/abs_mean": 0.8,
-        "kl": 0.02 * done + rng.uniform(0, 0.002),
+        "kl_ref": 0.02 * done + rng.uniform(0, 0.002),
         "entropy": 1.6 - 0.7 * done,
-        "clip_fraction": 0.0,
+        "clip_fraction_low": 0.0,
+        "clip_fraction_high": 0.01,
         "grad_norm": rng.uniform(0.5, 1.0),
         "lr": 7e-4 * (1 - 0.9 * done),
         "completion_tokens/mean": 14 + rng.uniform(-0.2, 0.2),
@@ -221,6 +224,12 @@ class Page(HTMLParser):
     def plain(self) -> str:
         return re.sub(r"\s+", " ", " ".join(self.text))
 
+    @property
+    def charts(self) -> dict[str, str]:
+        """Title of each chart -> its picture."""
+        images = [attributes for tag, attributes in self.tags if tag == "img"]
+        return {(image["alt"] or "").removesuffix(" over steps"): image["src"] or "" for image in images}
+
 
 def page_of(run: Path) -> Page:
     path = write_report(run)
@@ -242,51 +251,83 @@ def full_page(full_run: Path) -> Page:
     return page_of(full_run)
 
 
+def drawn_in(run: Path) -> dict[str, tuple[list[Series], list[Stage]]]:
+    """Title of each chart of a run's report -> the curves and stages in its picture."""
+    drawn = {}
+
+    def draw(series: list[Series], stages: list[Stage]) -> Any:
+        drawn[chart_uri(draw_chart(series, stages))] = series, stages
+        return draw_chart(series, stages)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mmrl_core.report, "draw_chart", draw)
+        charts = page_of(run).charts
+    assert set(charts.values()) == set(drawn), "each picture is that of its data"
+    return {title: drawn[uri] for title, uri in charts.items()}
+
+
+@pytest.fixture(scope="module")
+def full_charts(full_run: Path, full_page: Page) -> dict[str, tuple[list[Series], list[Stage]]]:
+    return drawn_in(full_run)
+
+
 def test_sections_stand_in_order(full_page: Page):
     sections = [attributes["id"] for tag, attributes in full_page.tags if tag == "h2"]
     assert sections == ["held-out", "curves", "rollouts", "set-aside", "counters", "config"]
 
 
 def test_head_tells_task_model_and_command(full_page: Page):
-    for told in ("demo_detection", "digit_detector", "frozen: vision", "all 150 steps", "step-60, step-150"):
+    for told in ("demo_detection", "digit_detector", "frozen: vision", "150 of 150", "step-60, step-150"):
         assert told in full_page.plain
     assert "mmrl train demo/config.yaml --output demo-again" in full_page.plain
 
 
-def test_held_out_table_shows_values_and_change_since_the_row_above(full_page: Page):
-    text = full_page.plain
-    assert re.search(r"untrained step 0 0\.080 −0\.010", text)
-    assert re.search(r"after sft step 60 0\.450 \+0\.370 0\.360 \+0\.370", text)
-    assert re.search(r"after grpo step 150 0\.600 \+0\.150 0\.510 \+0\.150", text)
-    assert "greedy T = 1" in text
+def test_the_first_screen_tells_the_held_out_score_before_and_after(full_page: Page):
+    story = full_page.plain.partition("Held-out results")[0]
+    assert "Held-out AP, greedy +0.520 0.080 untrained → 0.450 after sft → 0.600 after grpo" in story
+    assert "Held-out total reward, greedy +0.520 0.280 untrained" in story
 
 
-def test_evaluations_within_a_stage_are_in_the_curves_not_the_table(full_page: Page):
-    assert "step 105" not in re.sub(r"step 105: [0-9.]+", "", full_page.plain)
-    assert "step 105: 0.540" in full_page.plain
+def test_held_out_table_shows_values_and_change_since_the_column_before(full_page: Page):
+    text = full_page.plain.partition("Held-out results")[2]
+    assert "untrained step 0 after sft step 60 after grpo step 150" in text
+    assert "AP greedy 0.080 0.450 +0.370 0.600 +0.150 AP T = 1 −0.010 0.360 +0.370 0.510 +0.150" in text
+
+
+def test_evaluations_within_a_stage_are_in_the_curves_not_the_table(full_page: Page, full_charts):
+    assert "step 105" not in full_page.plain
+    (greedy, sampled), stages = full_charts["Held-out AP"]
+    assert (greedy.label, list(greedy.steps), list(greedy.values)) == (
+        "greedy",
+        [0, 60, 105, 150],
+        [0.08, 0.45, 0.54, 0.6],
+    )
+    assert sampled.label == "T = 1" and greedy.is_measured
+    assert stages == [Stage("sft", 1, SFT_STEPS), Stage("grpo", SFT_STEPS + 1, LAST)]
 
 
 def test_every_known_metric_has_a_curve(full_page: Page):
-    curves = {
-        attributes["aria-label"] for tag, attributes in full_page.tags if tag == "svg" and "aria-label" in attributes
-    }
-    expected = {
-        "Held-out total reward",
-        "Held-out AP",
-        "Total reward",
-        "Reward components",
-        "Loss (sft)",
-        "Loss (grpo)",
-    }
-    expected |= {
-        "Gradient norm",
-        "KL to the reference policy",
-        "Entropy",
-        "Clip fraction",
-        "Completion length (tokens)",
-    }
-    expected |= {"Truncated share", "Flat groups (all rewards equal)", "Seconds per step", "plugin/extra"}
-    assert expected <= curves
+    expected = {"Held-out total reward", "Held-out AP", "Held-out mean iou", "Held-out iou reward"}
+    expected |= {"Total reward", "Each reward", "Reward spread within a group", "Flat groups", "Size of advantages"}
+    expected |= {"Loss (sft)", "Loss (grpo)", "Gradient norm", "KL to the reference policy", "Entropy"}
+    expected |= {"Clip fraction", "Learning rate", "Completion length", "Truncated", "Time per step", "plugin/extra"}
+    assert expected <= set(full_page.charts)
+    assert all(uri.startswith("data:image/svg+xml;base64,") for uri in full_page.charts.values())
+
+
+def test_a_curve_holds_what_was_logged(full_run: Path, full_charts):
+    records = [json.loads(line) for line in (full_run / "metrics.jsonl").read_text().splitlines()[:-1]]
+    steps = [record for record in records if record["kind"] == "step"]
+    for title, keys in {
+        "Total reward": ["reward/total"],
+        "Each reward": ["reward/visual_rft/iou", "reward/visual_rft/format"],
+        "Clip fraction": ["clip_fraction_low", "clip_fraction_high"],
+        "Gradient norm": ["grad_norm"],
+    }.items():
+        for series, key in zip(full_charts[title][0], keys, strict=True):
+            logged = {record["step"]: record[key] for record in steps if key in record}
+            assert dict(zip(series.steps, series.values, strict=True)) == logged, title
+    assert [series.label for series in full_charts["Each reward"][0]] == ["iou", "format"]
 
 
 def test_gold_and_predicted_boxes_are_drawn_and_distinguishable(full_page: Page):
@@ -306,7 +347,7 @@ def test_a_box_is_drawn_where_it_is(tmp_path: Path):
     tags = page_of(tmp_path).tags
     assert ("use", {"href": "#picture-0"}) in tags
     (box,) = [attributes for tag, attributes in tags if tag == "rect" and attributes.get("class") == "halo"]
-    assert [float(box[key] or "") for key in ("x", "y", "width", "height")] == [250.0, 250.0, 250.0, 250.0]
+    assert [box[key] for key in ("x", "y", "width", "height")] == ["25.0%", "50.0%", "25.0%", "50.0%"]
 
 
 def test_every_completion_stands_with_rewards_and_signed_advantage(full_page: Page):
@@ -322,10 +363,9 @@ def test_every_completion_stands_with_rewards_and_signed_advantage(full_page: Pa
 def test_nothing_a_completion_says_becomes_markup(full_run: Path, full_page: Page):
     html = (full_run / "report.html").read_text(encoding="utf-8")
     assert "alert(" in full_page.plain and "owned" in full_page.plain
-    assert not [
-        tag for tag, _ in full_page.tags if tag in ("script", "img", "iframe", "object", "link", "base", "form")
-    ]
+    assert not [tag for tag, _ in full_page.tags if tag in ("script", "iframe", "object", "link", "base", "form")]
     assert not [name for _, attributes in full_page.tags for name in attributes if name.startswith("on")]
+    assert all(uri.startswith("data:image/") for uri in full_page.charts.values())
     assert "\x00" not in html
     assert "data/<b>train.jsonl" in full_page.plain
 
@@ -359,8 +399,8 @@ def test_a_repeated_step_counts_once_with_its_last_value(tmp_path: Path):
         {"kind": "step", "stage": "grpo", "stage_kind": "grpo", "step": 1, "reward/total": x} for x in (0.25, 0.75)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = page_of(tmp_path).plain
-    assert "last 0.750" in text and "step 1: 0.750" in text and "0.250" not in text
+    (series,), _ = drawn_in(tmp_path)["Total reward"]
+    assert (list(series.steps), list(series.values)) == ([1], [0.75])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5000])
@@ -397,14 +437,14 @@ def test_odd_metrics_are_left_out(tmp_path: Path):
     lines = [
         '{"kind": "step", "step": "x"}',
         '{"kind": "step"}',
-        '{"kind": "step", "step": 1, "loss": NaN, "kl": Infinity, "entropy": null, "lr": "high", "seconds": true}',
-        '{"kind": "step", "step": 2, "stage": "grpo", "kl": 1e300, "grad_norm": -1e300}',
-        '{"kind": "step", "step": 3, "stage": "grpo", "kl": 1e-300, "grad_norm": 1e300}',
+        '{"kind": "step", "step": 1, "loss": NaN, "kl_ref": Infinity, "entropy": null, "lr": "high", "seconds": true}',
+        '{"kind": "step", "step": 2, "stage": "grpo", "kl_ref": 1e300, "grad_norm": -1e300}',
+        '{"kind": "step", "step": 3, "stage": "grpo", "kl_ref": 1e-300, "grad_norm": 1e300}',
         '{"kind": "eval", "step": 3, "greedy/AP": NaN, "label": "<b>"}',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    html = page_of(tmp_path).plain
-    assert "nan" not in html.lower() and "KL to the reference policy" in html
+    page = page_of(tmp_path)
+    assert "nan" not in page.plain.lower() and {"KL to the reference policy", "Gradient norm"} == set(page.charts)
 
 
 def test_odd_rollout_lines_are_shown_as_far_as_they_go(tmp_path: Path):
@@ -439,8 +479,8 @@ def test_unsound_shapes_are_left_out_and_far_ones_are_cut(tmp_path: Path):
     halos = [(tag, attributes) for tag, attributes in page_of(tmp_path).tags if attributes.get("class") == "halo"]
     assert {tag for tag, _ in halos} == {"rect", "circle"}
     boxes = {(box["x"], box["y"], box["width"], box["height"]) for tag, box in halos if tag == "rect"}
-    assert boxes == {("-20.0", "0.0", "1040.0", "10.0")}
-    assert {(point["cx"], point["cy"]) for tag, point in halos if tag == "circle"} == {("500.0", "250.0")}
+    assert boxes == {("-2.0%", "0.0%", "104.0%", "1.0%")}
+    assert {(point["cx"], point["cy"]) for tag, point in halos if tag == "circle"} == {("50.0%", "25.0%")}
 
 
 def test_a_policy_that_makes_pictures_is_shown(tmp_path: Path):
@@ -455,7 +495,7 @@ def test_a_run_in_progress_shows_its_newest_evaluation(tmp_path: Path):
     records = [eval_record(0, "untrained", 0.1), eval_record(10, "step 10", 0.2), eval_record(20, "step 20", 0.3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = page_of(tmp_path).plain
-    assert re.search(r"step 20 step 20 0\.300 \+0\.200", text)
+    assert "untrained step 0 step 20 step 20" in text and "AP greedy 0.100 0.300 +0.200" in text
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path):
