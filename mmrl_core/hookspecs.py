@@ -50,7 +50,7 @@ def mmrl_configure(config: RunConfig) -> None:
 
 @hookspec
 def mmrl_stage_start(run: Trainer) -> None:
-    """A stage begins, or is resumed. `run.stage` is its config; its optimiser exists; no step has run in this process."""
+    """A stage begins, or is resumed. `run.stage` is its config; its optimiser exists; no step has run yet."""
 
 
 @hookspec(firstresult=True)

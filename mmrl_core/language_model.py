@@ -486,7 +486,7 @@ class LanguageModelPolicy:
     def rollout(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling) -> list[RolloutGroup]:
         """Sample completions; see `Policy.rollout`. The completion is text without special tokens.
 
-        Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, the image as the model saw it.
+        Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, as the model saw it.
         """
         encoded = [self.encoder.encode(prompt) for prompt in prompts]
         with self._autocast():

@@ -173,7 +173,7 @@ EXTRAS = {
         {"kl_coefficient": 0.04, "kl_times_ratio": True},
     ),
     "entropy": ({"_entropy_bonus_enabled": True, "entropy_coef": 0.01}, {"entropy_coefficient": 0.01}),
-    "off-policy mask": ({"off_policy_mask_threshold": 0.05}, {"off_policy_threshold": 0.05}),
+    "off-policy mask": ({"off_policy_mask_threshold": 0.01}, {"off_policy_threshold": 0.01}),
 }
 
 
