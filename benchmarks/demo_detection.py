@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/demo_detection_table"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, help="supervised steps after the cold start; default: as long as GRPO took")
+    parser.add_argument("--steps", type=int, help="supervised steps; default: as long as GRPO took")
     arguments = parser.parse_args()
     rows = [row for seed in arguments.seeds for row in run_seed(seed, arguments.output, arguments.steps)]
     table = "\n".join([table_head("seed", "model"), *rows])

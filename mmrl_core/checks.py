@@ -395,7 +395,8 @@ def _load_encoder(config: ModelConfig, findings: list[Finding]) -> Any:
 
         from transformers import AutoConfig
 
-        from mmrl_core.language_model import PromptEncoder, load_processor
+        from mmrl_core.model_loading import load_processor
+        from mmrl_core.prompt_encoder import PromptEncoder
 
         path = Path(config.path).expanduser()
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)

@@ -15,7 +15,8 @@ from torch import Tensor
 from mmrl_core.types import Sampling
 
 if TYPE_CHECKING:
-    from mmrl_core.language_model import Encoded, LanguageModel
+    from mmrl_core.language_model import LanguageModel
+    from mmrl_core.prompt_encoder import Encoded
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,11 @@ while their tower is frozen, and its forward runs once for all completions of it
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-import inspect
 import re
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrl_core.config import ModelConfig
-from mmrl_core.errors import PolicyError, TaskDataError
+from mmrl_core.errors import PolicyError
 from mmrl_core.generation import HFEngine, Prefix
+from mmrl_core.model_loading import load_model, load_processor
+from mmrl_core.prompt_encoder import Encoded, PromptEncoder
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 LOGIT_CHUNK = 4096
 """Tokens whose logits exist at one time; bounds memory at LOGIT_CHUNK x vocabulary."""
-
-CACHE_BYTES = 2 << 30
-"""Encoded prompts kept between steps, in bytes."""
 
 TOWERS = {
     "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
@@ -49,162 +46,6 @@ TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
 
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
 """Config attributes with placeholder ids; a completion may not hold them, since no medium stands behind them."""
-
-
-@dataclass
-class Encoded:
-    """A prompt as the model sees it; rows of a group share one.
-
-    Attributes:
-        key: content hash of text and media; None if a medium has no hash.
-        input_ids: int64 [P].
-        position_ids: int64 [axes, P]; 3 axes with M-RoPE, otherwise 1.
-        next_position: position of the first completion token.
-        media: processor outputs of images and videos (pixel_values, image_grid_thw, ...).
-        features: tower outputs "image" and "video", [media tokens, hidden], kept while the tower is frozen.
-        image_sizes_px: (width, height) of each image as the model sees it.
-    """
-
-    key: str | None
-    input_ids: Tensor
-    position_ids: Tensor
-    next_position: int
-    media: dict[str, Tensor] = field(default_factory=dict)
-    features: dict[str, Tensor] = field(default_factory=dict)
-    image_sizes_px: list[tuple[int, int]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def num_bytes(self) -> int:
-        tensors = [self.input_ids, self.position_ids, *self.media.values(), *self.features.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-class PromptEncoder:
-    """Chat template, tokenizer and image processor of a model."""
-
-    def __init__(self, processor: Any, model: PreTrainedModel, max_tokens: int) -> None:
-        self.processor = processor
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-        self._model = model
-        self._config = model.config
-        self._max_tokens = max_tokens
-        self._cache: OrderedDict[str, Encoded] = OrderedDict()
-        self._grown = False  # since the cache was last trimmed
-
-    def render(self, prompt: Prompt) -> str:
-        """The prompt's text with the chat template applied and placeholders for media."""
-        messages = list(prompt.messages)
-        if self.tokenizer is self.processor:  # a text model's template expects plain strings
-            messages = [{**message, "content": _plain_text(message["content"])} for message in messages]
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def encode(self, prompt: Prompt) -> Encoded:
-        """Tokenise a prompt and process its media; the same prompt gives the same object while it is cached.
-
-        Raises:
-            TaskDataError: the prompt is longer than `model.max_prompt_tokens`; prompts are never cut.
-        """
-        text = self.render(prompt)
-        images, videos = _media_of(prompt)
-        key = None
-        if len(prompt.media_keys) == len(images) + len(videos):
-            key = hashlib.sha256("\0".join([text, *prompt.media_keys]).encode()).hexdigest()
-        if key is not None and key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        encoded = self._encode(prompt.id, text, images, videos, key)
-        if key is not None:
-            self._cache[key] = encoded
-            self._grown = True
-        return encoded
-
-    def trim_cache(self) -> None:
-        """Drop the prompts used longest ago until the cache fits; called once a batch's features are in."""
-        if not self._grown:
-            return
-        self._grown = False
-        total = sum(encoded.num_bytes for encoded in self._cache.values())
-        while total > CACHE_BYTES:
-            total -= self._cache.popitem(last=False)[1].num_bytes
-
-    def clear_cache(self) -> None:
-        self._cache.clear()
-
-    def _encode(self, name: str, text: str, images: list[Any], videos: list[Any], key: str | None) -> Encoded:
-        arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
-        if images:
-            arguments["images"] = images
-        if videos:
-            arguments["videos"] = [frames for frames, _ in videos]
-            arguments["video_metadata"] = [metadata for _, metadata in videos]
-            arguments["do_sample_frames"] = False
-        if self.tokenizer is self.processor:
-            arguments["add_special_tokens"] = False  # the chat template wrote them
-        outputs = dict(self.processor(**arguments))
-        input_ids = outputs.pop("input_ids")[0]
-        outputs.pop("attention_mask", None)
-        token_types = outputs.pop("mm_token_type_ids", None)
-        if len(input_ids) > self._max_tokens:
-            raise TaskDataError(
-                f"prompt {name!r} has {len(input_ids)} tokens, over model.max_prompt_tokens={self._max_tokens}. "
-                "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut."
-            )
-        position_ids, next_position = self._positions(input_ids, outputs, token_types)
-        return Encoded(
-            key, input_ids, position_ids, next_position, media=outputs, image_sizes_px=self._image_sizes(outputs)
-        )
-
-    def _image_sizes(self, media: dict[str, Any]) -> list[tuple[int, int]]:
-        """Width and height of images as the processor resized them, from its grid of patches."""
-        if "image_grid_thw" not in media:
-            return []
-        patch_px = self.processor.image_processor.patch_size
-        return [(width * patch_px, height * patch_px) for _, height, width in media["image_grid_thw"].tolist()]
-
-    def _positions(self, input_ids: Tensor, media: dict[str, Any], token_types: Tensor | None) -> tuple[Tensor, int]:
-        """Positions of the prompt [axes, P], and of what follows it."""
-        backbone = getattr(self._model, "model", self._model)
-        length = len(input_ids)
-        if not hasattr(backbone, "get_rope_index"):
-            return torch.arange(length)[None], length
-        if not media:
-            return torch.arange(length).expand(3, -1), length
-        if token_types is None:
-            token_types = torch.zeros_like(input_ids)[None]
-            for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
-                token_types[0, input_ids == getattr(self._config, name, -1)] = kind
-        arguments = {
-            **media,
-            "mm_token_type_ids": token_types,
-            "attention_mask": torch.ones_like(input_ids)[None],
-        }
-        if "second_per_grid_ts" in media:
-            arguments["second_per_grid_ts"] = torch.as_tensor(media["second_per_grid_ts"])
-        accepted = inspect.signature(backbone.get_rope_index).parameters
-        arguments = {name: value for name, value in arguments.items() if name in accepted}
-        position_ids, delta = backbone.get_rope_index(input_ids[None], **arguments)
-        return position_ids[:, 0], length + int(delta.flatten()[0])
-
-
-def _plain_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
-
-
-def _media_of(prompt: Prompt) -> tuple[list[Any], list[Any]]:
-    """Decoded images, and (frames, metadata) of videos, in the order of the messages."""
-    images, videos = [], []
-    for message in prompt.messages:
-        for part in message["content"] if not isinstance(message["content"], str) else ():
-            if part["type"] == "image":
-                images.append(part["image"])
-            elif part["type"] == "video":
-                videos.append((part["video"], part["metadata"]))
-    return images, videos
 
 
 class LanguageModel(nn.Module):
@@ -630,69 +471,6 @@ class LanguageModelPolicy:
             path.stem: load_file(path, device=str(self.model.device))
             for path in sorted(directory.glob("*.safetensors"))
         }
-
-
-def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any:
-    """A transformers model from a folder or the hub.
-
-    Raises:
-        PolicyError: there is no such model, or it cannot be loaded; names the path and the cause.
-    """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    with _loading("model", path):
-        model_class = AutoModelForImageTextToText if _is_multimodal(config, path) else AutoModelForCausalLM
-        options = _hub_options(config)
-        return model_class.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
-
-
-def load_processor(config: ModelConfig, path: str | Path) -> Any:
-    """The model's processor, or for a text model its tokenizer, with the pixel limits of the config.
-
-    Raises:
-        PolicyError: it cannot be loaded, or pixel limits are set for a model that takes no images.
-    """
-    from transformers import AutoProcessor, AutoTokenizer
-
-    with _loading("processor of model", path):
-        loader = AutoProcessor if _is_multimodal(config, path) else AutoTokenizer
-        processor = loader.from_pretrained(path, **_hub_options(config))
-    _set_pixel_limits(processor, config)
-    return processor
-
-
-def _is_multimodal(config: ModelConfig, path: str | Path) -> bool:
-    from transformers import AutoConfig
-
-    return hasattr(AutoConfig.from_pretrained(path, **_hub_options(config)), "vision_config")
-
-
-def _hub_options(config: ModelConfig) -> dict[str, Any]:
-    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-
-
-@contextmanager
-def _loading(what: str, path: str | Path) -> Iterator[None]:
-    """What transformers raises for a missing or broken model, as an error the user can mend."""
-    try:
-        yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PolicyError(f"{what} {str(path)!r} cannot be loaded: {reason}") from error
-
-
-def _set_pixel_limits(processor: Any, config: ModelConfig) -> None:
-    if config.min_pixels is None and config.max_pixels is None:
-        return
-    image_processor = getattr(processor, "image_processor", None)
-    if image_processor is None:
-        raise PolicyError("model.min_pixels and model.max_pixels are set, but the model takes no images.")
-    size = dict(image_processor.size)
-    if config.min_pixels is not None:
-        size["shortest_edge"] = config.min_pixels
-    if config.max_pixels is not None:
-        size["longest_edge"] = config.max_pixels
-    image_processor.size = size
 
 
 def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:

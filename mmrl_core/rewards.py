@@ -33,7 +33,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -500,6 +500,44 @@ class _LoopThread:
         turned = threading.Event()
         self.loop.call_soon_threadsafe(turned.set)
         return turned.wait(CANCEL_GRACE_S)
+
+
+def split_scores(scores: Scores, groups: Sequence[RolloutGroup]) -> list[Scores]:
+    """Scores of each group by itself."""
+    parts, start = [], 0
+    for group in groups:
+        place = slice(start, start + len(group.rollouts))
+        parts.append(
+            replace(
+                scores,
+                totals=scores.totals[place],
+                components={name: values[place] for name, values in scores.components.items()},
+                token_rewards={name: values[place] for name, values in scores.token_rewards.items()},
+                step_rewards={name: values[place] for name, values in scores.step_rewards.items()},
+                failures=scores.failures if start == 0 else {},
+            )
+        )
+        start = place.stop
+    return parts
+
+
+def join_scores(parts: Sequence[Scores]) -> Scores:
+    """Scores of several groups, one after another; the inverse of `split_scores`."""
+    import torch
+
+    first = parts[0]
+    failures: dict[str, int] = {}
+    for part in parts:
+        for name, count in part.failures.items():
+            failures[name] = failures.get(name, 0) + count
+    return Scores(
+        totals=torch.cat([part.totals for part in parts]),
+        components={name: torch.cat([part.components[name] for part in parts]) for name in first.components},
+        weights=first.weights,
+        token_rewards={name: [v for part in parts for v in part.token_rewards[name]] for name in first.token_rewards},
+        step_rewards={name: [v for part in parts for v in part.step_rewards[name]] for name in first.step_rewards},
+        failures=failures,
+    )
 
 
 def reward_view(scores: Scores, groups: Sequence[RolloutGroup], masks: Tensor) -> RewardView:

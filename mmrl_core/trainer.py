@@ -31,10 +31,11 @@ from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
 from mmrl_core.evaluation import Evaluator
 from mmrl_core.metrics import MetricsLog, check_trackers, evaluation_table, read_metrics
 from mmrl_core.model_path import starting_model
+from mmrl_core.optimizer import make_optimizer, set_learning_rate
 from mmrl_core.plugins import load_plugins
 from mmrl_core.policy import Policy
 from mmrl_core.report import write_report
-from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, reward_view
+from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, join_scores, reward_view, split_scores
 from mmrl_core.rollout_log import RolloutLog
 from mmrl_core.tasks import PromptSource, Template, draw
 from mmrl_core.types import (
@@ -654,70 +655,6 @@ def stage_name(config: RunConfig, index: int) -> str:
 def derive_seed(*parts: object) -> int:
     """A seed that only depends on what it is for, so that no generator needs to be carried through a resume."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
-
-
-def make_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters; weight decay spares biases and norms (one-dimensional parameters)."""
-    settings = stage.optimizer
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-
-
-def learning_rate(stage: StageConfig, step: int, total: int) -> float:
-    """Learning rate of a step (0 for the first): linear warm-up, then the schedule down to final_lr_ratio."""
-    settings = stage.optimizer
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(total - settings.warmup_steps, 1)
-    share = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
-    falling = share[settings.schedule]
-    return settings.lr * (settings.final_lr_ratio + (1.0 - settings.final_lr_ratio) * falling)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, total: int) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(stage, step, total)
-
-
-def split_scores(scores: Scores, groups: Sequence[RolloutGroup]) -> list[Scores]:
-    """Scores of each group by itself."""
-    parts, start = [], 0
-    for group in groups:
-        place = slice(start, start + len(group.rollouts))
-        parts.append(
-            replace(
-                scores,
-                totals=scores.totals[place],
-                components={name: values[place] for name, values in scores.components.items()},
-                token_rewards={name: values[place] for name, values in scores.token_rewards.items()},
-                step_rewards={name: values[place] for name, values in scores.step_rewards.items()},
-                failures=scores.failures if start == 0 else {},
-            )
-        )
-        start = place.stop
-    return parts
-
-
-def join_scores(parts: Sequence[Scores]) -> Scores:
-    """Scores of several groups, one after another; the inverse of `split_scores`."""
-    first = parts[0]
-    failures: dict[str, int] = {}
-    for part in parts:
-        for name, count in part.failures.items():
-            failures[name] = failures.get(name, 0) + count
-    return Scores(
-        totals=torch.cat([part.totals for part in parts]),
-        components={name: torch.cat([part.components[name] for part in parts]) for name in first.components},
-        weights=first.weights,
-        token_rewards={name: [v for part in parts for v in part.token_rewards[name]] for name in first.token_rewards},
-        step_rewards={name: [v for part in parts for v in part.step_rewards[name]] for name in first.step_rewards},
-        failures=failures,
-    )
 
 
 def _stack(parts: Sequence[Tensor], mask: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ FILLED_BY_CORE = {
     "advantage": _Filled(2, frozenset({"advantages", "view", "reduce_sum"})),
     "loss": _Filled(1, frozenset({"inputs"})),
     "strategy": _Filled(4, frozenset({"policy", "prompts", "group_size", "sampling"})),
-    "model": _Filled(0, frozenset({"directory", "progress"})),
+    "model": _Filled(0, frozenset({"directory", "on_progress"})),
     "view": _Filled(2, frozenset({"completion", "sample"})),
 }
 """Parameters that a config must not set as options, by kind."""

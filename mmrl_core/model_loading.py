@@ -1,0 +1,77 @@
+"""Loads models and processors of transformers, with errors a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrl_core.config import ModelConfig
+from mmrl_core.errors import PolicyError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any:
+    """A transformers model from a folder or the hub.
+
+    Raises:
+        PolicyError: there is no such model, or it cannot be loaded; names the path and the cause.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    with _loading("model", path):
+        model_class = AutoModelForImageTextToText if _is_multimodal(config, path) else AutoModelForCausalLM
+        options = _hub_options(config)
+        return model_class.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
+
+
+def load_processor(config: ModelConfig, path: str | Path) -> Any:
+    """The model's processor, or for a text model its tokenizer, with the pixel limits of the config.
+
+    Raises:
+        PolicyError: it cannot be loaded, or pixel limits are set for a model that takes no images.
+    """
+    from transformers import AutoProcessor, AutoTokenizer
+
+    with _loading("processor of model", path):
+        loader = AutoProcessor if _is_multimodal(config, path) else AutoTokenizer
+        processor = loader.from_pretrained(path, **_hub_options(config))
+    _set_pixel_limits(processor, config)
+    return processor
+
+
+def _is_multimodal(config: ModelConfig, path: str | Path) -> bool:
+    from transformers import AutoConfig
+
+    return hasattr(AutoConfig.from_pretrained(path, **_hub_options(config)), "vision_config")
+
+
+def _hub_options(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+
+
+@contextmanager
+def _loading(what: str, path: str | Path) -> Iterator[None]:
+    """What transformers raises for a missing or broken model, as an error the user can mend."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PolicyError(f"{what} {str(path)!r} cannot be loaded: {reason}") from error
+
+
+def _set_pixel_limits(processor: Any, config: ModelConfig) -> None:
+    if config.min_pixels is None and config.max_pixels is None:
+        return
+    image_processor = getattr(processor, "image_processor", None)
+    if image_processor is None:
+        raise PolicyError("model.min_pixels and model.max_pixels are set, but the model takes no images.")
+    size = dict(image_processor.size)
+    if config.min_pixels is not None:
+        size["shortest_edge"] = config.min_pixels
+    if config.max_pixels is not None:
+        size["longest_edge"] = config.max_pixels
+    image_processor.size = size
