@@ -38,7 +38,7 @@ def run_pair(seed: int, scenes: int, table: Path, output: Path) -> dict[str, tup
     reinforced = train(TASK, output / f"seed{seed}-{scenes}-grpo", settings)
     probe = train(TASK, output / f"seed{seed}-{scenes}-probe", [*settings, *SUPERVISED, "stages.0.steps=20"])
     steps = round(sum(step_seconds(reinforced, "few")) / median(step_seconds(probe, "few")[5:]))
-    every = max(1, steps // 8)
+    every = max(1, steps // 4)
     lengths = [f"stages.0.steps={steps}", f"eval.every_steps={every}"]
     supervised = train(TASK, output / f"seed{seed}-{scenes}-sft", [*settings, *SUPERVISED, *lengths])
     return {"GRPO": scores(reinforced), f"supervised ({steps} steps)": scores(supervised)}
@@ -58,12 +58,13 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("runs/demo_detection_table"))
     parser.add_argument("--output", type=Path, default=Path("runs/few_labels"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--scenes", type=int, nargs="+", default=list(SCENES_PER_CLASS), help="scenes of each class")
     arguments = parser.parse_args()
     lines = [
         "| scenes a class | training | start | end | best | end, each seed |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for scenes in SCENES_PER_CLASS:
+    for scenes in arguments.scenes:
         pairs = [run_pair(seed, scenes, arguments.table, arguments.output) for seed in arguments.seeds]
         for arm, kind in enumerate(("GRPO", "supervised")):
             values = [list(pair.values())[arm] for pair in pairs]

@@ -57,10 +57,11 @@ HOSTILE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: whether it is well, and what it is."""
+    """One thing that was looked at: whether it is well, what it is, and whether a run could go on all the same."""
 
     ok: bool
     what: str
+    tolerable: bool = False
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def _data_findings(
         findings.append(Finding(False, f"{where}: the source raised {type(error).__name__}: {error}"))
         return []
     findings += [
-        Finding(False, f"{where}: row {row.index}{f' ({row.file})' if row.file else ''}: {row.reason}")
+        Finding(False, f"{where}: row {row.index}{f' ({row.file})' if row.file else ''}: {row.reason}", tolerable=True)
         for row in source.set_aside
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"

@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+from mmrl_core.checks import check_task
 from mmrl_core.config import RunConfig
-from mmrl_core.errors import ConfigError, TaskDataError
+from mmrl_core.errors import ConfigError
 from mmrl_core.metrics import check_trackers
 from mmrl_core.model_path import starting_model
 from mmrl_core.plugins import load_plugins
-from mmrl_core.rewards import RewardRunner
 from mmrl_core.tasks import PromptSource
-from mmrl_core.yaml_config import check_components
 
 PROMPTS_ENCODED = 8
 """Training prompts encoded by a dry run, to find over-long ones and show their lengths."""
 
 
 def check_run(config: RunConfig) -> list[str]:
-    """Check a run as `mmrl train` would start it: components, plugins, data, rewards, model, prompt lengths.
+    """Check a run as `mmrl train` would start it: what `mmrl check` looks at, then the model and the prompts' lengths.
 
     Returns:
-        Lines that say what will be done.
+        Lines that say what will be done, and which rows are set aside.
 
     Raises:
-        MMRLError: what would stop the run.
+        MMRLError: what would stop the run, or make its rewards wrong; every finding on a line.
     """
     from accelerate import Accelerator
 
-    plugins = load_plugins()
-    check_components(config, plugins)
-    check_trackers(config.log.trackers)
-    plugins.hooks(config.plugins).hook.mmrl_configure(config=config)
     if not config.stages:
         raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")
-    policy_class = plugins.registry.get("policy", config.model.policy).load()
+    for stage in config.stages:
+        name = stage.name or stage.kind
+        if stage.data.train is None:
+            raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
+        if stage.kind == "grpo" and not stage.rewards:
+            raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
+    plugins = load_plugins()
+    check_trackers(config.log.trackers)
+    plugins.hooks(config.plugins).hook.mmrl_configure(config=config)
+    wrong = [finding for finding in check_task(config, plugins) if not finding.ok]
+    if any(not finding.tolerable for finding in wrong):
+        raise ConfigError("\n".join(finding.what for finding in wrong))
     path = starting_model(config, plugins)
-    policy = policy_class(config.model, path=path, device=Accelerator().device)
+    policy = plugins.registry.get("policy", config.model.policy).load()(
+        config.model, path=path, device=Accelerator().device
+    )
     parameters = list(policy.module.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     lines = [
@@ -42,30 +50,15 @@ def check_run(config: RunConfig) -> list[str]:
         *policy.describe(),
     ]
     for stage in config.stages:
-        if stage.data.train is None:
-            raise ConfigError(f"stage {stage.name or stage.kind!r} has no data.train, so there is nothing to train on.")
+        assert stage.data.train is not None
         source = PromptSource(plugins, stage.data.train, stage.prompt, stage.data, name="train")
-        if stage.kind == "grpo" and not stage.rewards:
-            raise ConfigError(f"stage {stage.name or stage.kind!r} has no rewards, so there is nothing to learn from.")
-        RewardRunner(plugins, stage.rewards)
-        prompts = [source.prompt(index) for index in range(min(PROMPTS_ENCODED, len(source)))]
-        sound = [prompt for prompt in prompts if prompt is not None]
-        if not sound:
-            raise TaskDataError(
-                f"none of the first {len(prompts)} rows can be read:\n{source.set_aside.describe(len(prompts))}"
-            )
-        lengths = [length for length in map(policy.prompt_length, sound) if length is not None]
+        found = [source.prompt(index) for index in range(min(PROMPTS_ENCODED, len(source)))]
+        lengths = [policy.prompt_length(prompt) for prompt in found if prompt is not None]
+        tokens = [length for length in lengths if length is not None]
         steps = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
         group = f" x {stage.group_size} completions" if stage.kind == "grpo" else ""
         lines.append(
             f"stage {stage.name or stage.kind}: {steps} of {stage.prompts_per_step} prompts{group}, {len(source)} rows"
-            + (
-                f", {len(prompts) - len(sound)} of the first {len(prompts)} set aside"
-                if len(sound) < len(prompts)
-                else ""
-            )
-            + (f", prompts of {min(lengths)} to {max(lengths)} tokens" if lengths else "")
+            + (f", prompts of {min(tokens)} to {max(tokens)} tokens" if tokens else "")
         )
-        if len(sound) < len(prompts):
-            lines.append(source.set_aside.describe(len(prompts)))
-    return lines
+    return [*lines, *(f"set aside: {finding.what}" for finding in wrong)]

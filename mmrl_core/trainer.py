@@ -290,12 +290,12 @@ class Trainer:
         algorithm = self.stage.algorithm
         if algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
             with torch.no_grad():
-                old = [self.policy.logprobs(part.rows).logprobs.cpu() for _, part in self._micro_batches(batch)]
+                old = [self.policy.logprobs(part.rows).logprobs.cpu() for part in self._micro_batches(batch)]
             batch = replace(batch, old_logprobs=_stack(old, batch.mask))
         if algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss":
             parts = [
                 self.policy.logprobs(part.rows, frozen=REFERENCE).logprobs.cpu()
-                for _, part in self._micro_batches(batch)
+                for part in self._micro_batches(batch)
             ]
             batch = replace(batch, frozen_logprobs={REFERENCE: _stack(parts, batch.mask)})
         return batch
@@ -319,7 +319,7 @@ class Trainer:
         totals = BatchTotals(num_tokens=max(num_tokens, 1.0), num_rows=max(num_rows, 1.0))
         micro_batches = list(self._micro_batches(batch))
         sums: Counter[str] = Counter()
-        for index, (_, micro) in enumerate(micro_batches):
+        for index, micro in enumerate(micro_batches):
             last = index + 1 == len(micro_batches)
             with nullcontext() if last else self.accelerator.no_sync(self.policy.module):
                 loss, loss_metrics = self.loss(micro, totals)
@@ -364,7 +364,7 @@ class Trainer:
         loss, metrics = result
         if not bool(torch.isfinite(loss)):
             raise HookResultError(
-                f"the loss is {float(loss)} at step {self.state.step + 1}; training stops before the update."
+                f"the loss is {float(loss.detach())} at step {self.state.step + 1}; training stops before the update."
             )
         return loss, dict(metrics)
 
@@ -447,11 +447,11 @@ class Trainer:
             chosen = torch.tensor(group_ids[part::num_parts])
             yield batch.select(torch.isin(batch.group_ids, chosen).nonzero()[:, 0])
 
-    def _micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, Batch]]:
-        """Row indices and batches of at most `micro_batch_rows` rows; groups stay whole unless one is larger."""
+    def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
+        """Batches of at most `micro_batch_rows` rows, in order; groups stay whole unless one is larger."""
         limit = self.stage.micro_batch_rows
         if limit is None or limit >= len(batch):
-            yield torch.arange(len(batch)), batch
+            yield batch
             return
         pieces: list[list[int]] = [[]]
         for group_id in batch.group_ids.unique_consecutive():
@@ -463,8 +463,7 @@ class Trainer:
                     pieces.append([])
                 pieces[-1] += members[start : start + limit]
         for piece in pieces:
-            index = torch.tensor(piece)
-            yield index, batch.select(index)
+            yield batch.select(torch.tensor(piece))
 
     def _parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.policy.module.parameters() if parameter.requires_grad]
