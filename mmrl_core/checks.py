@@ -17,7 +17,8 @@ from typing import Any
 from PIL import Image
 
 from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, RewardConfig, RunConfig, SourceConfig
-from mmrl_core.errors import ConfigError, MMRLError
+from mmrl_core.errors import ConfigError, MMRLError, PolicyError
+from mmrl_core.model_path import local_model
 from mmrl_core.plugins import KINDS, Plugins, TaskEntry, load_plugins
 from mmrl_core.rewards import Judgement, RewardRunner
 from mmrl_core.tasks import PromptSource
@@ -161,9 +162,13 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
         model lies on this machine, the rendering of its chat template and the number of tokens.
 
     Raises:
-        MMRLError: the task has no data, or they cannot be read.
+        MMRLError: the task has no data, or they cannot be read; it names what is not installed; its model is missing.
     """
     plugins = load_plugins() if plugins is None else plugins
+    findings = _component_findings(config, plugins)
+    encoder = _load_encoder(config.model, findings)
+    if wrong := [finding.what for finding in findings if not finding.ok]:
+        raise ConfigError("\n".join(wrong))
     sections = list(_sections(config))
     sources = [(section, name, source) for section in sections for name, source in _sources(section)]
     sources.sort(key=lambda item: item[1] != "train")  # stable: training rows first
@@ -174,16 +179,14 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
     source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    findings: list[Finding] = []
-    encoder = _load_encoder(config.model, findings)
-    parts = [finding.what for finding in findings if not finding.ok]
+    parts = []
     for index in range(min(num_prompts, len(source))):
         prompt = source.prompt(index)
         if prompt is None:
             reason = next(row.reason for row in source.set_aside if row.index == index)
             parts.append(f"=== {name}:{index}: broken, would be set aside: {reason}")
         else:
-            parts.append(_preview(prompt, folder, encoder))
+            parts.append(_preview(prompt, folder, encoder, config.model.max_prompt_tokens))
     text = "\n\n".join(parts) + "\n"
     (folder / "preview.txt").write_text(text, encoding="utf-8", errors="replace")
     return text
@@ -389,7 +392,12 @@ def _shown(text: str) -> str:
 
 def _load_encoder(config: ModelConfig, findings: list[Finding]) -> Any:
     """The `PromptEncoder` of a model that lies on this machine, without the model; None if there is none."""
-    if config.path is None or not Path(config.path).expanduser().is_dir():
+    try:
+        path = None if config.path is None else local_model(config.path)
+    except PolicyError as error:
+        findings.append(Finding(False, str(error)))
+        return None
+    if path is None:
         return None
     try:
         from types import SimpleNamespace
@@ -399,7 +407,6 @@ def _load_encoder(config: ModelConfig, findings: list[Finding]) -> Any:
         from mmrl_core.model_loading import load_processor
         from mmrl_core.prompt_encoder import PromptEncoder
 
-        path = Path(config.path).expanduser()
         model_config = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         # Positions, for which the encoder would ask the model, are of no interest here, and no length is refused.
         encoder_model: Any = SimpleNamespace(config=model_config)
@@ -409,7 +416,7 @@ def _load_encoder(config: ModelConfig, findings: list[Finding]) -> Any:
         return None
 
 
-def _preview(prompt: Prompt, folder: Path, encoder: Any) -> str:
+def _preview(prompt: Prompt, folder: Path, encoder: Any, max_tokens: int) -> str:
     """One prompt as text; its media are written to the folder."""
     lines = [f"=== {prompt.id}"]
     number = 0
@@ -430,7 +437,8 @@ def _preview(prompt: Prompt, folder: Path, encoder: Any) -> str:
     if encoder is not None:
         try:
             rendered, num_tokens = encoder.render(prompt), len(encoder.encode(prompt))
-            lines += [f"--- as the model sees it: {num_tokens} tokens, placeholders of media expanded", rendered]
+            over = f", MORE THAN model.max_prompt_tokens: {max_tokens}" if num_tokens > max_tokens else ""
+            lines += [f"--- as the model sees it: {num_tokens} tokens{over}, placeholders of media expanded", rendered]
         except Exception as error:  # a processor is foreign code
             lines.append(f"--- the model's processor raised {type(error).__name__}: {error}")
     return "\n".join(lines)

@@ -22,6 +22,20 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MMRL_CACHE", "~/.cache/mmrl")).expanduser()
 
 
+def local_model(path: str) -> Path | None:
+    """The folder of a model that lies on this machine; None for a hub name.
+
+    Raises:
+        PolicyError: it can only be meant as a folder, and there is none.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise PolicyError(f"model.path: there is no folder {path}.")
+    return None
+
+
 def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[str], None] | None = None) -> str | Path:
     """Path or hub name of the model that a run starts from.
 
@@ -40,10 +54,7 @@ def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[s
             raise ConfigError(
                 "no model: set model.path to a folder or hub name, for instance model.path=Qwen/Qwen2.5-VL-3B-Instruct"
             )
-        path = Path(model.path).expanduser()
-        if not path.exists() and (model.path.startswith((".", "/", "~")) or model.path.count("/") > 1):
-            raise PolicyError(f"model.path: there is no folder {model.path}.")
-        return path if path.exists() else model.path
+        return local_model(model.path) or model.path
     entry = plugins.registry.get("model", model.build.name)
     builder = entry.load()
     options: dict[str, Any] = {"seed": config.seed, **model.build.options}

@@ -77,7 +77,7 @@ def train(config: RunConfig, output: Path, resume: bool = False) -> Path:
     finally:
         trainer.close()
     if trainer.is_main:
-        write_report(output)
+        trainer.log.print(f"report: {write_report(output)}")
     return output / "report.html"
 
 
@@ -294,8 +294,7 @@ class Trainer:
             batch = replace(batch, old_logprobs=_stack(old, batch.mask))
         if algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss":
             parts = [
-                self.policy.logprobs(part.rows, frozen=REFERENCE).logprobs.cpu()
-                for part in self._micro_batches(batch)
+                self.policy.logprobs(part.rows, frozen=REFERENCE).logprobs.cpu() for part in self._micro_batches(batch)
             ]
             batch = replace(batch, frozen_logprobs={REFERENCE: _stack(parts, batch.mask)})
         return batch

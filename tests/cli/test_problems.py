@@ -138,7 +138,7 @@ def test_gold_answers_that_do_not_score_the_maximum(command, task, capsys):
 def test_a_prompt_longer_than_the_limit(command, task, capsys):
     task(("model: {", "model: {max_prompt_tokens: 20, "))
     code, output = run(command, capsys)
-    assert code in ((0, 1, 2) if command == "preview" else (1, 2))
+    assert code == 0 if command == "preview" else code in (1, 2)  # a preview shows it with its length
     assert "max_prompt_tokens" in output and "20" in output and "Traceback" not in output
 
 
