@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,13 @@ category model species flower aircraft car train bus cat bird person table chair
 """
 
 # Same mechanism as Qwen2-VL's template: default system turn, then one placeholder for each image or video part.
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
+_SYSTEM_TURN = (
     "{%- if loop.first and message['role'] != 'system' -%}"
     "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}"
     "{%- endif -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+)
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}" + _SYSTEM_TURN + "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
     "{%- if message['content'] is string -%}"
     "{{- message['content'] -}}"
     "{%- else -%}"
@@ -86,6 +87,7 @@ CHAT_TEMPLATE = (
     "{{- '<|im_start|>assistant\\n' -}}"
     "{%- endif -%}"
 )
+SHORT_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(_SYSTEM_TURN, "")  # without the default system turn
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,30 @@ def build_tiny(kind: str, directory: Path, *, seed: int = 0) -> None:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of ``VOCAB_SIZE`` tokens, control tokens last; any text round-trips. Deterministic."""
+    tokenizer = train_tokenizer(
+        [MERGE_CORPUS],
+        vocab_size=VOCAB_SIZE - len(CONTROL_TOKENS),
+        split_pattern=SPLIT_PATTERN,
+        chat_template=CHAT_TEMPLATE,
+        max_length=32768,
+    )
+    if len(tokenizer) != VOCAB_SIZE:
+        raise AssertionError(f"the merge corpus gave {len(tokenizer)} tokens instead of {VOCAB_SIZE}")
+    return tokenizer
+
+
+def train_tokenizer(
+    corpus: Iterable[str], *, vocab_size: int, split_pattern: str, chat_template: str, max_length: int
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer in the form of Qwen2's, learnt from a corpus. Any text round-trips. Deterministic.
+
+    Args:
+        corpus: what the merges are learnt from.
+        vocab_size: at most so many tokens, to which ``CONTROL_TOKENS`` are added.
+        split_pattern: regular expression of the pieces that merges stay within.
+        chat_template: jinja template.
+        max_length: what the tokenizer says of the model's context, tokens.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -149,28 +175,24 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split_pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(CONTROL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([MERGE_CORPUS], trainer)
+    tokenizer.train_from_iterator(corpus, trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    if tokenizer.get_vocab_size() != VOCAB_SIZE:
-        raise AssertionError(f"the merge corpus gave {tokenizer.get_vocab_size()} tokens instead of {VOCAB_SIZE}")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=[t for t in CONTROL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
-        model_max_length=32768,
+        model_max_length=max_length,
         padding_side="left",
     )
 

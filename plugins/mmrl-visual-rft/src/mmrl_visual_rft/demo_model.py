@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.tiny import CONTROL_TOKENS, UNSAMPLED_TOKENS
+from mmrl_core.tiny import SHORT_CHAT_TEMPLATE, UNSAMPLED_TOKENS, train_tokenizer
 from mmrl_visual_rft.demo_data import (
     CLASS_WORDS,
     CLASSIFICATION_PROBLEM,
@@ -56,30 +56,6 @@ SPLIT_PATTERN = rf"\p{{N}}{{1,4}}(?:\.\p{{N}}+)?|{_WORDS}|(?:(?!{_WORDS})[^\p{{N
 COORDINATE_STEP = 50  # multiples of this are one token each; other numbers are spelt in pieces
 MAX_VOCAB = 600
 VOCAB_MULTIPLE = 64
-
-# The Qwen2-VL template without its default system turn, so that prompts are short.
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['content'] is string -%}"
-    "{{- message['content'] -}}"
-    "{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}"
-    "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- elif part['type'] == 'video' or 'video' in part -%}"
-    "{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
-    "{%- elif 'text' in part -%}"
-    "{{- part['text'] -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- endif -%}"
-    "{{- '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}"
-    "{{- '<|im_start|>assistant\\n' -}}"
-    "{%- endif -%}"
-)
 
 
 def build_digit_detector(
@@ -171,31 +147,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     Any text round-trips; text unlike the demo's takes up to one token per byte.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCAB, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(_merge_corpus(), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        additional_special_tokens=[t for t in CONTROL_TOKENS if t not in ("<|im_end|>", "<|endoftext|>")],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-        padding_side="left",
+    return train_tokenizer(
+        _merge_corpus(),
+        vocab_size=MAX_VOCAB,
+        split_pattern=SPLIT_PATTERN,
+        chat_template=SHORT_CHAT_TEMPLATE,
+        max_length=2048,
     )
 
 
@@ -208,7 +165,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast, side_px: int) -> Qwen2_5
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=size, min_frames=2, max_frames=4, cap_pixels_per_frame=True),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=SHORT_CHAT_TEMPLATE,
     )
 
 
