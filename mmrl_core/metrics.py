@@ -114,6 +114,17 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"log.trackers: {name!r} is not installed. Try: pip install {name}")
 
 
+def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """A nested config as trackers take it: dotted keys, plain values; lists are written out as text."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flat_config(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
+
+
 def evaluation_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """Held-out metrics: a row for each metric, a column for each evaluation."""
     table = Table(title="held out", title_justify="left")

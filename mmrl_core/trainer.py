@@ -29,7 +29,7 @@ from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint,
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
 from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
 from mmrl_core.evaluation import Evaluator
-from mmrl_core.metrics import MetricsLog, check_trackers, evaluation_table, read_metrics
+from mmrl_core.metrics import MetricsLog, check_trackers, evaluation_table, flat_config, read_metrics
 from mmrl_core.model_path import starting_model
 from mmrl_core.optimizer import make_optimizer, set_learning_rate
 from mmrl_core.plugins import load_plugins
@@ -133,7 +133,7 @@ class Trainer:
             (self.output / "config.yaml").write_text(dump_config(self.config))
             self.log.open(self.state.metrics_bytes)
         if self.config.log.trackers:
-            self.accelerator.init_trackers(self.config.name, config=self.config.model_dump())
+            self.accelerator.init_trackers(self.config.name, config=flat_config(self.config.model_dump()))
         self._evaluate("untrained")
         for index in range(self.state.stage, len(self.config.stages)):
             self._run_stage(index, training)

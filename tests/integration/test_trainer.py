@@ -507,3 +507,27 @@ def test_post_update_logprobs_are_those_of_the_new_weights(run, grpo, install):
     ((sampled, after, again),) = probe_post.SEEN
     assert torch.equal(after, again.detach()) and not after.requires_grad
     assert math.isfinite(float(after.sum())) and (after - sampled).abs().max() > 1e-3
+
+
+# Trackers
+
+
+def test_trackers_of_accelerate_get_config_and_metrics(run, grpo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer, steps = run(grpo("spread", kind="qwen2", log={"trackers": ["tensorboard"]}))
+    trainer.close()
+    folders = {path.parent for path in trainer.output.rglob("events.out.tfevents.*")}
+    events = [EventAccumulator(str(folder)).Reload() for folder in folders]
+    logged = [
+        event.value
+        for log in events
+        if "reward/total" in log.Tags()["scalars"]
+        for event in log.Scalars("reward/total")
+    ]
+    assert logged == pytest.approx([record["reward/total"] for record in steps])
+
+
+def test_a_tracker_that_is_not_installed_is_refused(make_trainer, grpo):
+    with pytest.raises(MMRLError, match=r"log.trackers: accelerate has no tracker 'tensorbord'"):
+        make_trainer(grpo("spread", kind="qwen2", log={"trackers": ["tensorbord"]}))
