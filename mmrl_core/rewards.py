@@ -15,7 +15,7 @@ completion; which, the detail `shape=` of its registration says:
 
 A number is a score, None is "unscored": the reward has nothing to say, which differs from 0. Anything else (an
 exception, a hang, NaN, text, a wrong length) is a *failure*: the completion is unscored, the failure is counted and its
-reason kept. Failures never end a run, unless the runner is strict.
+reason kept. A failure ends a run only where the reward has `stop_on_failure`.
 
 Rewards run side by side in threads. They should not draw from the global random generators: in which order threads
 reach them is not fixed, and a resumed run would differ.
@@ -103,17 +103,15 @@ class RewardRunner:
         failure_reasons: reward key -> the first few different reasons for which it failed.
     """
 
-    def __init__(self, plugins: Plugins, configs: Sequence[RewardConfig], *, strict: bool = False) -> None:
+    def __init__(self, plugins: Plugins, configs: Sequence[RewardConfig]) -> None:
         """
         Args:
             configs: the rewards, with weight and options.
-            strict: the first failure raises `RewardError` instead of leaving completions unscored.
 
         Raises:
             PluginError: a reward is not provided by any installed plugin, or cannot be imported.
             RewardError: two rewards have one name, or a reward is declared wrongly or given a wrong option.
         """
-        self.strict = strict
         self.failure_reasons: dict[str, list[str]] = {}
         self._rewards: dict[str, _Reward] = {}
         for config in configs:
@@ -139,7 +137,7 @@ class RewardRunner:
         totals of the others are unscored: totals within a group are always sums over the same components.
 
         Raises:
-            RewardError: a reward failed and the runner is strict.
+            RewardError: a reward failed that has stop_on_failure.
         """
         import torch
 
@@ -196,7 +194,7 @@ class RewardRunner:
             N scores (of step and token rewards: the sums); None where unscored.
 
         Raises:
-            RewardError: the reward needs rollouts, which only a run has; or it failed and the runner is strict.
+            RewardError: the reward needs rollouts, which only a run has; or it failed and has stop_on_failure.
         """
         return [judgement.value for judgement in self.judge(key, completions, samples)]
 
@@ -233,7 +231,7 @@ class RewardRunner:
 
     def _note_failure(self, key: str, reason: str) -> None:
         message = f"reward {self._rewards[key].config.name!r} failed: {reason}"
-        if self.strict:
+        if self._rewards[key].config.stop_on_failure:
             raise RewardError(message)
         reasons = self.failure_reasons.setdefault(key, [])
         if not reasons:

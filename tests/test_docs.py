@@ -161,7 +161,9 @@ def test_readme_reward_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (snippet,) = fenced(README, "python")
     write("my_rewards.py", snippet)
-    runner = RewardRunner(load_plugins(), [load_reward("my_rewards.py:brevity", ["max_words=20"])], strict=True)
+    runner = RewardRunner(
+        load_plugins(), [load_reward("my_rewards.py:brevity", ["max_words=20", "stop_on_failure=true"])]
+    )
     completions = ["a few words", "word " * 30, "word " * 50, ""]
     assert runner.score_samples("brevity", completions, [{}] * 4) == [1.0, 0.5, 0.0, None]
 

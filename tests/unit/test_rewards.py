@@ -26,11 +26,9 @@ Samples = Sequence[dict[str, Any]]
 NAN = math.nan
 
 
-def runner_of(
-    function: Callable[..., Any], *, details: dict[str, Any] | None = None, strict: bool = False, **config: Any
-) -> RewardRunner:
+def runner_of(function: Callable[..., Any], *, details: dict[str, Any] | None = None, **config: Any) -> RewardRunner:
     """A runner with one reward, called 'r'."""
-    return RewardRunner(plugins_of(r=(function, details or {})), [RewardConfig(name="r", **config)], strict=strict)
+    return RewardRunner(plugins_of(r=(function, details or {})), [RewardConfig(name="r", **config)])
 
 
 def plugins_of(**rewards: tuple[Callable[..., Any], dict[str, Any]]) -> Plugins:
@@ -284,8 +282,8 @@ def test_rewards_run_side_by_side() -> None:
     assert_close(runner.score([group("x", "y")]).totals, [2.0, 2.0])
 
 
-def test_strict_raises_with_the_reward_and_the_reason() -> None:
-    runner = runner_of(lambda completions, samples: [NAN], strict=True)
+def test_a_reward_that_is_to_stop_the_run_raises_with_its_name_and_the_reason() -> None:
+    runner = runner_of(lambda completions, samples: [NAN], stop_on_failure=True)
     with pytest.raises(RewardError, match="reward 'r' failed: returned nan"):
         runner.score([group("a")])
 
