@@ -464,5 +464,6 @@ def test_rewards_of_the_command_line_take_checked_options(write):
         load_reward("my.py:good", ["treshold=0.7", "nonsense"])
     assert str(caught.value).splitlines() == [
         "command line: 'nonsense' is not of the form key=value.",
-        "command line: no option 'treshold'. Did you mean 'threshold'? Options: threshold, weight, label, timeout_s, stop_on_failure.",
+        "command line: no option 'treshold'. Did you mean 'threshold'? "
+        "Options: threshold, weight, label, timeout_s, stop_on_failure.",
     ]
