@@ -4,7 +4,8 @@
 
 Starts from the cold-started models that `demo_detection.py` left in its output. For 1, 2, 4 and 16 scenes of each of
 the five classes: GRPO for 40 steps with the exact reward, and supervised training on the exact labels for equal time.
-Both are evaluated along the way; the best evaluation is shown too, which favours whichever overfits.
+Both are evaluated along the way, supervised training also after 10 and 20 steps; the best evaluation is shown too,
+which favours whichever overfits.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ SCORE = "greedy/reward/score"
 SUPERVISED = ("stages.0.kind=sft", "stages.0.optimizer.lr=1e-3", "stages.0.optimizer.weight_decay=0.01")
 
 
-def scores(records: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
-    """Held-out score at the start, at the end, and the best after the start."""
-    values = [record[SCORE] for record in records if record["kind"] == "eval"]
-    return values[0], values[-1], max(values[1:])
+def scores(*runs: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """Held-out score at the start, at the end of the last run, and the best of any run after its start."""
+    values = [[record[SCORE] for record in records if record["kind"] == "eval"] for records in runs]
+    return values[0][0], values[-1][-1], max(value for run in values for value in run[1:])
 
 
 def run_pair(seed: int, scenes: int, table: Path, output: Path) -> dict[str, tuple[float, float, float]]:
@@ -41,7 +42,7 @@ def run_pair(seed: int, scenes: int, table: Path, output: Path) -> dict[str, tup
     every = max(1, steps // 4)
     lengths = [f"stages.0.steps={steps}", f"eval.every_steps={every}"]
     supervised = train(TASK, output / f"seed{seed}-{scenes}-sft", [*settings, *SUPERVISED, *lengths])
-    return {"GRPO": scores(reinforced), f"supervised ({steps} steps)": scores(supervised)}
+    return {"GRPO": scores(reinforced), f"supervised ({steps} steps)": scores(probe, supervised)}
 
 
 def cold_start(run: Path) -> Path:
