@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -114,7 +114,7 @@ class Prefix:
     """
 
     def __init__(
-        self, cache: object, last_hidden: Tensor, next_position: Tensor, mask: Tensor | None, num_axes: int
+        self, cache: Any, last_hidden: Tensor, next_position: Tensor, mask: Tensor | None, num_axes: int
     ) -> None:
         self.cache = cache
         self.last_hidden = last_hidden
@@ -125,12 +125,12 @@ class Prefix:
     def repeat(self, count: int) -> None:
         """Make `count` copies of each row, next to each other; gradients flow back to it."""
         if count > 1:
-            self.cache.batch_repeat_interleave(count)  # type: ignore[attr-defined]
+            self.cache.batch_repeat_interleave(count)
             self._apply(lambda tensor: tensor.repeat_interleave(count, 0))
 
     def select(self, rows: Tensor) -> None:
         """Make row i a copy of the present row `rows[i]` (int64 [R']); gradients flow back to it."""
-        self.cache.batch_select_indices(rows)  # type: ignore[attr-defined]
+        self.cache.batch_select_indices(rows)
         self._apply(lambda tensor: tensor[rows])
 
     def _apply(self, change: Callable[[Tensor], Tensor]) -> None:

@@ -15,7 +15,7 @@ import random
 import string
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -183,14 +183,6 @@ class SetAside:
     def describe(self, num_rows: int) -> str:
         """The first broken rows, one a line."""
         return "\n".join(f"  {row.id}: {row.reason}" for row in list(self)[:num_rows])
-
-    def write(self, path: str | Path) -> None:
-        """Add the records that a file lacks, as JSON lines (id, index, file, reason); what it holds stays."""
-        path = Path(path)
-        known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
-        lines = [json.dumps(asdict(row), ensure_ascii=False) for row in self]
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines if line not in known)
 
 
 class PromptSource:

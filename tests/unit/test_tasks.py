@@ -157,10 +157,8 @@ def test_broken_rows_are_set_aside_with_file_and_reason(tmp_path: Path) -> None:
     assert [source.prompt(index) is not None for index in range(6)] == [True] + [False] * 5
     assert source.prompt(1) is None  # and again
     assert len(source.set_aside) == 5 and source.set_aside.num_read == 6
-    source.set_aside.write(tmp_path / "set_aside.jsonl")
-    written = [json.loads(line) for line in (tmp_path / "set_aside.jsonl").read_text().splitlines()]
-    assert [record["id"] for record in written] == [f"train:{index}" for index in range(1, 6)]
-    files, reasons = [record["file"] for record in written], [record["reason"] for record in written]
+    assert [row.id for row in source.set_aside] == [f"train:{index}" for index in range(1, 6)]
+    files, reasons = [row.file for row in source.set_aside], [row.reason for row in source.set_aside]
     assert files[0].endswith("torn.png") and "torn.png" in reasons[0]
     assert files[1] == "gone.png" and "no such file" in reasons[1]
     assert files[2].endswith("train.jsonl:4") and "broken JSON" in reasons[2]
