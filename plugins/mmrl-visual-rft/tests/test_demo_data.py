@@ -68,6 +68,11 @@ def test_no_two_splits_share_a_part_of_a_photograph(splits):
     assert len(set.union(*columns)) == sum(map(len, columns))
 
 
+def test_every_split_shows_the_photographs_of_both_libraries(splits):
+    photos = [{row["photo"]["name"] for row in rows} for rows in splits.values()]
+    assert photos == [{"china.jpg", "flower.jpg", "astronaut", "cat", "coffee", "rocket"}] * 3
+
+
 def test_splits_stay_apart_whatever_the_seed(splits, cache_dir):
     train_scans = {digit["scan_id"] for row in splits["train"] for digit in row["boxes"]}
     other = digit_scenes("held_out", num_rows=100, seed=99, cache_dir=cache_dir)

@@ -1,8 +1,8 @@
 """Rows for the demos: handwritten digits set into photographs, drawn on this machine without a download.
 
-The pixels are real but small: 8 x 8 scans of handwritten digits (UCI, Alpaydin and Kaynak 1998) and two photographs,
-both shipped inside scikit-learn. Each scan is cut to its ink, enlarged, and laid in light ink over a darkened
-photograph.
+The pixels are real but small: 8 x 8 scans of handwritten digits (UCI, Alpaydin and Kaynak 1998) from scikit-learn, and
+six photographs shipped inside scikit-learn and scikit-image. Each scan is cut to its ink, enlarged, and laid in light
+ink over a darkened photograph.
 
 Three splits share neither a digit scan nor any part of a photograph, so held-out scores measure generalisation:
 
@@ -46,7 +46,7 @@ DETECTION_PROBLEM = "detect every {category}"
 CLASSIFICATION_PROBLEM = "which digit?"
 NORMALIZED_SIDE = 1000  # boxes are integers 0..1000 along each axis, as in the published answers
 
-FORMAT_VERSION = 1  # part of the cache key: raise it when the same options would give other rows
+FORMAT_VERSION = 2  # part of the cache key: raise it when the same options would give other rows
 NUM_SCANS = 1797
 SCAN_SHUFFLE_SEED = 0
 LAST_SCAN = {"train": 1300, "few_shot": 1400, "held_out": NUM_SCANS}  # ends of the ranges of the shuffled scans
@@ -339,16 +339,16 @@ def _ink_masks() -> list[Image.Image]:
 
 @functools.cache
 def _photos(brightness: float) -> list[tuple[str, Image.Image]]:
-    """Name and darkened pixels of scikit-learn's sample photographs, 640 x 427 pixels each."""
+    """Name and darkened pixels of colour photographs inside scikit-learn and scikit-image, 451 to 640 pixels wide."""
     import numpy as np
     from PIL import Image
+    from skimage import data
     from sklearn.datasets import load_sample_images
 
     samples = load_sample_images()
-    return [
-        (Path(name).name, Image.fromarray((pixels * brightness).astype(np.uint8)))
-        for name, pixels in zip(samples.filenames, samples.images, strict=True)
-    ]
+    photos = {Path(name).name: pixels for name, pixels in zip(samples.filenames, samples.images, strict=True)}
+    photos |= {"astronaut": data.astronaut(), "cat": data.cat(), "coffee": data.coffee(), "rocket": data.rocket()}
+    return [(name, Image.fromarray((pixels * brightness).astype(np.uint8))) for name, pixels in photos.items()]
 
 
 def _check(split: str, num_rows: int, options: SceneOptions) -> None:
