@@ -35,14 +35,12 @@ class CoreBehaviour:
     @hookimpl
     def mmrl_rollout(self, run: Trainer, prompts: Sequence[Prompt]) -> Sequence[RolloutGroup]:
         strategy = run.stage.rollout.strategy
+        function = run.load("strategy", strategy)
+        options: dict[str, Any] = dict(strategy.options)
+        if "on_group" in inspect.signature(function).parameters:
+            options["on_group"] = run.rewards.start
         return call_with_options(
-            run.load("strategy", strategy),
-            run.policy,
-            prompts,
-            run.stage.group_size,
-            run.sampling(),
-            options=strategy.options,
-            name=strategy.name,
+            function, run.policy, prompts, run.stage.group_size, run.sampling(), options=options, name=strategy.name
         )
 
     @hookimpl

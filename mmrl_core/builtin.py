@@ -26,9 +26,11 @@ def mmrl_register(registry: Registry) -> None:
         add("advantage", name, f"mmrl_core.advantages:{name}_stage", description)
 
     losses = "mmrl_core.losses"
-    add("loss", "clipped", f"{losses}:clipped", "clipped ratio, by token (PPO, GRPO) or sequence (GSPO, RLOO)")
-    add("loss", "cispo", f"{losses}:cispo", "clipped importance weight without gradient, times logprob: CISPO")
-    add("loss", "reinforce", f"{losses}:reinforce", "-advantage * logprob, no ratio")
+    # idle_at_zero: a row whose advantages are all 0 has no gradient, so that it may be left out
+    idle = {"idle_at_zero": True}
+    add("loss", "clipped", f"{losses}:clipped", "clipped ratio, by token (PPO, GRPO) or sequence (GSPO, RLOO)", **idle)
+    add("loss", "cispo", f"{losses}:cispo", "clipped importance weight without gradient, times logprob: CISPO", **idle)
+    add("loss", "reinforce", f"{losses}:reinforce", "-advantage * logprob, no ratio", **idle)
     add("loss", "nll", f"{losses}:nll", "-logprob: supervised fine-tuning")
 
     add(
@@ -38,6 +40,7 @@ def mmrl_register(registry: Registry) -> None:
         "transformers text, image or video model",
     )
     add("engine", "hf", "mmrl_core.generation:HFEngine", "samples with the training weights, in process")
+    add("engine", "vllm", "mmrl_core.vllm_engine:VLLMEngine", "samples through vLLM, in process or in a server")
     add("strategy", "single_turn", "mmrl_core.rollout:single_turn", "one completion for each prompt")
     add(
         "model",

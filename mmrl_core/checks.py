@@ -267,9 +267,9 @@ def _data_findings(
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"
     findings.append(Finding(bool(prompts), f"{where}: {read}"))
-    templates = section.prompt
-    if without := [p.id for p in prompts if not p.media_keys] if templates.images or templates.videos else []:
-        findings.append(Finding(True, f"{where}: {_some(without)}: no media in prompt.images and prompt.videos"))
+    templates = [*section.prompt.images, *section.prompt.videos, *section.prompt.audios]
+    if without := [p.id for p in prompts if not p.media_keys] if templates else []:
+        findings.append(Finding(True, f"{where}: {_some(without)}: no media in prompt.images, videos and audios"))
     if encoder is not None and prompts:
         findings.append(_length_finding(where, prompts, encoder, model))
     return prompts
@@ -427,7 +427,15 @@ def _preview(prompt: Prompt, folder: Path, encoder: Any, max_tokens: int) -> str
                 lines.append(part["text"])
                 continue
             number += 1
-            name = f"{prompt.id}-{number}".replace(":", "-") + ".png"
+            name = f"{prompt.id}-{number}".replace(":", "-")
+            if part["type"] == "audio":
+                import soundfile
+
+                soundfile.write(folder / f"{name}.wav", part["audio"], part["sampling_rate"])
+                seconds = len(part["audio"]) / part["sampling_rate"]
+                lines.append(f"[audio, {seconds:.1f} s at {part['sampling_rate']} Hz: {name}.wav]")
+                continue
+            name += ".png"
             image, what = (part["image"], "image") if part["type"] == "image" else _contact_sheet(part["video"])
             image.save(folder / name)
             lines.append(f"[{what}, {image.width} x {image.height} pixels: {name}]")

@@ -81,6 +81,8 @@ class PromptConfig(Strict):
     system: str = Field("", description="system message, if any")
     images: list[str] = Field([], description="image columns, such as '{image}'")
     videos: list[str] = Field([], description="video columns")
+    audios: list[str] = Field([], description="audio columns")
+    max_audio_s: PositiveFloat = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
     text: str = Field("{problem}", description="user message, after the media")
     answer: str = Field("", description="gold completion: trained on by sft stages, checked by `mmrl check`")
 
@@ -131,7 +133,7 @@ class ModelConfig(Strict):
 
 
 class RolloutConfig(Strict):
-    engine: str = Field("hf", description="registered rollout engine")
+    engine: Component = Field(Component(name="hf"), description="registered rollout engine, with its options")
     strategy: Component = Field(Component(name="single_turn"), description="registered rollout strategy")
     max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
@@ -246,7 +248,10 @@ class StageConfig(Strict):
     epochs: PositiveFloat | None = Field(None, description="passes over the training rows")
     prompts_per_step: PositiveInt = Field(8, description="prompts of one step, over all processes")
     group_size: PositiveInt = Field(8, description="completions of a prompt (grpo)")
-    micro_batch_rows: PositiveInt | None = Field(None, description="rows of one forward; default: all at once")
+    micro_batch_tokens: PositiveInt = Field(
+        16384, description="tokens of one forward and backward pass, a group's prompt counted once; bounds memory"
+    )
+    micro_batch_rows: PositiveInt | None = Field(None, description="at most so many rows in one pass, too")
     target: str | None = Field(None, description="sft: completion to learn, as a template; default: prompt.answer")
     data: DataConfig = Field(DataConfig(), description="rows to train on; inherits the top level")
     prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt; inherits the top level")

@@ -12,6 +12,7 @@ from mmrl_core.checkpoint import find_checkpoint
 from mmrl_core.config import RunConfig
 from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import Plugins, call_with_options, load_plugins
+from mmrl_core.policy import make_policy
 from mmrl_core.rewards import RewardRunner
 from mmrl_core.tasks import PromptSource
 from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
@@ -132,12 +133,13 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
     weights = checkpoint if plain_model else find_checkpoint(checkpoint) / "model"
     # Adapters need the model they were trained on; everything else is whole in the checkpoint.
     path = starting_model(config, plugins) if (weights / "adapter_config.json").is_file() else weights
-    policy_class = plugins.registry.get("policy", config.model.policy).load()
-    engine = plugins.registry.get("engine", config.rollout.engine).load()()
-    policy = policy_class(config.model, path=path, device=device, engine=engine)
-    if path is not weights:
-        policy.load(weights)
-    return Evaluator(config, plugins, limit=limit).evaluate(policy)
+    policy = make_policy(config, plugins, path=path, device=device)
+    try:
+        if path is not weights:
+            policy.load(weights)
+        return Evaluator(config, plugins, limit=limit).evaluate(policy)
+    finally:
+        policy.close()
 
 
 def _mean(values: torch.Tensor) -> float:

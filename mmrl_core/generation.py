@@ -1,185 +1,233 @@
 """Rollout engine `hf`: samples with the training weights, in process.
 
-Each prompt is prefilled once; its key/value cache is expanded to the group. Logprobs are kept as tokens are sampled.
+Each prompt runs once; its completions share its keys and values. Logprobs are kept as tokens are sampled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmrl_core.types import Sampling
+from mmrl_core.engine import OnFinished, Sampled
+from mmrl_core.types import Prompt, Sampling
 
 if TYPE_CHECKING:
-    from mmrl_core.language_model import LanguageModel
-    from mmrl_core.prompt_encoder import Encoded
+    from mmrl_core.language_model import LanguageModel, LanguageModelPolicy
 
-
-@dataclass(frozen=True)
-class Sampled:
-    """One sampled completion: `tokens` int64 [T] with the stop token if it was reached, `logprobs` float32 [T]."""
-
-    tokens: Tensor
-    logprobs: Tensor
-    truncated: bool
+LOOK_EVERY = {"cpu": 1}
+"""Steps between looks at which completions have ended. A look makes a GPU wait, so it is rarer there."""
+LOOK_EVERY_DEFAULT = 8
 
 
 class HFEngine:
     """Samples completions with the model that is trained."""
 
     def generate(
-        self, model: LanguageModel, prompts: Sequence[Encoded], num_samples: int, sampling: Sampling
+        self,
+        policy: LanguageModelPolicy,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        sampling: Sampling,
+        on_finished: OnFinished | None = None,
     ) -> list[list[Sampled]]:
-        """Complete each prompt `num_samples` times.
-
-        Args:
-            model: the trained module.
-            prompts: N encoded prompts.
-            num_samples: completions of each.
-            sampling: limits, temperature, truncation, seed.
-
-        Returns:
-            N lists of `num_samples` completions. Logprobs are those of the model's whole distribution at the
-            sampling temperature (at 1 when greedy), also where top-p, top-k or the ban on media placeholders narrowed
-            the choice: they are what the trainer computes.
-        """
-        device = model.device
-        generator = torch.Generator(device=device).manual_seed(sampling.seed)
+        """See `Engine.generate`. Draws depend on the seed and the place of the completion, not on other completions."""
+        model = policy.model
+        encoded = [policy.encoder.encode(prompt) for prompt in prompts]
         training = model.training
-        model.eval()  # layers that checkpoint their activations keep no cache while training
+        model.eval()
         try:
             with torch.no_grad():
-                prefix = model.prefill(prompts)
-                prefix.repeat(num_samples)
-                hidden = prefix.last_hidden  # [N * G, hidden]
-                tokens, logprobs, lengths = self._decode(model, prefix, hidden, sampling, generator)
+                decoding, hidden = model.start_decoding(encoded, num_samples)
+                completions = _Completions(model, len(prompts), num_samples, sampling, on_finished)
+                _decode(model, decoding, hidden, sampling, completions)
         finally:
             model.train(training)
-        model.count("decode_tokens", int(lengths.sum()))
-        tokens, logprobs, lengths = tokens.cpu(), logprobs.cpu(), lengths.cpu()
-        stops = torch.isin(tokens, torch.tensor(sorted(model.stop_ids)))
-        samples = [
-            Sampled(tokens[i, :n].clone(), logprobs[i, :n].clone(), truncated=not bool(stops[i, n - 1]))
-            for i, n in enumerate(lengths.tolist())
-        ]
-        return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(prompts))]
+        return completions.all()
 
-    def _decode(
-        self,
-        model: LanguageModel,
-        prefix: Prefix,
-        hidden: Tensor,
-        sampling: Sampling,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample token by token; rows that have stopped leave the batch once they are half of it."""
-        num_rows, device = hidden.shape[0], hidden.device
-        tokens = torch.zeros(num_rows, sampling.max_tokens, dtype=torch.long, device=device)
-        logprobs = torch.zeros(num_rows, sampling.max_tokens, device=device)
-        lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-        stop_ids = torch.tensor(sorted(model.stop_ids), device=device)
-        live = torch.arange(num_rows, device=device)  # which row each row of the cache is
-        stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        for step in range(sampling.max_tokens):
-            chosen, chosen_logprobs = sample(model.logits(hidden), sampling, generator, banned=model.banned_ids)
-            going = ~stopped
-            tokens[live[going], step] = chosen[going]
-            logprobs[live[going], step] = chosen_logprobs[going]
-            lengths[live[going]] = step + 1
-            stopped |= torch.isin(chosen, stop_ids)
-            num_stopped = int(stopped.sum())
-            if num_stopped == len(live) or step + 1 == sampling.max_tokens:
+    def weights_changed(self, policy: LanguageModelPolicy) -> None:
+        """They are the engine's own."""
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+
+def _decode(
+    model: LanguageModel, decoding: Decoding, hidden: Tensor, sampling: Sampling, completions: _Completions
+) -> None:
+    """Sample token by token; slots leave the batch once half of them have ended."""
+    device = hidden.device
+    generator = torch.Generator(device=device).manual_seed(sampling.seed)
+    num_rows = len(hidden)
+    draws = torch.rand(sampling.max_tokens, num_rows + 1, generator=generator, device=device)
+    rows = torch.arange(num_rows, device=device)  # of each slot; num_rows where its completion has ended
+    look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_DEFAULT)
+    for step in range(sampling.max_tokens):
+        tokens, logprobs = sample(model.logits(hidden), sampling, draws[step, rows], banned=model.banned_ids)
+        stops = completions.add(step, rows, tokens, logprobs)
+        rows = rows.masked_fill(stops, num_rows)
+        if step + 1 == sampling.max_tokens:
+            break
+        if (step + 1) % look_every == 0:
+            live = rows < num_rows
+            num_live = completions.look(live, rows)
+            if num_live == 0:
                 break
-            if 2 * num_stopped >= len(live):
-                keep = (~stopped).nonzero()[:, 0]
-                prefix.select(keep)
-                live, chosen, stopped = live[keep], chosen[keep], stopped[keep]
-            hidden = model.extend(prefix, chosen[:, None])[:, -1]
-        return tokens, logprobs, lengths
+            if 2 * num_live <= len(rows):
+                index = decoding.compact(live)
+                rows = torch.where(index < 0, num_rows, rows[index])
+                tokens = tokens[index]
+        hidden = model.decode(decoding, tokens)
 
 
-class Prefix:
-    """A prefilled batch of sequences, ready to be continued.
-
-    Attributes:
-        cache: transformers' key/value cache of all tokens so far, R rows.
-        last_hidden: [R, hidden], the hidden state that predicts the first new token.
-        next_position: int64 [R], position of the next token.
-        mask: bool [R, tokens so far], False on padding; None where nothing is padded.
-        num_axes: 3 with M-RoPE, otherwise 1.
-    """
+class _Completions:
+    """What has been sampled, N prompts x G completions."""
 
     def __init__(
-        self, cache: Any, last_hidden: Tensor, next_position: Tensor, mask: Tensor | None, num_axes: int
+        self,
+        model: LanguageModel,
+        num_prompts: int,
+        num_samples: int,
+        sampling: Sampling,
+        on_finished: OnFinished | None,
     ) -> None:
-        self.cache = cache
-        self.last_hidden = last_hidden
-        self.next_position = next_position
-        self.mask = mask
-        self.num_axes = num_axes
+        shape = (num_prompts * num_samples + 1, sampling.max_tokens)  # the last row takes what ended slots sample on
+        self._model = model
+        self._num_samples = num_samples
+        self._tokens = torch.zeros(shape, dtype=torch.long, device=model.device)
+        self._logprobs = torch.zeros(shape, device=model.device)
+        self._stop_ids = torch.tensor(sorted(model.stop_ids), device=model.device, dtype=torch.long)
+        self._on_finished = on_finished
+        self._finished: dict[int, list[Sampled]] = {}
 
-    def repeat(self, count: int) -> None:
-        """Make `count` copies of each row, next to each other; gradients flow back to it."""
-        if count > 1:
-            self.cache.batch_repeat_interleave(count)
-            self._apply(lambda tensor: tensor.repeat_interleave(count, 0))
+    def add(self, step: int, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
+        """Keep the tokens of a step; which of them end their completion, bool like `rows`."""
+        self._tokens[rows, step] = tokens
+        self._logprobs[rows, step] = logprobs
+        return (tokens[:, None] == self._stop_ids).any(1)
 
-    def select(self, rows: Tensor) -> None:
-        """Make row i a copy of the present row `rows[i]` (int64 [R']); gradients flow back to it."""
-        self.cache.batch_select_indices(rows)
-        self._apply(lambda tensor: tensor[rows])
+    def look(self, live: Tensor, rows: Tensor) -> int:
+        """How many completions have not ended; tells of prompts that are done."""
+        if self._on_finished is not None:
+            going = {row // self._num_samples for row in rows[live].tolist()}
+            for prompt in range((len(self._tokens) - 1) // self._num_samples):
+                if prompt not in going and prompt not in self._finished:
+                    self._finish(prompt)
+        return int(live.sum())
 
-    def _apply(self, change: Callable[[Tensor], Tensor]) -> None:
-        self.last_hidden = change(self.last_hidden)
-        self.next_position = change(self.next_position)
-        self.mask = None if self.mask is None else change(self.mask)
+    def all(self) -> list[list[Sampled]]:
+        num_prompts = (len(self._tokens) - 1) // self._num_samples
+        for prompt in range(num_prompts):
+            if prompt not in self._finished:
+                self._finish(prompt)
+        return [self._finished[prompt] for prompt in range(num_prompts)]
+
+    def _finish(self, prompt: int) -> None:
+        of_prompt = slice(prompt * self._num_samples, (prompt + 1) * self._num_samples)
+        tokens, logprobs = self._tokens[of_prompt].cpu(), self._logprobs[of_prompt].cpu()
+        stops = torch.isin(tokens, self._stop_ids.cpu())
+        samples = []
+        for index in range(self._num_samples):
+            ends = stops[index].nonzero()[:, 0]
+            length = int(ends[0]) + 1 if len(ends) else tokens.shape[1]
+            samples.append(Sampled(tokens[index, :length].clone(), logprobs[index, :length].clone(), len(ends) == 0))
+        self._model.count("decode_tokens", sum(len(sample.tokens) for sample in samples))
+        self._finished[prompt] = samples
+        if self._on_finished is not None:
+            self._on_finished(prompt, samples)
 
 
-def sample(
-    logits: Tensor, sampling: Sampling, generator: torch.Generator, *, banned: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+class Decoding(Protocol):
+    """Sequences that are being continued, a slot for each."""
+
+    def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
+        """Append a token to each, [R, 1, hidden]; what the text decoder makes of it, [R, 1, hidden]."""
+        ...
+
+    def compact(self, live: Tensor) -> Tensor:
+        """Drop slots outside bool [R] `live`; the old slot of each that is left, -1 where one only fills up."""
+        ...
+
+
+class PlainDecoding:
+    """A key/value cache of transformers with a row for each completion, where a model cannot share prompts."""
+
+    def __init__(self, cache: Any, next_position: Tensor, mask: Tensor, num_samples: int) -> None:
+        """Take over a prefilled cache of N prompts.
+
+        Args:
+            cache: of transformers, N rows.
+            next_position: int64 [N].
+            mask: bool [N, P], False on padding.
+            num_samples: completions of each prompt.
+        """
+        cache.batch_repeat_interleave(num_samples)
+        self._cache = cache
+        self._next_position = next_position.repeat_interleave(num_samples)
+        self._mask = mask.repeat_interleave(num_samples, 0)
+
+    def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
+        hidden = decoder(
+            inputs_embeds=embeddings,
+            position_ids=self._next_position[:, None],
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        self._next_position = self._next_position + 1
+        return hidden
+
+    def compact(self, live: Tensor) -> Tensor:
+        index = live.nonzero()[:, 0]
+        self._cache.batch_select_indices(index)
+        self._next_position, self._mask = self._next_position[index], self._mask[index]
+        return index
+
+
+def sample(logits: Tensor, sampling: Sampling, draws: Tensor, *, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Draw one token for each row.
 
     Args:
         logits: [R, V].
         sampling: temperature 0 takes the likeliest token.
-        generator: source of randomness, on the logits' device.
+        draws: float32 [R], uniform in 0..1.
         banned: int64 ids that are never drawn.
 
     Returns:
         Tokens int64 [R], and float32 [R] their logprobs under softmax(logits / temperature) over all V tokens.
     """
     logits = logits.float()
-    if sampling.temperature > 0:
+    if sampling.temperature not in (0, 1):
         logits = logits / sampling.temperature
-    log_norm = logits.logsumexp(-1)
-    allowed = logits.clone()
-    if banned is not None and len(banned):
-        allowed[:, banned] = -torch.inf
+    highest = logits.amax(-1, keepdim=True)
+    weights = (logits - highest).exp()
+    norm = weights.sum(-1, keepdim=True)
     if sampling.temperature == 0:
-        chosen = allowed.argmax(-1)
+        allowed = logits if banned is None else logits.index_fill(1, banned, -torch.inf)
+        chosen = allowed.argmax(-1, keepdim=True)
     else:
-        allowed = _truncate(allowed, sampling.top_k, sampling.top_p)
-        # One uniform number a row against the summed probabilities: exact, and cheaper than torch.multinomial.
-        summed = allowed.softmax(-1).cumsum(-1)
-        drawn = torch.rand(len(summed), 1, generator=generator, device=logits.device) * summed[:, -1:]
-        drawn = torch.minimum(drawn, summed[:, -1:].nextafter(torch.zeros_like(drawn)))  # never past the last token
-        chosen = torch.searchsorted(summed, drawn, right=True)[:, 0]
-    return chosen, logits.gather(-1, chosen[:, None])[:, 0] - log_norm
+        if banned is not None:
+            weights.index_fill_(1, banned, 0.0)
+        weights = _truncate(weights, sampling.top_k, sampling.top_p)
+        # One uniform number a row against the summed weights: exact, and cheaper than torch.multinomial.
+        summed = weights.cumsum(-1)
+        total = summed[:, -1:]
+        drawn = torch.minimum(draws[:, None] * total, total.nextafter(torch.zeros_like(total)))  # never past the last
+        chosen = torch.searchsorted(summed, drawn, right=True)
+    return chosen[:, 0], (logits.gather(-1, chosen) - highest - norm.log())[:, 0]
 
 
-def _truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set logits outside the top k, then outside the smallest set of probability top_p, to -inf."""
+def _truncate(weights: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set weights outside the top k, then outside the smallest set that holds the share top_p, to 0."""
     if top_k:
-        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        kth = weights.topk(min(top_k, weights.shape[-1]), dim=-1).values[:, -1:]
+        weights = weights.masked_fill(weights < kth, 0.0)
     if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(-1)
-        outside = probabilities.cumsum(-1) - probabilities >= top_p  # the first token is always kept
-        logits = logits.masked_fill(outside.gather(-1, order.argsort(-1)), -torch.inf)
-    return logits
+        ordered, order = weights.sort(dim=-1, descending=True)
+        shares = ordered / ordered.sum(-1, keepdim=True)
+        outside = shares.cumsum(-1) - shares >= top_p  # the first token is always kept
+        weights = weights.masked_fill(outside.gather(-1, order.argsort(-1)), 0.0)
+    return weights

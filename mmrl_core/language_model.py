@@ -7,10 +7,9 @@ while their tower is frozen, and its forward runs once for all completions of it
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,28 +20,20 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrl_core.config import ModelConfig
+from mmrl_core.engine import Engine, Sampled
 from mmrl_core.errors import PolicyError
-from mmrl_core.generation import HFEngine, Prefix
+from mmrl_core.generation import Decoding, HFEngine, PlainDecoding
 from mmrl_core.model_loading import load_model, load_processor
 from mmrl_core.prompt_encoder import Encoded, PromptEncoder
+from mmrl_core.shared_prefix import Packing, SharedDecoding, run_decoder, share_prefix
+from mmrl_core.towers import TOWER_MODULES, encode_media, freeze_parameters, num_media, towers_frozen
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-LOGIT_CHUNK = 4096
-"""Tokens whose logits exist at one time; bounds memory at LOGIT_CHUNK x vocabulary."""
-
-TOWERS = {
-    "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
-    "audio": ("*audio_tower.*",),
-    "projector": ("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
-    "language": ("*language_model.*", "lm_head.*"),
-}
-"""Names in `model.freeze` -> patterns of parameter names."""
-
-TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
-"""Module names of media towers, which LoRA leaves alone."""
+LOGIT_CHUNK = 1 << 25
+"""Logits that exist at one time: 128 MiB in float32, whatever the vocabulary and the length."""
 
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
 """Config attributes with placeholder ids; a completion may not hold them, since no medium stands behind them."""
@@ -53,16 +44,17 @@ class LanguageModel(nn.Module):
 
     Attributes:
         temperature: logits are divided by it before the softmax, in rollout and update alike.
+        plain_reason: why completions run whole, each with its prompt; None where a group shares its prompt.
         counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
     """
 
     banned_ids: Tensor
 
-    def __init__(self, model: PreTrainedModel, *, shared_prefix: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel, *, plain_reason: str | None = None) -> None:
         super().__init__()
         self.model = model
         self.temperature = 1.0
-        self.shared_prefix = shared_prefix
+        self.plain_reason = plain_reason
         self.counters: Counter[str] = Counter()
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a LoRA wrapper
         self._base = [base]  # in a list: it must not be registered as a second submodule
@@ -92,73 +84,112 @@ class LanguageModel(nn.Module):
     def count(self, name: str, amount: int) -> None:
         self.counters[name] += amount
 
-    def tower_frozen(self) -> bool:
-        """No parameter of a media tower is trained, so that its features may be kept."""
-        patterns = TOWERS["vision"] + TOWERS["audio"]
-        return not any(
-            parameter.requires_grad and any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-            for name, parameter in self.base.named_parameters()
-        )
+    # Logprobs of rows
 
     def forward(self, rows: Sequence[Row], needs: Collection[str] = ()) -> TokenStats:
         """Logprobs [B, T] of the rows' actions, and what else is asked for; see `Policy.logprobs`."""
         if unknown := set(needs) - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
         prompts, index = _distinct_observations(rows)
-        lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
+        hidden = self._packed_hidden(prompts, index, rows) if self.plain_reason is None else self._plain_hidden(rows)
+        tokens = torch.cat([row.action for row in rows]).to(self.device)
+        logprobs, entropy = self._token_stats(hidden, tokens, "entropy" in needs)
+        lengths = [row.num_actions for row in rows]
+        pad = lambda values: nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)  # noqa: E731
+        return TokenStats(pad(logprobs), None if entropy is None else pad(entropy))
+
+    def _packed_hidden(self, prompts: Sequence[Encoded], index: Sequence[int], rows: Sequence[Row]) -> Tensor:
+        """Hidden states [tokens, hidden] that predict the actions of all rows; each prompt runs once."""
+        lengths = [row.num_actions - 1 for row in rows]  # nothing follows the last action
+        packing = Packing([len(prompt) for prompt in prompts], lengths, index, self.device)
+        embeddings, positions = self._embed_prompts([prompts[i] for i in packing.prompt_order])
+        ordered = [rows[i] for i in packing.row_order]
+        actions = torch.cat([row.action[:-1] for row in ordered]).to(self.device)
+        starts = [prompts[index[i]].next_position for i in packing.row_order]
+        steps = [torch.arange(row.num_actions - 1) + start for start, row in zip(starts, ordered, strict=True)]
+        following = torch.cat(steps).to(self.device).expand(positions.shape[0], 1, -1)
+        hidden = run_decoder(
+            self.base.get_decoder(),
+            torch.cat([embeddings, self._embed_tokens(actions[None])], 1),
+            _positions(torch.cat([positions, following], 2)),
+            packing,
+        )
+        self._count_pass(packing.num_tokens, 0)
+        sources = []  # the first action is predicted by the prompt's last token, any other by the action before it
+        for row, prompt, start in zip(rows, index, packing.row_starts, strict=True):
+            sources.append(torch.tensor([packing.prompt_starts[prompt] + len(prompts[prompt]) - 1]))
+            sources.append(torch.arange(start, start + row.num_actions - 1))
+        return hidden[0].index_select(0, torch.cat(sources).to(self.device))
+
+    def _plain_hidden(self, rows: Sequence[Row]) -> Tensor:
+        """The same, each completion running whole behind its prompt, padded to the longest."""
+        prompts: list[Encoded] = [row.observation for row in rows]
+        embeddings, positions, prompt_mask = self._pad_prompts(prompts)
         tokens = nn.utils.rnn.pad_sequence([row.action for row in rows], batch_first=True).to(self.device)  # [B, T]
-        mask = torch.arange(tokens.shape[1], device=self.device) < lengths[:, None]
-        hidden = self._hidden(prompts, index.to(self.device), tokens, mask)
-        logprobs, entropy = self._token_stats(hidden[mask], tokens[mask], "entropy" in needs)
-        self.count("update_tokens" if torch.is_grad_enabled() else "score_tokens", int(mask.sum()))
-        scatter = lambda values: torch.zeros_like(tokens, dtype=torch.float32).masked_scatter(mask, values)  # noqa: E731
-        return TokenStats(scatter(logprobs), None if entropy is None else scatter(entropy))
+        lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
+        steps = torch.arange(tokens.shape[1], device=self.device)
+        mask = steps < lengths[:, None]
+        starts = torch.tensor([prompt.next_position for prompt in prompts], device=self.device)
+        following = (starts[:, None] + steps[:-1]).expand(positions.shape[0], -1, -1)
+        width = embeddings.shape[1]
+        whole_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
+        output = self.base.get_decoder()(
+            inputs_embeds=torch.cat([embeddings, self._embed_tokens(tokens[:, :-1])], 1),
+            position_ids=_positions(torch.cat([positions, following], 2)),
+            attention_mask=whole_mask,
+            use_cache=False,
+        )
+        self._count_pass(whole_mask.numel(), whole_mask.numel() - int(whole_mask.sum()))
+        return output.last_hidden_state[:, width - 1 :][mask]
 
-    def _hidden(self, prompts: Sequence[Encoded], index: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states [B, T, hidden] that predict each action; row b follows prompt index[b]."""
-        if self.shared_prefix and len(prompts) < len(tokens):
-            prefix = self.prefill(prompts)
-            copies, rest = divmod(len(tokens), len(prompts))
-            in_order = torch.arange(len(prompts), device=self.device).repeat_interleave(copies)
-            if rest == 0 and torch.equal(index, in_order):
-                prefix.repeat(copies)  # the same as selecting, with a cheaper backward pass
-            else:
-                prefix.select(index)
-            first = prefix.last_hidden[:, None]
-            if tokens.shape[1] == 1:
-                return first
-            return torch.cat([first, self.extend(prefix, tokens[:, :-1], mask[:, :-1])], 1)
-        embeddings, positions, prompt_mask, starts = self._prompt_batch(prompts)
-        num_axes, width = positions.shape[0], embeddings.shape[1]
-        embeddings = torch.cat([embeddings[index], self._embed_tokens(tokens[:, :-1])], 1)
-        steps = torch.arange(tokens.shape[1] - 1, device=self.device)
-        following = (starts[index][:, None] + steps).expand(num_axes, -1, -1)
-        positions = torch.cat([positions[:, index], following], 2)
-        output = self._decoder(embeddings, positions, torch.cat([prompt_mask[index], mask[:, :-1]], 1))
-        return output.last_hidden_state[:, width - 1 :]
+    def _count_pass(self, num_tokens: int, num_padding: int) -> None:
+        kind = "update" if torch.is_grad_enabled() else "score"
+        self.count(f"{kind}_tokens", num_tokens)
+        self.count("padding_tokens", num_padding)
 
-    def prefill(self, prompts: Sequence[Encoded]) -> Prefix:
-        """Run the prompts, N rows, keeping keys and values (with their graph where gradients are on)."""
+    # Sampling
+
+    def start_decoding(self, prompts: Sequence[Encoded], num_samples: int) -> tuple[Decoding, Tensor]:
+        """Run N prompts, each once, without gradient.
+
+        Returns:
+            What `decode` continues, and hidden states [N * num_samples, hidden] that predict the first tokens; the
+            samples of a prompt stand next to each other.
+        """
+        starts = torch.tensor([prompt.next_position for prompt in prompts], device=self.device)
+        self.count("prefill_tokens", sum(map(len, prompts)))
+        if self.plain_reason is not None:
+            return self._start_plain_decoding(prompts, starts, num_samples)
+        lengths = [len(prompt) for prompt in prompts]
+        packing = Packing(lengths, [], [], self.device, keep_keys=True)
+        embeddings, positions = self._embed_prompts([prompts[i] for i in packing.prompt_order])
+        hidden = run_decoder(self.base.get_decoder(), embeddings, _positions(positions), packing)
+        last = [start + length - 1 for start, length in zip(packing.prompt_starts, lengths, strict=True)]
+        decoding = SharedDecoding(packing, lengths, starts, num_samples)
+        return decoding, hidden[0, last].repeat_interleave(num_samples, 0)
+
+    def _start_plain_decoding(
+        self, prompts: Sequence[Encoded], starts: Tensor, num_samples: int
+    ) -> tuple[Decoding, Tensor]:
         from transformers import DynamicCache
 
-        embeddings, positions, mask, next_position = self._prompt_batch(prompts)
-        self.count("prefill_tokens", int(mask.sum()))
+        embeddings, positions, mask = self._pad_prompts(prompts)
         cache = DynamicCache(config=self.base.config.get_text_config())
-        output = self._decoder(embeddings, positions, mask, cache)
-        padded = None if bool(mask.all()) else mask
-        return Prefix(cache, output.last_hidden_state[:, -1], next_position, padded, positions.shape[0])
+        output = self.base.get_decoder()(
+            inputs_embeds=embeddings,
+            position_ids=_positions(positions),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        decoding = PlainDecoding(cache, starts, mask, num_samples)
+        return decoding, output.last_hidden_state[:, -1].repeat_interleave(num_samples, 0)
 
-    def extend(self, prefix: Prefix, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Continue the prefix by tokens [R, t], mask False on padding at the end; hidden states [R, t, hidden]."""
-        steps = torch.arange(tokens.shape[1], device=tokens.device)
-        positions = (prefix.next_position[:, None] + steps).expand(prefix.num_axes, -1, -1)
-        if prefix.mask is not None:
-            added = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask
-            prefix.mask = torch.cat([prefix.mask, added], 1)
-        # Padding at the end needs no mask: what comes before it never attends to it.
-        output = self._decoder(self._embed_tokens(tokens), positions, prefix.mask, prefix.cache)
-        prefix.next_position = prefix.next_position + tokens.shape[1]
-        return output.last_hidden_state
+    def decode(self, decoding: Decoding, tokens: Tensor) -> Tensor:
+        """Append one token to each completion, int64 [R]; hidden states [R, hidden] that predict the next."""
+        return decoding.advance(self.base.get_decoder(), self._embed_tokens(tokens[:, None]))[:, 0]
+
+    # Parts of the above
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., hidden] -> [..., V], as the model's own forward computes them."""
@@ -170,7 +201,7 @@ class LanguageModel(nn.Module):
         return logits
 
     def _token_stats(self, hidden: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        """Logprobs, and entropies, of n tokens from n hidden states; logits exist for LOGIT_CHUNK tokens at a time."""
+        """Logprobs, and entropies, of n tokens from n hidden states; LOGIT_CHUNK logits exist at a time."""
 
         def chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
             logits = self.logits(hidden).float() / self.temperature
@@ -181,43 +212,40 @@ class LanguageModel(nn.Module):
             return logprobs, log_norm - (logits.softmax(-1) * logits).sum(-1)
 
         parts: list[tuple[Tensor, Tensor | None]] = []
-        for piece, ids in zip(hidden.split(LOGIT_CHUNK), tokens.split(LOGIT_CHUNK), strict=True):
-            if torch.is_grad_enabled() and len(tokens) > LOGIT_CHUNK:
+        size = max(1, LOGIT_CHUNK // self.base.config.get_text_config().vocab_size)
+        for piece, ids in zip(hidden.split(size), tokens.split(size), strict=True):
+            if torch.is_grad_enabled() and len(tokens) > size:
                 parts.append(checkpoint(chunk, piece, ids, use_reentrant=False))
             else:
                 parts.append(chunk(piece, ids))
         entropies = [entropy for _, entropy in parts if entropy is not None]
         return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if with_entropy else None
 
-    def _decoder(self, embeddings: Tensor, positions: Tensor, mask: Tensor | None, cache: Any = None) -> Any:
-        """The text decoder on embeddings [R, t, hidden]; positions [axes, R, t]; mask over all tokens so far."""
-        if mask is not None and bool(mask.all()):
-            mask = None
-        return self.base.get_decoder()(
-            inputs_embeds=embeddings,
-            position_ids=positions if positions.shape[0] > 1 else positions[0],
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.base.get_input_embeddings()(tokens)
 
-    def _prompt_batch(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings [N, P, hidden], positions [axes, N, P], mask [N, P], next positions [N]; padded on the left."""
-        features = self._features(prompts)
+    def _embed_prompts(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        """One behind the other: embeddings with media [1, tokens, hidden], positions int64 [axes, 1, tokens]."""
+        input_ids = torch.cat([prompt.input_ids for prompt in prompts])[None].to(self.device)
+        positions = torch.cat([prompt.position_ids for prompt in prompts], 1)[:, None].to(self.device)
+        return self._with_media(input_ids, prompts), positions
+
+    def _pad_prompts(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [N, P, hidden], positions [axes, N, P], mask [N, P]; padded on the left."""
         width = max(map(len, prompts))
         pad = lambda tensor, prompt: nn.functional.pad(tensor, (width - len(prompt), 0))  # noqa: E731
         input_ids = torch.stack([pad(prompt.input_ids, prompt) for prompt in prompts]).to(self.device)
+        positions = torch.stack([pad(prompt.position_ids, prompt) for prompt in prompts], 1).to(self.device)
+        mask = torch.stack([pad(torch.ones(len(prompt), dtype=torch.bool), prompt) for prompt in prompts])
+        return self._with_media(input_ids, prompts), positions, mask.to(self.device)
+
+    def _with_media(self, input_ids: Tensor, prompts: Sequence[Encoded]) -> Tensor:
+        """Embeddings of the prompts' tokens, features in the places of their placeholders."""
         embeddings = self._embed_tokens(input_ids)
-        for kind, values in features.items():
+        for kind, values in self._features(prompts).items():
             places = (input_ids == getattr(self.base.config, f"{kind}_token_id"))[..., None]
             embeddings = embeddings.masked_scatter(places, values.to(embeddings.dtype))
-        positions = torch.stack([pad(prompt.position_ids, prompt) for prompt in prompts], 1).to(self.device)
-        ones = [pad(torch.ones(len(prompt), dtype=torch.bool), prompt) for prompt in prompts]
-        starts = torch.tensor([prompt.next_position for prompt in prompts], device=self.device)
-        return embeddings, positions, torch.stack(ones).to(self.device), starts
+        return embeddings
 
     def _features(self, prompts: Sequence[Encoded]) -> dict[str, Tensor]:
         """Tower outputs of all prompts' media in order: kind -> [media tokens, hidden].
@@ -228,7 +256,7 @@ class LanguageModel(nn.Module):
         with_media = [prompt for prompt in prompts if prompt.media or prompt.features]
         if not with_media:
             return {}
-        if self.tower_frozen():
+        if towers_frozen(self.base):
             for prompt in with_media:
                 if not prompt.features:
                     with torch.no_grad():
@@ -245,31 +273,24 @@ class LanguageModel(nn.Module):
         )
 
     def _encode_media(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Run the towers: kind -> [media tokens, hidden]."""
-        features = {}
-        for kind, values, grid in (
-            ("image", "pixel_values", "image_grid_thw"),
-            ("video", "pixel_values_videos", "video_grid_thw"),
-        ):
-            if values not in media:
-                continue
-            encode = getattr(self.base.model, f"get_{kind}_features")
-            output = encode(media[values].to(self.device), media[grid].to(self.device))
-            parts = getattr(output, "pooler_output", output)
-            features[kind] = torch.cat(list(parts)) if not isinstance(parts, Tensor) else parts
-            self.count("media_encodes", len(media[grid]))
-        return features
+        self.count("media_encodes", num_media(media))
+        return encode_media(self.base, {name: values.to(self.device) for name, values in media.items()})
 
 
-def _distinct_observations(rows: Sequence[Row]) -> tuple[list[Encoded], Tensor]:
-    """The prompts of rows, each once, and int64 [B] which of them each row follows."""
+def _positions(positions: Tensor) -> Tensor:
+    """[axes, b, s] as models take them: without the axis where there is one."""
+    return positions if positions.shape[0] > 1 else positions[0]
+
+
+def _distinct_observations(rows: Sequence[Row]) -> tuple[list[Encoded], list[int]]:
+    """The prompts of rows, each once, and which of them each row follows."""
     places: dict[int, int] = {}
     prompts: list[Encoded] = []
     for row in rows:
         if id(row.observation) not in places:
             places[id(row.observation)] = len(prompts)
             prompts.append(row.observation)
-    return prompts, torch.tensor([places[id(row.observation)] for row in rows])
+    return prompts, [places[id(row.observation)] for row in rows]
 
 
 def _with_image_size(prompt: Prompt, observation: Encoded) -> Prompt:
@@ -289,7 +310,7 @@ class LanguageModelPolicy:
         *,
         path: str | Path,
         device: torch.device | str = "cpu",
-        engine: Any = None,
+        engine: Engine | None = None,
     ) -> None:
         """Load model and processor.
 
@@ -305,9 +326,10 @@ class LanguageModelPolicy:
         self.config = config
         on_gpu = torch.device(device).type != "cpu"
         precision = config.precision if config.precision != "auto" else "bfloat16_mixed" if on_gpu else "float32"
-        self.autocast = precision == "bfloat16_mixed"
+        self._mixed = precision == "bfloat16_mixed"
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         model = load_model(config, path, dtype)
+        plain_reason = share_prefix(model)
         freeze_parameters(model, config.freeze)
         if config.lora is not None:
             model = _add_lora(model, config)
@@ -317,39 +339,60 @@ class LanguageModelPolicy:
             raise PolicyError(f"model.freeze={config.freeze} leaves nothing to train.")
         model.train()
         _disable_dropout(model)
-        # Checkpointed layers keep no cache, so that the prompt cannot be shared; each completion is run whole.
-        self.model = LanguageModel(model, shared_prefix=not config.gradient_checkpointing).to(device)
+        self.model = LanguageModel(model, plain_reason=plain_reason).to(device)
         self.module: nn.Module = self.model  # the trainer puts accelerate's wrapper around it here
         self.encoder = PromptEncoder(load_processor(config, path), self.model.base, config.max_prompt_tokens)
+        self.path = path
         self.engine = engine or HFEngine()
+        self._engine_weights = self._weights_version()
         self._frozen: dict[str, dict[str, Tensor]] = {}
 
-    def rollout(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling) -> list[RolloutGroup]:
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        for prompt in prompts:
+            self.encoder.encode(prompt)
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        on_group: Callable[[RolloutGroup], None] | None = None,
+    ) -> list[RolloutGroup]:
         """Sample completions; see `Policy.rollout`. The completion is text without special tokens.
 
         Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, as the model saw it.
         """
-        encoded = [self.encoder.encode(prompt) for prompt in prompts]
-        with self._autocast():
-            sampled = self.engine.generate(self.model, encoded, group_size, sampling)
-        groups = []
-        for prompt, observation, samples in zip(prompts, encoded, sampled, strict=True):
-            rollouts = []
-            for index, item in enumerate(samples):
-                row = Row(
-                    prompt_id=prompt.id,
-                    trajectory_id=f"{prompt.id}/{index}",
-                    observation=observation,
-                    observation_key=observation.key,
-                    action=item.tokens,
-                    num_actions=len(item.tokens),
-                    sampler_logprobs=item.logprobs,
-                    truncated=item.truncated,
-                )
-                rollouts.append(Rollout([row], self.decode(item.tokens)))
-            groups.append(RolloutGroup(_with_image_size(prompt, observation), rollouts))
+        if (version := self._weights_version()) != self._engine_weights:
+            self.engine.weights_changed(self)
+            self._engine_weights = version
+        groups: dict[int, RolloutGroup] = {}
+
+        def finish(index: int, samples: Sequence[Sampled]) -> None:
+            groups[index] = self._group(prompts[index], samples)
+            if on_group is not None:
+                on_group(groups[index])
+
+        with self.autocast():
+            self.engine.generate(self, prompts, group_size, sampling, finish)
         self.encoder.trim_cache()
-        return groups
+        return [groups[index] for index in range(len(prompts))]
+
+    def _group(self, prompt: Prompt, samples: Sequence[Sampled]) -> RolloutGroup:
+        observation = self.encoder.encode(prompt)
+        rollouts = []
+        for index, item in enumerate(samples):
+            row = Row(
+                prompt_id=prompt.id,
+                trajectory_id=f"{prompt.id}/{index}",
+                observation=observation,
+                observation_key=observation.key,
+                action=item.tokens,
+                num_actions=len(item.tokens),
+                sampler_logprobs=item.logprobs,
+                truncated=item.truncated,
+            )
+            rollouts.append(Rollout([row], self.decode(item.tokens)))
+        return RolloutGroup(_with_image_size(prompt, observation), rollouts)
 
     def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[RolloutGroup]:
         """Rows whose tokens are the answers and the end-of-turn token; see `Policy.demonstrate`."""
@@ -380,15 +423,19 @@ class LanguageModelPolicy:
 
     def describe(self) -> list[str]:
         """How the work will be done, for a dry run."""
-        frozen = self.model.tower_frozen()
+        frozen = towers_frozen(self.model.base)
         return [
             "prompts run once for each group"
-            if self.model.shared_prefix
-            else "prompts run once for each completion, because gradient_checkpointing keeps no cache",
+            if self.model.plain_reason is None
+            else f"prompts run once for each completion: {self.model.plain_reason}",
             "media features are computed once for each prompt"
             if frozen
             else "media features are computed in each pass",
         ]
+
+    def num_tokens(self, rows: Sequence[Row]) -> int:
+        prompts, _ = _distinct_observations(rows)
+        return sum(map(len, prompts)) + sum(row.num_actions for row in rows)
 
     def prompt_length(self, prompt: Prompt) -> int | None:
         """Tokens of a prompt, media included."""
@@ -407,9 +454,9 @@ class LanguageModelPolicy:
     def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
         """See `Policy.logprobs`."""
         if frozen is None:
-            with self._autocast():
+            with self.autocast():
                 return self.module(rows, needs)
-        with self._frozen_weights(frozen), torch.no_grad(), self._autocast():
+        with self._frozen_weights(frozen), torch.no_grad(), self.autocast():
             return self.model(rows, needs)
 
     def freeze(self, name: str) -> None:
@@ -438,8 +485,13 @@ class LanguageModelPolicy:
             for key, value in self._trained():
                 value.data = trained[key]
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+    def _weights_version(self) -> int:
+        """Rises whenever a trained parameter is written to."""
+        return sum(value._version for _, value in self._trained())
+
+    def autocast(self) -> torch.autocast:
+        """The precision that forward passes run in."""
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self._mixed)
 
     def save(self, directory: Path) -> None:
         """Model (or LoRA adapter) and processor in transformers' own formats, weights as safetensors."""
@@ -472,27 +524,8 @@ class LanguageModelPolicy:
             for path in sorted(directory.glob("*.safetensors"))
         }
 
-
-def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
-    """Stop training the parameters that `names` select: keys of `TOWERS` or patterns such as '*.layers.0.*'.
-
-    Raises:
-        PolicyError: a name selects no parameter.
-    """
-    for name in names:
-        patterns = TOWERS.get(name, (name,))
-        selected = [
-            parameter
-            for key, parameter in model.named_parameters()
-            if any(fnmatch.fnmatch(key, pattern) for pattern in patterns)
-        ]
-        if not selected:
-            raise PolicyError(
-                f"model.freeze: {name!r} selects no parameter. Towers: {', '.join(TOWERS)}; or a pattern of names "
-                f"such as {next(iter(model.state_dict()))!r}."
-            )
-        for parameter in selected:
-            parameter.requires_grad_(False)
+    def close(self) -> None:
+        self.engine.close()
 
 
 def _add_lora(model: Any, config: ModelConfig) -> Any:

@@ -405,8 +405,10 @@ def _ratios(inputs: LossInputs, level: str) -> Tensor:
 
 
 def _token_mean(values: Tensor, inputs: LossInputs) -> Tensor:
-    """The part of this micro-batch in the mean over the trained tokens of the step, for metrics."""
-    return aggregate(values.detach().to(inputs.logprobs.dtype), inputs.mask, "token_mean", inputs.totals)
+    """The part of this micro-batch in the mean over the computed tokens of the step, for metrics."""
+    num_tokens = inputs.totals.num_tokens if inputs.totals.num_computed is None else inputs.totals.num_computed
+    totals = replace(inputs.totals, num_tokens=num_tokens)
+    return aggregate(values.detach().to(inputs.logprobs.dtype), inputs.mask, "token_mean", totals)
 
 
 def _zero_where_not_trained(inputs: LossInputs) -> LossInputs:

@@ -1,4 +1,4 @@
-"""Read images and videos: any stored form in, RGB pixels or one clear ``MediaError`` out.
+"""Read images, videos and audio: any stored form in, RGB pixels or mono sound or one clear ``MediaError`` out.
 
 Rows hold media as paths, bytes or decoded objects. The functions here are the only place that opens them, so that
 a broken file is reported with its name and cause and breaks its row only.
@@ -20,11 +20,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from mmrl_core.errors import MediaError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 MAX_IMAGE_PIXELS = 128_000_000  # a few kilobytes can unpack to terabytes; larger images are refused before decoding
 MAX_ASPECT_RATIO = 200  # the limit of the Qwen vision processors
+MAX_AUDIO_SECONDS = 600.0
+MIN_AUDIO_SECONDS = 0.025  # one spectrogram window; from less, an audio encoder makes no token
+MAX_KERNEL_VALUES = 20_000_000  # rates with no large common factor, such as 44101 and 16000, need gigabytes to resample
+UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count where a header gives none
+CONVERT = "Convert it, for instance with ffmpeg"
 SHOWN_BYTES_NAME = "<bytes in the row>"
+SHOWN_ARRAY_NAME = "<array in the row>"
 
 
 def load_image(value: Any, *, root: Path | None) -> Image.Image:
@@ -47,11 +54,7 @@ def load_image(value: Any, *, root: Path | None) -> Image.Image:
     """
     if isinstance(value, Image.Image):
         return _decode(value, "<PIL image>")
-    data, name = _stored_bytes_or_path(value, root, "image")
-    if data is None:
-        data = _read_file(Path(name), "image")
-    if not data:
-        raise _media_error("image", name, "it is empty")
+    data, name = _stored_bytes(value, root, "image")
     try:
         with warnings.catch_warnings():
             # Pillow's own limit warns or raises depending on size; ours is checked in _decode for every input.
@@ -70,9 +73,9 @@ def content_hash(value: Any, *, root: Path | None = None) -> str:
     """Identity of one medium by content: the key of media caches.
 
     Args:
-        value: whatever ``load_image`` takes, a video path, or a sequence of such (frames). Files and bytes are hashed
-            as stored, so a path and the bytes of that file agree; PIL images by their RGB pixels as
-            ``load_image`` returns them.
+        value: whatever ``load_image`` or ``load_audio`` takes, a video path, or a sequence of such (frames). Files and
+            bytes are hashed as stored, so a path and the bytes of that file agree; PIL images by their RGB pixels as
+            ``load_image`` returns them, decoded audio by its mono samples and their rate.
         root: as in ``load_image``.
 
     Returns:
@@ -86,6 +89,11 @@ def content_hash(value: Any, *, root: Path | None = None) -> str:
         image = _decode(value, "<PIL image>")
         digest.update(f"RGB pixels {image.size}".encode())
         digest.update(image.tobytes())
+        return digest.hexdigest()
+    if _is_decoded_audio(value):
+        audio = _decoded_audio(value)
+        digest.update(f"audio samples at {audio.sampling_rate}".encode())
+        digest.update(audio.samples.tobytes())
         return digest.hexdigest()
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
         digest.update(f"sequence of {len(value)}".encode())
@@ -226,6 +234,72 @@ def load_video(
     return Video(frames.to(torch.uint8), metadata, float(sampled_fps))
 
 
+@dataclass(frozen=True)
+class Audio:
+    """Sound with one channel.
+
+    Attributes:
+        samples: float32 [samples], full scale is -1..1.
+        sampling_rate: samples per second.
+    """
+
+    samples: np.ndarray
+    sampling_rate: int
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.sampling_rate
+
+
+def load_audio(
+    value: Any, *, root: Path | None, sampling_rate: int | None = None, max_seconds: float = MAX_AUDIO_SECONDS
+) -> Audio:
+    """Decode one audio to mono; channels are averaged.
+
+    Args:
+        value: bytes of a wav, flac, mp3 or ogg file; a path (str or Path); or a mapping with "bytes" and/or "path", or
+            with "array" ([samples] or [channels, samples]) and "sampling_rate", as the datasets library gives them.
+        root: as in ``load_image``.
+        sampling_rate: samples per second of the result; None keeps that of the file.
+        max_seconds: longer audio is refused before decoding; nothing is cut.
+
+    Raises:
+        MediaError: not audio, torn, missing, out of ``root``, an internet address, longer than ``max_seconds``, shorter
+            than ``MIN_AUDIO_SECONDS``, or samples that are not finite.
+    """
+    if _is_decoded_audio(value):
+        name, audio = SHOWN_ARRAY_NAME, _decoded_audio(value)
+    else:
+        data, name = _stored_bytes(value, root, "audio")
+        audio = _decode_audio(data, name, max_seconds)
+    _check_length(audio.seconds, name, max_seconds)
+    if audio.seconds < MIN_AUDIO_SECONDS:
+        raise _media_error("audio", name, f"{audio.seconds:.3f} s is less than {MIN_AUDIO_SECONDS} s of sound")
+    if sampling_rate is None or sampling_rate == audio.sampling_rate:
+        return audio
+    return Audio(resample_audio(audio.samples, audio.sampling_rate, sampling_rate), sampling_rate)
+
+
+def resample_audio(samples: np.ndarray, sampling_rate: int, new_rate: int) -> np.ndarray:
+    """Samples at another rate, float32 [samples * new_rate / sampling_rate, rounded up]; the same array at the same.
+
+    Raises:
+        MediaError: the rates have so small a common factor that resampling would take gigabytes.
+
+    Source: ``torchaudio.functional.resample`` with its defaults (windowed sinc, Hann).
+    """
+    if sampling_rate == new_rate:
+        return samples
+    common = math.gcd(sampling_rate, new_rate)
+    if sampling_rate // common * (new_rate // common) > MAX_KERNEL_VALUES:
+        why = f"a rate of {sampling_rate} Hz cannot be resampled to {new_rate} Hz; convert the file to a usual rate"
+        raise _media_error("audio", f"of {len(samples)} samples", why)
+    import torch
+    from torchaudio.functional import resample
+
+    return resample(torch.from_numpy(samples), sampling_rate, new_rate).numpy()
+
+
 def _media_error(what: str, where: str, why: str) -> MediaError:
     return MediaError(f"cannot read {what} {where}: {why}")
 
@@ -244,6 +318,16 @@ def _why_no_frames(error: BaseException) -> str:
     return f"torn or not a video ({_reason(error)})"
 
 
+def _stored_bytes(value: Any, root: Path | None, what: str) -> tuple[bytes, str]:
+    """(bytes of the file, name for messages)."""
+    data, name = _stored_bytes_or_path(value, root, what)
+    if data is None:
+        data = _read_file(Path(name), what)
+    if not data:
+        raise _media_error(what, name, "it is empty")
+    return data, name
+
+
 def _stored_bytes_or_path(value: Any, root: Path | None, what: str) -> tuple[bytes | None, str]:
     """(bytes, name for messages), or (None, path as a string) after checking that the path stays in ``root``."""
     if isinstance(value, Mapping):
@@ -253,8 +337,9 @@ def _stored_bytes_or_path(value: Any, root: Path | None, what: str) -> tuple[byt
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), SHOWN_BYTES_NAME
     if not isinstance(value, str | Path) or not str(value):
+        decoded = "a mapping with array and sampling_rate" if what == "audio" else "a PIL image"
         raise _media_error(
-            what, repr(value)[:80], "expected a path, bytes, a PIL image, or a mapping with path or bytes"
+            what, repr(value)[:80], f"expected a path, bytes, {decoded}, or a mapping with path or bytes"
         )
     if "://" in str(value) or str(value).startswith("data:"):
         raise _media_error(what, str(value)[:200], "addresses are not fetched; download the file first")
@@ -322,3 +407,82 @@ def _high_depth_grey_to_rgb(image: Image.Image) -> Image.Image:
     else:
         grey = grey / 257.0  # 65535 / 257 = 255
     return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _decode_audio(data: bytes, name: str, max_seconds: float) -> Audio:
+    """Samples of an audio file."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: the wheel brings no libsndfile for this system
+        raise _media_error("audio", name, f"reading audio needs soundfile ({_reason(error)})") from error
+    if data[:4] in (b"RIFF", b"RIFX"):
+        _check_riff_size(data, name)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            rate, promised = file.samplerate, len(file)
+            if promised >= UNKNOWN_LENGTH:  # written to a pipe; libsndfile opens such a flac, but cannot read it
+                raise _media_error("audio", name, f"its header does not say how long it is. {CONVERT}")
+            _check_length(promised / rate, name, max_seconds)
+            samples = file.read(dtype="float32", always_2d=True)
+    except MediaError:
+        raise
+    except Exception as error:  # libsndfile raises its own errors, ValueError and RuntimeError
+        why = f"torn or not a wav, flac, mp3 or ogg file ({_reason(error)}). {CONVERT}"
+        raise _media_error("audio", name, why) from error
+    if len(samples) < promised and file.format != "MP3":  # mp3 headers estimate
+        raise _media_error("audio", name, f"torn: it holds {len(samples)} of {promised} samples")
+    return _mono(samples.T, rate, name)
+
+
+def _check_riff_size(data: bytes, name: str) -> None:
+    """A wav that ends before its header says is torn; libsndfile would read what is left."""
+    size = int.from_bytes(data[4:8], "little" if data[:4] == b"RIFF" else "big") + 8
+    written_to_a_pipe = size >= 0xFFFFFF00
+    if not written_to_a_pipe and size > len(data) + 1:  # + 1: some writers leave out the last padding byte
+        raise _media_error("audio", name, f"torn: it holds {len(data)} of {size} bytes")
+
+
+def _check_length(seconds: float, name: str, max_seconds: float) -> None:
+    if seconds > max_seconds:
+        why = f"{seconds:.1f} s is more than the limit of {max_seconds:g} s. Shorten it; nothing is cut"
+        raise _media_error("audio", name, why)
+
+
+def _is_decoded_audio(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.get("array") is not None
+
+
+def _decoded_audio(value: Mapping[str, Any]) -> Audio:
+    """A mapping with "array" and "sampling_rate"; integers are taken as full-scale samples."""
+    import numpy as np
+
+    rate = value.get("sampling_rate")
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate < 1:
+        raise _media_error(
+            "audio", SHOWN_ARRAY_NAME, f"its sampling_rate is {rate!r}, not a number of samples a second"
+        )
+    try:
+        samples = np.asarray(value["array"])
+        if np.issubdtype(samples.dtype, np.signedinteger):
+            samples = samples / -float(np.iinfo(samples.dtype).min)
+        samples = samples.astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise _media_error("audio", SHOWN_ARRAY_NAME, f"its array holds no numbers ({_reason(error)})") from error
+    if samples.ndim not in (1, 2):
+        raise _media_error(
+            "audio", SHOWN_ARRAY_NAME, f"its array has {samples.ndim} axes, not [samples] or [channels, samples]"
+        )
+    channels = np.atleast_2d(samples)
+    if not len(channels):
+        raise _media_error("audio", SHOWN_ARRAY_NAME, "it has no channel")
+    return _mono(channels, int(rate), SHOWN_ARRAY_NAME)
+
+
+def _mono(samples: np.ndarray, rate: int, name: str) -> Audio:
+    """[channels, samples] -> their mean."""
+    import numpy as np
+
+    mono = np.ascontiguousarray(samples.mean(0) if len(samples) > 1 else samples[0])
+    if not np.isfinite(mono).all():
+        raise _media_error("audio", name, "it holds samples that are not finite")
+    return Audio(mono, rate)

@@ -1,7 +1,13 @@
 """Metrics of a run: a line a step in metrics.jsonl, a progress display, and accelerate's trackers when asked for.
 
 Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step); in evaluations
-`greedy/<metric>` and `t<temperature>/<metric>`. Units stand in the name: `seconds`, `elapsed_s`.
+`greedy/<metric>` and `t<temperature>/<metric>`. Units stand in the name: `seconds`, `elapsed_s`, `peak_mib`;
+`time/<phase>` is in seconds.
+
+`count/` has the work of a step: `media_encodes`; `prefill_tokens` and `decode_tokens` of sampling; `update_tokens` that
+went through the model with gradient, prompts included; `score_tokens` without (old and frozen policies);
+`padding_tokens` among these two; `rows_skipped` of the update. `time/idle` is what the model waited for data and
+rewards.
 """
 
 from __future__ import annotations
@@ -9,15 +15,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from mmrl_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 SHOWN = ("loss", "reward/total", "kl_ref", "entropy", "completion_tokens/mean")
 """Metrics beside the progress bar."""
@@ -112,6 +122,18 @@ def check_trackers(names: Sequence[str]) -> None:
             raise ConfigError(f"log.trackers: accelerate has no tracker {name!r}; it has {', '.join(sorted(known))}.")
         if name not in available:
             raise ConfigError(f"log.trackers: {name!r} is not installed. Try: pip install {name}")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory used so far: allocated by torch on a GPU, else resident in this process."""
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    kib_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib_or_bytes / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -18,14 +18,22 @@ def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any
     """A transformers model from a folder or the hub.
 
     Raises:
-        PolicyError: there is no such model, or it cannot be loaded; names the path and the cause.
+        PolicyError: there is no such model, or it cannot be loaded, or `model.attention` would leave out a part of it;
+            names the path and the cause.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     with _loading("model", path):
-        model_class = AutoModelForImageTextToText if _is_multimodal(config, path) else AutoModelForCausalLM
+        settings = _settings(config, path)
+        if config.attention == "sdpa" and getattr(settings.get_text_config(), "attn_logit_softcapping", None):
+            # Some versions of transformers refuse this, others compute attention without the caps.
+            raise ValueError("it caps its attention logits, which 'sdpa' cannot. Set model.attention to 'eager'.")
+        kinds = _media_kinds(settings)
+        loader = AutoModelForImageTextToText if kinds else AutoModelForCausalLM
+        if "audio" in kinds:
+            loader = AutoModelForMultimodalLM
         options = _hub_options(config)
-        return model_class.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
+        return loader.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
 
 
 def load_processor(config: ModelConfig, path: str | Path) -> Any:
@@ -37,16 +45,22 @@ def load_processor(config: ModelConfig, path: str | Path) -> Any:
     from transformers import AutoProcessor, AutoTokenizer
 
     with _loading("processor of model", path):
-        loader = AutoProcessor if _is_multimodal(config, path) else AutoTokenizer
+        loader = AutoProcessor if _media_kinds(_settings(config, path)) else AutoTokenizer
         processor = loader.from_pretrained(path, **_hub_options(config))
     _set_pixel_limits(processor, config)
     return processor
 
 
-def _is_multimodal(config: ModelConfig, path: str | Path) -> bool:
+def _settings(config: ModelConfig, path: str | Path) -> Any:
+    """The model's own config."""
     from transformers import AutoConfig
 
-    return hasattr(AutoConfig.from_pretrained(path, **_hub_options(config)), "vision_config")
+    return AutoConfig.from_pretrained(path, **_hub_options(config))
+
+
+def _media_kinds(settings: Any) -> set[str]:
+    """Which of "vision" and "audio" the model takes besides text."""
+    return {kind for kind in ("vision", "audio") if hasattr(settings, f"{kind}_config")}
 
 
 def _hub_options(config: ModelConfig) -> dict[str, Any]:

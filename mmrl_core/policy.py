@@ -5,14 +5,18 @@ The core ships `mmrl_core.language_model.LanguageModelPolicy`; a plugin register
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mmrl_core.types import Prompt, RolloutGroup, Row, Sampling, TokenStats
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from mmrl_core.config import RunConfig
+    from mmrl_core.plugins import Plugins
 
 
 class Policy(Protocol):
@@ -27,8 +31,21 @@ class Policy(Protocol):
 
     module: nn.Module
 
-    def rollout(self, prompts: Sequence[Prompt], group_size: int, sampling: Sampling) -> list[RolloutGroup]:
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Do ahead what can be done without the weights, such as encoding. Called in another thread, a step early."""
+        ...
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        group_size: int,
+        sampling: Sampling,
+        on_group: Callable[[RolloutGroup], None] | None = None,
+    ) -> list[RolloutGroup]:
         """Act `group_size` times on each prompt, without gradient.
+
+        Args:
+            on_group: told each group as soon as it is finished; the very objects that are returned.
 
         Returns:
             A group for each prompt, in order; each rollout has one row. Multi-turn strategies call this once a turn.
@@ -54,6 +71,10 @@ class Policy(Protocol):
         Returns:
             float32 [B, T], T the most actions of a row, 0 on padding.
         """
+        ...
+
+    def num_tokens(self, rows: Sequence[Row]) -> int:
+        """Tokens that one pass over these rows computes, limited by `micro_batch_tokens`. Without tokens: rows."""
         ...
 
     def freeze(self, name: str) -> None:
@@ -95,3 +116,15 @@ class Policy(Protocol):
     def load_frozen(self, directory: Path) -> None:
         """Restore what `save_frozen` wrote; policies frozen since are forgotten."""
         ...
+
+    def close(self) -> None:
+        """Give back what the policy holds outside this process's memory. May be called more than once."""
+        ...
+
+
+def make_policy(config: RunConfig, plugins: Plugins, *, path: str | Path, device: torch.device | str) -> Policy:
+    """The policy and the rollout engine that a config names."""
+    engine = config.rollout.engine
+    made_engine = plugins.registry.get("engine", engine.name).load()(**engine.options)
+    policy_class = plugins.registry.get("policy", config.model.policy).load()
+    return cast(Policy, policy_class(config.model, path=path, device=device, engine=made_engine))

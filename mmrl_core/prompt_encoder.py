@@ -1,4 +1,4 @@
-"""Prompts as a language model sees them: chat template, tokens, positions, processed images and videos."""
+"""Prompts as a language model sees them: chat template, tokens, positions, processed images, videos and audio."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import inspect
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmrl_core.errors import TaskDataError
+from mmrl_core.media import resample_audio
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2 << 30
 """Encoded prompts kept between steps, in bytes."""
+
+PROCESSOR_PARTS = {"images": "image_processor", "videos": "video_processor", "audios": "feature_extractor"}
+"""What a processor needs for each kind of medium; without it, it would pass over the media in silence."""
 
 
 @dataclass
@@ -30,8 +34,9 @@ class Encoded:
         input_ids: int64 [P].
         position_ids: int64 [axes, P]; 3 axes with M-RoPE, otherwise 1.
         next_position: position of the first completion token.
-        media: processor outputs of images and videos (pixel_values, image_grid_thw, ...).
-        features: tower outputs "image" and "video", [media tokens, hidden], kept while the tower is frozen.
+        media: processor outputs: pixel_values and image_grid_thw of images, input_features [audios, mel bins, frames]
+            and feature_attention_mask [audios, frames] of audio, ...
+        features: tower outputs "image", "video", "audio", [media tokens, hidden], kept while the tower is frozen.
         image_sizes_px: (width, height) of each image as the model sees it.
     """
 
@@ -52,8 +57,22 @@ class Encoded:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+class PromptMedia(NamedTuple):
+    """Decoded media of a prompt, each kind in the order of the messages.
+
+    Attributes:
+        images: PIL images.
+        videos: (uint8 frames [frames, 3, height, width], metadata) of each video.
+        audios: (float32 mono samples, sampling rate of those) of each audio.
+    """
+
+    images: list[Any]
+    videos: list[tuple[Any, dict[str, Any]]]
+    audios: list[tuple[Any, int]]
+
+
 class PromptEncoder:
-    """Chat template, tokenizer and image processor of a model."""
+    """Chat template, tokenizer, and image, video and audio processors of a model."""
 
     def __init__(self, processor: Any, model: PreTrainedModel, max_tokens: int) -> None:
         self.processor = processor
@@ -75,17 +94,18 @@ class PromptEncoder:
         """Tokenise a prompt and process its media; the same prompt gives the same object while it is cached.
 
         Raises:
-            TaskDataError: the prompt is longer than `model.max_prompt_tokens`; prompts are never cut.
+            TaskDataError: the prompt is longer than `model.max_prompt_tokens`, or an audio than the model's window
+                (prompts are never cut), or the model does not take such media.
         """
         text = self.render(prompt)
-        images, videos = _media_of(prompt)
+        media = media_of(prompt)
         key = None
-        if len(prompt.media_keys) == len(images) + len(videos):
+        if len(prompt.media_keys) == sum(map(len, media)):
             key = hashlib.sha256("\0".join([text, *prompt.media_keys]).encode()).hexdigest()
         if key is not None and key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        encoded = self._encode(prompt.id, text, images, videos, key)
+        encoded = self._encode(prompt.id, text, media, key)
         if key is not None:
             self._cache[key] = encoded
             self._grown = True
@@ -103,14 +123,20 @@ class PromptEncoder:
     def clear_cache(self) -> None:
         self._cache.clear()
 
-    def _encode(self, name: str, text: str, images: list[Any], videos: list[Any], key: str | None) -> Encoded:
+    def _encode(self, name: str, text: str, media: PromptMedia, key: str | None) -> Encoded:
         arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
-        if images:
-            arguments["images"] = images
-        if videos:
-            arguments["videos"] = [frames for frames, _ in videos]
-            arguments["video_metadata"] = [metadata for _, metadata in videos]
+        for kind, part in PROCESSOR_PARTS.items():
+            if getattr(media, kind) and getattr(self.processor, part, None) is None:
+                raise TaskDataError(f"prompt {name!r} holds {kind}, but the model takes none. Take out prompt.{kind}.")
+        if media.images:
+            arguments["images"] = media.images
+        if media.videos:
+            arguments["videos"] = [frames for frames, _ in media.videos]
+            arguments["video_metadata"] = [metadata for _, metadata in media.videos]
             arguments["do_sample_frames"] = False
+        if media.audios:
+            arguments["audio"] = self._resampled(name, media.audios)
+            arguments["sampling_rate"] = self.processor.feature_extractor.sampling_rate
         if self.tokenizer is self.processor:
             arguments["add_special_tokens"] = False  # the chat template wrote them
         outputs = dict(self.processor(**arguments))
@@ -126,6 +152,20 @@ class PromptEncoder:
         return Encoded(
             key, input_ids, position_ids, next_position, media=outputs, image_sizes_px=self._image_sizes(outputs)
         )
+
+    def _resampled(self, name: str, audios: list[tuple[Any, int]]) -> list[Any]:
+        """Samples of each audio at the rate that the model was trained on."""
+        extractor = self.processor.feature_extractor
+        resampled = [resample_audio(samples, rate, extractor.sampling_rate) for samples, rate in audios]
+        longest = max(map(len, resampled))
+        if longest > getattr(extractor, "n_samples", longest):  # the extractor would cut what is beyond its window
+            window_s = extractor.n_samples / extractor.sampling_rate
+            raise TaskDataError(
+                f"prompt {name!r} holds an audio of {longest / extractor.sampling_rate:.1f} s, and the model hears "
+                f"{window_s:g} s. Shorten it, or set prompt.max_audio_s to {window_s:g} to set such rows aside; "
+                "prompts are never cut."
+            )
+        return resampled
 
     def _image_sizes(self, media: dict[str, Any]) -> list[tuple[int, int]]:
         """Width and height of images as the processor resized them, from its grid of patches."""
@@ -165,13 +205,15 @@ def _plain_text(content: Any) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def _media_of(prompt: Prompt) -> tuple[list[Any], list[Any]]:
-    """Decoded images, and (frames, metadata) of videos, in the order of the messages."""
-    images, videos = [], []
+def media_of(prompt: Prompt) -> PromptMedia:
+    """The decoded media of a prompt."""
+    media = PromptMedia([], [], [])
     for message in prompt.messages:
         for part in message["content"] if not isinstance(message["content"], str) else ():
             if part["type"] == "image":
-                images.append(part["image"])
+                media.images.append(part["image"])
             elif part["type"] == "video":
-                videos.append((part["video"], part["metadata"]))
-    return images, videos
+                media.videos.append((part["video"], part["metadata"]))
+            elif part["type"] == "audio":
+                media.audios.append((part["audio"], part["sampling_rate"]))
+    return media

@@ -31,6 +31,7 @@ import math
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -113,6 +114,7 @@ class RewardRunner:
             RewardError: two rewards have one name, or a reward is declared wrongly or given a wrong option.
         """
         self.failure_reasons: dict[str, list[str]] = {}
+        self._started: dict[int, tuple[RolloutGroup, dict[str, Future[list[Judgement]]]]] = {}
         self._rewards: dict[str, _Reward] = {}
         for config in configs:
             if config.key in self._rewards:
@@ -129,8 +131,13 @@ class RewardRunner:
         value = self._reward(key).details.get("maximum", 1.0)
         return None if value is None else float(value)
 
+    def start(self, group: RolloutGroup) -> None:
+        """Begin to score a group in the background, while others are still being sampled; `score` picks it up."""
+        call = _call_of(group)
+        self._started[id(group)] = group, {key: reward.submit(call) for key, reward in self._rewards.items()}
+
     def score(self, groups: Sequence[RolloutGroup]) -> Scores:
-        """Score the rollouts of a step.
+        """Score the rollouts of a step. Groups that were started are waited for, the others scored now.
 
         A total is the weighted sum of the components. A component that leaves a whole group unscored without failing
         (a reward for other tasks of a mixture) is left out there; where it scores only some of a group, or fails, the
@@ -141,15 +148,15 @@ class RewardRunner:
         """
         import torch
 
-        calls = [
-            _Call([r.completion for r in g.rollouts], [g.prompt.sample] * len(g.rollouts), list(g.rollouts))
-            for g in groups
-        ]
-        judged = self._judge(list(self._rewards), calls)
+        for group in groups:
+            if id(group) not in self._started:
+                self.start(group)
+        judged = self._collect({key: [self._started[id(g)][1][key] for g in groups] for key in self._rewards})
+        self._started.clear()
         totals: list[float] = []
-        for i, call in enumerate(calls):
+        for i, group in enumerate(groups):
             weighted = [(reward.config.weight, judged[key][i]) for key, reward in self._rewards.items()]
-            totals += _group_totals(weighted, len(call.completions))
+            totals += _group_totals(weighted, len(group.rollouts))
         flat = {key: [judgement for group in groups for judgement in group] for key, groups in judged.items()}
 
         rollouts = [rollout for group in groups for rollout in group.rollouts]
@@ -211,17 +218,17 @@ class RewardRunner:
             if end == len(samples) or samples[end] != samples[start]:
                 calls.append(_Call(list(completions[start:end]), list(samples[start:end])))
                 start = end
-        return [judgement for group in self._judge([key], calls)[key] for judgement in group]
+        judged = self._collect({key: [reward.submit(call) for call in calls]})
+        return [judgement for group in judged[key] for judgement in group]
 
     def _reward(self, key: str) -> _Reward:
         if key not in self._rewards:
             raise RewardError(f"no reward is called {key!r}; rewards here: {', '.join(self._rewards) or 'none'}.")
         return self._rewards[key]
 
-    def _judge(self, keys: Sequence[str], calls: Sequence[_Call]) -> dict[str, list[list[Judgement]]]:
-        """For each reward and each group, a judgement for each completion; the rewards run side by side."""
-        running = {key: _in_thread(lambda reward=self._rewards[key]: reward.judge(calls))[0] for key in keys}
-        judged = {key: future.result() for key, future in running.items()}
+    def _collect(self, running: Mapping[str, Sequence[Future[list[Judgement]]]]) -> dict[str, list[list[Judgement]]]:
+        """For each reward and each group, a judgement for each completion."""
+        judged = {key: [future.result() for future in futures] for key, futures in running.items()}
         for key, groups in judged.items():
             for group in groups:
                 for judgement in group:
@@ -238,6 +245,11 @@ class RewardRunner:
             logger.warning("%s. The completion is unscored; further failures are counted, not shown.", message)
         if reason not in reasons and len(reasons) < MAX_REASONS:
             reasons.append(reason)
+
+
+def _call_of(group: RolloutGroup) -> _Call:
+    rollouts = list(group.rollouts)
+    return _Call([rollout.completion for rollout in rollouts], [group.prompt.sample] * len(rollouts), rollouts)
 
 
 def _group_totals(components: Sequence[tuple[float, Sequence[Judgement]]], num_rollouts: int) -> list[float]:
@@ -277,17 +289,33 @@ class _Reward:
         self.is_async = is_async(self.function) or is_async(getattr(self.function, "__call__", None))  # noqa: B004
         self._loop: _LoopThread | None = None
         self._abandoned: list[threading.Thread] = []
+        self._waiting: deque[tuple[_Call, Future[list[Judgement]]]] = deque()
+        self._num_workers = 0
         self._lock = threading.Lock()
 
-    def judge(self, calls: Sequence[_Call]) -> list[list[Judgement]]:
-        if not self.is_async:
-            return [self._judge_group(call) for call in calls]
-        judged = []
-        for start in range(0, len(calls), MAX_CONCURRENT):
-            window = calls[start : start + MAX_CONCURRENT]
-            running = [_in_thread(lambda call=call: self._judge_group(call))[0] for call in window]
-            judged += [future.result() for future in running]
-        return judged
+    def submit(self, call: _Call) -> Future[list[Judgement]]:
+        """Judge a group in the background: plain functions one group after another, async ones side by side."""
+        future: Future[list[Judgement]] = Future()
+        with self._lock:
+            self._waiting.append((call, future))
+            is_new = self._num_workers < (MAX_CONCURRENT if self.is_async else 1)
+            self._num_workers += is_new
+        if is_new:
+            _in_thread(self._work)
+        return future
+
+    def _work(self) -> None:
+        """Judge what waits, then end."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._num_workers -= 1
+                    return
+                call, future = self._waiting.popleft()
+            try:
+                future.set_result(self._judge_group(call))
+            except BaseException as error:
+                future.set_exception(error)
 
     def _judge_group(self, call: _Call) -> list[Judgement]:
         deadline = time.monotonic() + self.config.timeout_s

@@ -105,7 +105,7 @@ def _text_of(value: Any, column: str, key: str) -> str:
     if value is None:
         raise TaskDataError(f"{key}: column {column!r} is null")
     if _is_media(value):
-        raise TaskDataError(f"{key}: column {column!r} holds a medium; list it under prompt.images or prompt.videos")
+        raise TaskDataError(f"{key}: column {column!r} holds a medium; list it under prompt.images, videos or audios")
     if hasattr(value, "tolist"):  # numpy
         value = value.tolist()
     if isinstance(value, Mapping | list | tuple):
@@ -118,7 +118,7 @@ def _is_media(value: Any) -> bool:
     if isinstance(value, bytes | bytearray | memoryview):
         return True
     if isinstance(value, Mapping):
-        return any(_is_media(item) for item in value.values())
+        return {"array", "sampling_rate"} <= value.keys() or any(_is_media(item) for item in value.values())
     if isinstance(value, list | tuple):
         return any(_is_media(item) for item in value)
     from PIL import Image
@@ -215,7 +215,9 @@ class PromptSource:
         self._answer = Template(prompt.answer, "prompt.answer")
         self._images = [Template(text, "prompt.images") for text in prompt.images]
         self._videos = [Template(text, "prompt.videos") for text in prompt.videos]
-        self._media_columns = {template.only_column for template in [*self._images, *self._videos]}
+        self._audios = [Template(text, "prompt.audios") for text in prompt.audios]
+        self._max_audio_s = prompt.max_audio_s
+        self._media_columns = {template.only_column for template in [*self._images, *self._videos, *self._audios]}
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
@@ -232,8 +234,9 @@ class PromptSource:
         """The prompt of a row; None if the row is broken, which is then in `set_aside`.
 
         Messages are a system message, if the template is not empty, and a user message whose content is the images, the
-        videos, then the text. A media column may hold one medium, a list of them, or null for none. Paths are relative
-        to `data.media_root`, which they may not leave; without it to the data file's folder, or to the working folder.
+        videos, the audios, then the text. A media column may hold one medium, a list of them, or null for none. Paths
+        are relative to `data.media_root`, which they may not leave; without it to the data file's folder, or to the
+        working folder.
 
         Raises:
             IndexError: there is no such row.
@@ -272,7 +275,7 @@ class PromptSource:
         return row
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
-        from mmrl_core.media import content_hash, load_image, load_video
+        from mmrl_core.media import content_hash, load_audio, load_image, load_video
 
         row = self._row(index)
         content: list[dict[str, Any]] = []
@@ -285,6 +288,11 @@ class PromptSource:
             reading[:] = [value]
             video = load_video(value, root=self._root)
             content.append({"type": "video", "video": video.frames, "metadata": video.metadata})
+            keys.append(content_hash(value, root=self._root))
+        for value in self._media_values(self._audios, row):
+            reading[:] = [value]
+            audio = load_audio(value, root=self._root, max_seconds=self._max_audio_s)
+            content.append({"type": "audio", "audio": audio.samples, "sampling_rate": audio.sampling_rate})
             keys.append(content_hash(value, root=self._root))
         reading.clear()
         content.append({"type": "text", "text": self._text.render(row)})
@@ -346,7 +354,8 @@ class PromptSource:
                 continue
         if not columns:
             return
-        for template in [self._system, *self._images, *self._videos, self._text, self._answer]:
+        media = [*self._images, *self._videos, *self._audios]
+        for template in [self._system, *media, self._text, self._answer]:
             for column in template.columns:
                 if column not in columns:
                     raise TaskDataError(f"{template.key}: {template.text!r}: {_no_column(column, list(columns))}")
@@ -362,6 +371,8 @@ def _decoded_bytes(prompt: Prompt) -> int:
                 total += 3 * part["image"].width * part["image"].height
             elif part["type"] == "video":
                 total += part["video"].numel() * part["video"].element_size()
+            elif part["type"] == "audio":
+                total += part["audio"].nbytes
     return total
 
 
@@ -395,11 +406,13 @@ def _epoch_order(num_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 class Draw(NamedTuple):
-    """Prompts of this process, the position to draw from next, and how many epochs ended on the way there."""
+    """Prompts of this process, the position to draw from next, how many epochs ended on the way there, and all rows of
+    the source found broken so far."""
 
     prompts: list[Prompt]
     position: int
     epochs_finished: int
+    set_aside: tuple[BrokenRow, ...]
 
 
 def draw(source: PromptSource, position: int, count: int, seed: int, *, rank: int = 0, world_size: int = 1) -> Draw:
@@ -421,7 +434,7 @@ def draw(source: PromptSource, position: int, count: int, seed: int, *, rank: in
         rank, world_size: this process, and how many there are.
 
     Returns:
-        The prompts of this process, `position + count`, and how many epochs this draw finished.
+        The prompts of this process, `position + count`, how many epochs this draw finished, and broken rows.
 
     Raises:
         TaskDataError: too many rows are broken, or none is sound.
@@ -430,7 +443,7 @@ def draw(source: PromptSource, position: int, count: int, seed: int, *, rank: in
         raise ValueError(f"cannot draw {count} prompts from position {position} as process {rank} of {world_size}")
     prompts = [_sound_prompt(source, position + place, count, seed) for place in range(rank, count, world_size)]
     end = position + count
-    return Draw(prompts, end, end // len(source) - position // len(source))
+    return Draw(prompts, end, end // len(source) - position // len(source), tuple(source.set_aside))
 
 
 def _sound_prompt(source: PromptSource, position: int, stride: int, seed: int) -> Prompt:

@@ -14,9 +14,9 @@ import json
 import math
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,23 @@ from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint,
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
 from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
 from mmrl_core.evaluation import Evaluator
-from mmrl_core.metrics import MetricsLog, check_trackers, evaluation_table, flat_config, read_metrics
+from mmrl_core.metrics import (
+    MetricsLog,
+    check_trackers,
+    evaluation_table,
+    flat_config,
+    peak_memory_mib,
+    read_metrics,
+)
 from mmrl_core.model_path import starting_model
 from mmrl_core.optimizer import make_optimizer, set_learning_rate
 from mmrl_core.plugins import load_plugins
-from mmrl_core.policy import Policy
+from mmrl_core.policy import Policy, make_policy
+from mmrl_core.prefetch import PromptStream
 from mmrl_core.report import write_report
 from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, join_scores, reward_view, split_scores
 from mmrl_core.rollout_log import RolloutLog
-from mmrl_core.tasks import PromptSource, Template, draw
+from mmrl_core.tasks import BrokenRow, Draw, PromptSource, Template, draw
 from mmrl_core.types import (
     ACTION_MASK,
     LOSS_MASK,
@@ -89,6 +97,7 @@ class Trainer:
         policy: the policy that is trained.
         rewards: runs the stage's reward functions.
         state: where the run stands.
+        counts: work done in this step, `count/<name>` in the metrics; plugins may add to it.
         optimizer: of the stage.
     """
 
@@ -117,10 +126,13 @@ class Trainer:
         self.rollout_log = RolloutLog(output)
         self.alarm = ConstantRewardAlarm()
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
+        self.counts: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self.policy = self._load_policy()
         self.policy.module = self.accelerator.prepare(self.policy.module)
         self.optimizer: torch.optim.Optimizer | None = None
         self.train_source: PromptSource | None = None
+        self._stream: PromptStream | None = None
         self.evaluator = Evaluator(config, self.plugins)
         self.rewards = RewardRunner(self.plugins, [])
 
@@ -150,6 +162,8 @@ class Trainer:
         if source_config is None:
             raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
         self.train_source = PromptSource(self.plugins, source_config, self.stage.prompt, self.stage.data, name="train")
+        source, count = self.train_source, self.stage.prompts_per_step
+        self._stream = PromptStream(lambda position: self._draw_from(source, position, count), self.policy.prepare)
         self.rewards = RewardRunner(self.plugins, self.stage.rewards)
         self.policy.set_temperature(self.stage.rollout.temperature if self.stage.kind == "grpo" else 1.0)
         self.optimizer = make_optimizer(self.policy.module, self.stage)
@@ -168,6 +182,7 @@ class Trainer:
             set_learning_rate(self.optimizer, self.stage, self.state.stage_step, total)
             metrics = step()
             self._end_step(name, metrics, started, total)
+        self._stream.close()
         if self.is_main:
             self.log.end_stage()
         self.hooks.mmrl_stage_end(run=self)
@@ -192,7 +207,8 @@ class Trainer:
 
     def sft_step(self) -> dict[str, float]:
         """One supervised step: the answers of the data are trained on, all with advantage 1."""
-        prompts = self._draw(self.stage.prompts_per_step)
+        with self.clock("data"):
+            prompts = self._draw()
         target = Template(self.stage.target, "target") if self.stage.target is not None else None
         answers = [prompt.answer if target is None else target.render(prompt.sample) for prompt in prompts]
         if empty := [prompt.id for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip()]:
@@ -213,12 +229,15 @@ class Trainer:
         missing = self._local_prompts(self.stage.prompts_per_step)
         for round_index in range(rule.max_rounds if rule else 1):
             self._round = round_index
-            prompts = self.hooks.mmrl_prompts(run=self, prompts=self._draw(self.stage.prompts_per_step))
-            groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
+            with self.clock("data"):
+                prompts = self.hooks.mmrl_prompts(run=self, prompts=self._draw())
+            with self.clock("rollout"):
+                groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
             if len(groups) != len(prompts):
                 raise HookResultError(f"mmrl_rollout returned {len(groups)} groups for {len(prompts)} prompts.")
             groups = self.hooks.mmrl_after_rollout(run=self, groups=groups)
-            scores = self.hooks.mmrl_score(run=self, groups=groups)
+            with self.clock("rewards"):
+                scores = self.hooks.mmrl_score(run=self, groups=groups)
             check_scores(scores, groups, "mmrl_score")
             scores = self.hooks.mmrl_shape_rewards(run=self, groups=groups, scores=scores)
             check_scores(scores, groups, "mmrl_shape_rewards")
@@ -288,15 +307,17 @@ class Trainer:
     def _add_logprobs(self, batch: Batch) -> Batch:
         """Old logprobs where the update is not on-policy throughout, reference logprobs where a penalty needs them."""
         algorithm = self.stage.algorithm
-        if algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
-            with torch.no_grad():
-                old = [self.policy.logprobs(part.rows).logprobs.cpu() for part in self._micro_batches(batch)]
-            batch = replace(batch, old_logprobs=_stack(old, batch.mask))
-        if algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss":
-            parts = [
-                self.policy.logprobs(part.rows, frozen=REFERENCE).logprobs.cpu() for part in self._micro_batches(batch)
-            ]
-            batch = replace(batch, frozen_logprobs={REFERENCE: _stack(parts, batch.mask)})
+        with self.clock("logprobs"):
+            if algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
+                with torch.no_grad():
+                    old = [self.policy.logprobs(part.rows).logprobs.cpu() for part in self._micro_batches(batch)]
+                batch = replace(batch, old_logprobs=_stack(old, batch.mask))
+            if algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss":
+                reference = [
+                    self.policy.logprobs(part.rows, frozen=REFERENCE).logprobs.cpu()
+                    for part in self._micro_batches(batch)
+                ]
+                batch = replace(batch, frozen_logprobs={REFERENCE: _stack(reference, batch.mask)})
         return batch
 
     def _update(self, batch: Batch) -> dict[str, float]:
@@ -304,18 +325,22 @@ class Trainer:
         algorithm = self.stage.algorithm
         metrics: dict[str, float] = {}
         num_updates = 0
-        for epoch in range(algorithm.epochs_per_rollout):
-            for part in self._parts(batch, algorithm.updates_per_rollout, epoch):
-                for name, value in self._optimizer_step(part).items():
-                    metrics[name] = metrics.get(name, 0.0) + value
-                num_updates += 1
+        with self.clock("update"):
+            for epoch in range(algorithm.epochs_per_rollout):
+                for part in self._parts(batch, algorithm.updates_per_rollout, epoch):
+                    for name, value in self._optimizer_step(part).items():
+                        metrics[name] = metrics.get(name, 0.0) + value
+                    num_updates += 1
         return {name: value / num_updates for name, value in metrics.items()}
 
     def _optimizer_step(self, batch: Batch) -> dict[str, float]:
         """Loss and gradient of a batch, micro-batch by micro-batch, and one step of the optimiser."""
         assert self.optimizer is not None
-        num_tokens, num_rows = self.reduce_sum(torch.tensor([float(batch.mask.sum()), float(len(batch))])).tolist()
-        totals = BatchTotals(num_tokens=max(num_tokens, 1.0), num_rows=max(num_rows, 1.0))
+        counts = [float(batch.mask.sum()), float(len(batch))]
+        batch = self._with_gradient(batch)
+        counts.append(float(batch.mask.sum()))
+        num_tokens, num_rows, num_computed = self.reduce_sum(torch.tensor(counts)).clamp(min=1.0).tolist()
+        totals = BatchTotals(num_tokens, num_rows, num_computed)
         micro_batches = list(self._micro_batches(batch))
         sums: Counter[str] = Counter()
         for index, micro in enumerate(micro_batches):
@@ -334,6 +359,24 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**self._sum_over_processes(sums), "grad_norm": norm}
+
+    def _with_gradient(self, batch: Batch) -> Batch:
+        """The rows that move the weights: without those whose advantages are all 0, where these have no gradient.
+
+        One row stays in any case, so that every process takes part in every update.
+        """
+        algorithm = self.stage.algorithm
+        if algorithm.aggregate == "local_token_mean" or len(self.hooks.mmrl_policy_loss.get_hookimpls()) > 1:
+            return batch  # the mean is over the rows at hand; a plugin's loss is not known
+        moves = batch.mask
+        kl_in_loss = algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss"
+        idle_at_zero = self.registered("loss", algorithm.loss).details.get("idle_at_zero", False)
+        if idle_at_zero and not kl_in_loss and not algorithm.entropy_coefficient:
+            moves = moves & (batch.advantages != 0)
+        index = moves.any(1).nonzero()[:, 0]
+        index = index if len(index) else torch.tensor([0])
+        self.counts["rows_skipped"] += len(batch) - len(index)
+        return batch if len(index) == len(batch) else batch.select(index)
 
     def loss(self, batch: Batch, totals: BatchTotals) -> tuple[Tensor, dict[str, Tensor]]:
         """logprobs -> policy loss of one micro-batch, with gradient."""
@@ -361,6 +404,9 @@ class Trainer:
         if not isinstance(result, tuple) or result[0].dim() != 0 or not result[0].requires_grad:
             raise HookResultError("mmrl_policy_loss must return a scalar that has a gradient, and metrics.")
         loss, metrics = result
+        if inputs.sampler_logprobs is not None:
+            gap = (stats.logprobs.detach() - inputs.sampler_logprobs).abs().nan_to_num()
+            metrics = {**metrics, "sampler_gap": (gap * inputs.mask).sum() / (totals.num_computed or 1.0)}
         if not bool(torch.isfinite(loss)):
             raise HookResultError(
                 f"the loss is {float(loss.detach())} at step {self.state.step + 1}; training stops before the update."
@@ -380,6 +426,15 @@ class Trainer:
             seed=derive_seed(self.config.seed, "rollout", self.state.step, self._round, self.accelerator.process_index),
         )
 
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Adds the seconds spent inside to `time/<phase>` of the step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - started
+
     def registered(self, kind: str, component: Component) -> Any:
         return self.plugins.registry.get(kind, component.name)
 
@@ -397,6 +452,7 @@ class Trainer:
 
     _round = 0  # of dynamic sampling, within the step
     _epochs_ended = 0  # by the step that runs
+    _set_aside: Sequence[BrokenRow] = ()  # broken rows met by the stage
 
     def _frozen_names(self) -> list[str]:
         names = set(self.stage.algorithm.frozen_policies)
@@ -417,21 +473,19 @@ class Trainer:
             )
         return count // self.accelerator.num_processes
 
-    def _draw(self, count: int) -> list[Prompt]:
+    def _draw(self) -> list[Prompt]:
         """The next prompts of this process, in the data's order."""
-        assert self.train_source is not None
-        self._local_prompts(count)
-        drawn = draw(
-            self.train_source,
-            self.state.position,
-            count,
-            self.config.seed,
-            rank=self.accelerator.process_index,
-            world_size=self.accelerator.num_processes,
-        )
+        assert self._stream is not None
+        self._local_prompts(self.stage.prompts_per_step)
+        drawn = self._stream.take(self.state.position)
         self.state.position = drawn.position
         self._epochs_ended += drawn.epochs_finished
+        self._set_aside = drawn.set_aside
         return drawn.prompts
+
+    def _draw_from(self, source: PromptSource, position: int, count: int) -> Draw:
+        process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        return draw(source, position, count, self.config.seed, rank=process, world_size=num_processes)
 
     def _parts(self, batch: Batch, num_parts: int, epoch: int) -> Iterator[Batch]:
         """Disjoint parts of whole groups, in a random order that only depends on the step."""
@@ -447,20 +501,27 @@ class Trainer:
             yield batch.select(torch.isin(batch.group_ids, chosen).nonzero()[:, 0])
 
     def _micro_batches(self, batch: Batch) -> Iterator[Batch]:
-        """Batches of at most `micro_batch_rows` rows, in order; groups stay whole unless one is larger."""
-        limit = self.stage.micro_batch_rows
-        if limit is None or limit >= len(batch):
+        """Batches within `micro_batch_tokens` and `micro_batch_rows`, in order; groups stay whole if they fit."""
+
+        def fits(rows: Sequence[int]) -> bool:
+            if self.stage.micro_batch_rows is not None and len(rows) > self.stage.micro_batch_rows:
+                return False
+            return self.policy.num_tokens([batch.rows[row] for row in rows]) <= self.stage.micro_batch_tokens
+
+        if fits(range(len(batch))):
             yield batch
             return
-        pieces: list[list[int]] = [[]]
+        pieces: list[list[int]] = []
         for group_id in batch.group_ids.unique_consecutive():
             members = (batch.group_ids == group_id).nonzero()[:, 0].tolist()
-            if pieces[-1] and len(pieces[-1]) + len(members) > limit:
-                pieces.append([])
-            for start in range(0, len(members), limit):
-                if len(pieces[-1]) + len(members[start : start + limit]) > limit:
+            if pieces and fits(pieces[-1] + members):
+                pieces[-1] += members
+                continue
+            pieces.append([])
+            for row in members:
+                if pieces[-1] and not fits([*pieces[-1], row]):
                     pieces.append([])
-                pieces[-1] += members[start : start + limit]
+                pieces[-1].append(row)
         for piece in pieces:
             yield batch.select(torch.tensor(piece))
 
@@ -482,9 +543,7 @@ class Trainer:
     def _load_policy(self) -> Policy:
         with self.accelerator.local_main_process_first():
             path = starting_model(self.config, self.plugins, progress=self.log.print if self.is_main else None)
-        policy_class = self.plugins.registry.get("policy", self.config.model.policy).load()
-        engine = self.plugins.registry.get("engine", self.config.rollout.engine).load()()
-        return policy_class(self.config.model, path=path, device=self.accelerator.device, engine=engine)
+        return make_policy(self.config, self.plugins, path=path, device=self.accelerator.device)
 
     def _resume(self) -> dict[str, Any] | None:
         """Go back to the newest whole checkpoint; returns the optimiser's and the plugins' state."""
@@ -508,12 +567,18 @@ class Trainer:
     def _end_step(self, name: str, metrics: dict[str, float], started: float, total: int) -> None:
         self.state.stage_step += 1
         self.state.step += 1
-        metrics |= {f"count/{key}": float(value) for key, value in self.policy.take_counters().items()}
+        self.counts.update(self.policy.take_counters())
+        metrics |= {f"count/{key}": float(value) for key, value in self.counts.items()}
+        metrics |= {f"time/{phase}": value for phase, value in self._seconds.items()}
+        metrics["time/idle"] = self._seconds["data"] + self._seconds["rewards"]
+        metrics["memory/peak_mib"] = peak_memory_mib(self.accelerator.device)
+        self.counts.clear()
+        self._seconds.clear()
         metrics = self._reduce_metrics(metrics)
         seconds = time.perf_counter() - started
         self.state.elapsed_s += seconds
-        assert self.optimizer is not None and self.train_source is not None
-        broken = [{"stage": name, **asdict(row)} for row in self.train_source.set_aside]
+        assert self.optimizer is not None
+        broken = [{"stage": name, **asdict(row)} for row in self._set_aside]
         self._broken |= {f"{name}/{row['id']}": row for row in self._gather(broken)}
         record = {
             "kind": "step",
@@ -555,7 +620,7 @@ class Trainer:
             numbers = [value for value in values if not math.isnan(value)]
             if name.startswith(("count/", "failures/")):
                 reduced[name] = sum(numbers)
-            elif name.endswith("/max"):
+            elif name.endswith("/max") or name.startswith("memory/"):
                 reduced[name] = max(numbers, default=math.nan)
             else:
                 reduced[name] = sum(numbers) / len(numbers) if numbers else math.nan
@@ -637,6 +702,9 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self.policy.close()
         self.log.close()
         if self.config.log.trackers:
             self.accelerator.end_training()

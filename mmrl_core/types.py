@@ -245,10 +245,17 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class BatchTotals:
-    """Counts over the whole optimizer step: all micro-batches of all processes. They normalise the loss."""
+    """Counts over the whole optimizer step: all micro-batches of all processes.
+
+    Attributes:
+        num_tokens, num_rows: trained tokens, and rows. They normalise the loss.
+        num_computed: tokens of the rows that are computed, where rows without gradient are left out. Metrics are means
+            over them; None: over all tokens.
+    """
 
     num_tokens: float
     num_rows: float
+    num_computed: float | None = None
 
 
 @dataclass(frozen=True)

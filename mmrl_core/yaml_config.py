@@ -131,8 +131,9 @@ FILLED_BY_CORE = {
     "metric": _Filled(2, frozenset({"completions", "samples"})),
     "advantage": _Filled(2, frozenset({"advantages", "view", "reduce_sum"})),
     "loss": _Filled(1, frozenset({"inputs"})),
-    "strategy": _Filled(4, frozenset({"policy", "prompts", "group_size", "sampling"})),
+    "strategy": _Filled(4, frozenset({"policy", "prompts", "group_size", "sampling", "on_group"})),
     "model": _Filled(0, frozenset({"directory", "on_progress"})),
+    "engine": _Filled(0),
     "view": _Filled(2, frozenset({"completion", "sample"})),
 }
 """Parameters that a config must not set as options, by kind."""
@@ -184,7 +185,7 @@ def _components(config: RunConfig) -> Iterator[tuple[str, KeyPath, Component]]:
                 yield "source", (*path, "data", split), source
         for i, reward in enumerate(section.rewards):
             yield "reward", (*path, "rewards", i), reward
-        yield "engine", (*path, "rollout", "engine"), Component(name=section.rollout.engine)
+        yield "engine", (*path, "rollout", "engine"), section.rollout.engine
         yield "strategy", (*path, "rollout", "strategy"), section.rollout.strategy
         for i, advantage in enumerate(section.algorithm.advantage):
             yield "advantage", (*path, "algorithm", "advantage", i), advantage
@@ -203,7 +204,7 @@ def option_names(kind: str, target: Any) -> dict[str, inspect.Parameter]:
 
 def _option_problems(kind: str, component: Component, target: Any) -> Iterator[tuple[str, str]]:
     """Option (or "") and what is wrong with it."""
-    if kind not in FILLED_BY_CORE:  # policies and engines take no options from a config
+    if kind not in FILLED_BY_CORE:  # policies take no options from a config
         return
     try:
         parameters = inspect.signature(target).parameters

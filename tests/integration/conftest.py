@@ -74,15 +74,16 @@ def make_picture():
 
 @pytest.fixture(scope="session")
 def make_prompt():
-    """`make_prompt(id, text, images=[...], videos=[...])` -> Prompt of one user message."""
+    """`make_prompt(id, text, images=[...], videos=[...], audios=[...])` -> Prompt of one user message."""
 
-    def prompt(name, text, images=(), videos=(), answer=""):
+    def prompt(name, text, images=(), videos=(), answer="", audios=()):
         content = [
             *({"type": "image", "image": image} for image in images),
             *({"type": "video", "video": video.frames, "metadata": video.metadata} for video in videos),
+            *({"type": "audio", "audio": audio.samples, "sampling_rate": audio.sampling_rate} for audio in audios),
             {"type": "text", "text": text},
         ]
-        keys = tuple(f"{name}-{index}" for index in range(len(images) + len(videos)))
+        keys = tuple(f"{name}-{index}" for index in range(len(images) + len(videos) + len(audios)))
         return Prompt(name, [{"role": "user", "content": content}], {"name": name}, answer, keys)
 
     return prompt
@@ -92,19 +93,20 @@ class PlainModel:
     """A transformers model and processor used as their documentation says: a forward for each completion."""
 
     def __init__(self, path=None, model=None):
-        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, AutoProcessor, AutoTokenizer
 
-        self.text_only = "vision_config" not in json.loads((path / "config.json").read_text())
-        loader = AutoModelForCausalLM if self.text_only else AutoModelForImageTextToText
+        self.text_only = not {"vision_config", "audio_config"} & json.loads((path / "config.json").read_text()).keys()
+        loader = AutoModelForCausalLM if self.text_only else AutoModelForMultimodalLM
         self.model = model if model is not None else loader.from_pretrained(path, dtype=torch.float32)
         self.processor = (AutoTokenizer if self.text_only else AutoProcessor).from_pretrained(path)
 
     def inputs(self, prompt):
-        messages, images, videos = [], [], []
+        messages, images, videos, audios = [], [], [], []
         for message in prompt.messages:
             parts = message["content"]
             images += [part["image"] for part in parts if part["type"] == "image"]
             videos += [part for part in parts if part["type"] == "video"]
+            audios += [part for part in parts if part["type"] == "audio"]
             text = "".join(part.get("text", "") for part in parts)
             messages.append({**message, "content": text if self.text_only else parts})
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -112,6 +114,10 @@ class PlainModel:
         if videos:
             media["videos"] = [part["video"] for part in videos]
             media |= {"video_metadata": [part["metadata"] for part in videos], "do_sample_frames": False}
+        if audios:
+            media |= {"audio": [part["audio"] for part in audios], "sampling_rate": audios[0]["sampling_rate"]}
+        if self.text_only:
+            media["add_special_tokens"] = False  # the chat template wrote them
         return self.processor(text=[text], return_tensors="pt", **media)
 
     def logits(self, prompt, tokens):
@@ -133,6 +139,17 @@ class PlainModel:
 @pytest.fixture(scope="session")
 def plain_model():
     return PlainModel
+
+
+@pytest.fixture(scope="session")
+def without_times():
+    """`without_times(record, *names)`: what of a metrics record must be equal in equal runs, `names` left out too."""
+
+    def compared(record, *names):
+        left_out = ("seconds", "elapsed_s", *names)
+        return {k: v for k, v in record.items() if k not in left_out and not k.startswith(("time/", "memory/"))}
+
+    return compared
 
 
 @pytest.fixture

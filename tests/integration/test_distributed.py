@@ -95,7 +95,7 @@ def test_two_processes_log_the_same_numbers_once(outputs):
     for record, expected in zip(two, one, strict=True):
         assert record.keys() == expected.keys()
         for name, value in expected.items():
-            if isinstance(value, float) and name not in NOT_COMPARED:
+            if isinstance(value, float) and name not in NOT_COMPARED and not name.startswith(("time/", "memory/")):
                 assert record[name] == pytest.approx(value, rel=2e-5, abs=2e-6), f"step {record['step']}: {name}"
 
 

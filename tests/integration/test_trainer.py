@@ -60,10 +60,12 @@ def test_a_prompt_is_prefilled_once_a_group_and_a_picture_encoded_once_in_a_run(
         assert len(prompts) == 4 and len(rollouts) == 16
         lengths = [trainer.policy.prompt_length(trainer.train_source.prompt(int(p.split(":")[1]))) for p in prompts]
         # Once in the rollout and once in the update, which is on-policy and needs no pass for old logprobs.
-        assert record["count/prefill_tokens"] == 2 * sum(lengths)
+        assert record["count/prefill_tokens"] == sum(lengths)
         tokens = sum(rollout["num_tokens"] for rollout in rollouts)
-        assert record["count/decode_tokens"] == record["count/update_tokens"] == tokens
-        assert "count/score_tokens" not in record
+        assert record["count/decode_tokens"] == tokens
+        assert record["count/rows_skipped"] == 0
+        assert record["count/update_tokens"] == sum(lengths) + tokens - 16  # nothing follows a last token
+        assert record["count/padding_tokens"] == 0 and "count/score_tokens" not in record
         assert record["completion_tokens/mean"] == tokens / 16
 
 
@@ -202,8 +204,9 @@ def test_several_updates_on_a_rollout_use_the_logprobs_it_was_sampled_with(run, 
 
     (batch,) = probe_batches.BATCHES
     torch.testing.assert_close(batch.old_logprobs, batch.sampler_logprobs, rtol=0, atol=1e-5)
-    assert steps[0]["kl_old"] > 1e-6 and steps[0]["count/score_tokens"] == batch.mask.sum()
-    assert steps[0]["count/update_tokens"] == 2 * batch.mask.sum()
+    tokens = steps[0]["count/prefill_tokens"] + int(batch.mask.sum()) - len(batch)  # nothing follows a last token
+    assert steps[0]["kl_old"] > 1e-6 and steps[0]["count/score_tokens"] == tokens
+    assert steps[0]["count/update_tokens"] == 2 * tokens
 
 
 FROZEN = """

@@ -16,7 +16,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "py
 LAYERS = (
     {"errors", "types", "hookspecs", "geometry"},
     {"advantages", "charts", "losses", "media", "plugins", "builtin", "tiny", "data"},
-    {"config", "rewards", "rollout", "policy", "checkpoint"},
+    {"config", "rewards", "rollout", "policy", "checkpoint", "engine", "prefetch", "shared_prefix", "towers"},
     {
         "behaviour",
         "generation",
@@ -27,6 +27,8 @@ LAYERS = (
         "prompt_encoder",
         "rollout_log",
         "tasks",
+        "vllm_engine",
+        "vllm_server",
         "yaml_config",
     },
     {"language_model", "evaluation", "preflight", "checks", "report"},

@@ -1,4 +1,4 @@
-"""Any stored form of an image becomes upright RGB, anything else a MediaError that names file and cause."""
+"""Any stored form of an image or audio becomes upright RGB or mono sound, anything else a MediaError with its cause."""
 
 import hashlib
 import io
@@ -7,11 +7,20 @@ import zlib
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from mmrl_core import media
 from mmrl_core.errors import MediaError
-from mmrl_core.media import content_hash, load_image, load_video, resize_image, resized_size
+from mmrl_core.media import (
+    content_hash,
+    load_audio,
+    load_image,
+    load_video,
+    resample_audio,
+    resize_image,
+    resized_size,
+)
 
 
 def encoded(image, **options):
@@ -325,3 +334,188 @@ def test_contradicting_limits_are_refused():
         load_video("v.mp4", fps=2, num_frames=8)
     with pytest.raises(ValueError, match="at least 2"):
         load_video("v.mp4", num_frames=1)
+
+
+# Audio
+
+
+def tone(seconds=0.5, rate=16000, hertz=440.0):
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def audio_bytes(samples, rate=16000, kind="WAV", **options):
+    """A file of [samples] or [samples, channels]."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("WAV", {"subtype": "FLOAT"}, 0.0),
+        # One step of the format: half of it for rounding, and the scales for writing and reading differ by up to one.
+        ("WAV", {"subtype": "PCM_16"}, 2**-15),
+        ("WAV", {"subtype": "PCM_24"}, 2**-23),
+        ("WAV", {"subtype": "PCM_U8"}, 2**-7),
+        ("FLAC", {}, 2**-15),
+    ],
+)
+def test_samples_of_a_file_are_those_that_were_written(tmp_path, kind, options, tolerance):
+    path = tmp_path / f"tone.{kind.lower()}"
+    path.write_bytes(audio_bytes(tone(), kind=kind, **options))
+    audio = load_audio(path.name, root=tmp_path)
+    assert audio.sampling_rate == 16000 and audio.seconds == 0.5
+    assert audio.samples.dtype == np.float32 and audio.samples.flags.c_contiguous
+    np.testing.assert_allclose(audio.samples, tone(), rtol=0, atol=tolerance)
+
+
+def test_an_mp3_sounds_as_what_was_written(tmp_path):
+    (tmp_path / "tone.mp3").write_bytes(audio_bytes(tone(), kind="MP3"))
+    audio = load_audio("tone.mp3", root=tmp_path)
+    assert abs(audio.seconds - 0.5) < 0.1  # encoders add silence at both ends
+    middle = audio.samples[2000:6000]
+    spectrum = np.abs(np.fft.rfft(middle))
+    assert spectrum.argmax() * 16000 / 4000 == pytest.approx(440, abs=4)
+    assert np.sqrt(np.mean(middle**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_every_stored_form_of_audio_gives_the_same_samples(tmp_path):
+    data = audio_bytes(tone(), subtype="FLOAT")
+    path = tmp_path / "sub" / "tone.wav"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    forms = [
+        data,
+        memoryview(data),
+        {"bytes": data, "path": None},
+        {"bytes": data, "path": "elsewhere.wav"},
+        {"bytes": None, "path": "sub/tone.wav"},
+        "sub/tone.wav",
+        path,
+        {"array": tone(), "sampling_rate": 16000},
+        {"array": tone().astype(np.float64), "sampling_rate": np.int64(16000), "path": "gone.wav"},
+        {"array": tone().tolist(), "sampling_rate": 16000},
+    ]
+    for form in forms:
+        audio = load_audio(form, root=tmp_path)
+        assert audio.sampling_rate == 16000 and np.array_equal(audio.samples, tone()), form
+
+
+def test_channels_are_averaged():
+    left, right = tone(hertz=440), tone(hertz=660)
+    mean = (left + right) / 2
+    stored = load_audio(audio_bytes(np.stack([left, right], 1), subtype="FLOAT"), root=None)
+    decoded = load_audio({"array": np.stack([left, right]), "sampling_rate": 16000}, root=None)
+    np.testing.assert_allclose(stored.samples, mean, atol=1e-7)
+    np.testing.assert_allclose(decoded.samples, mean, atol=1e-7)
+
+
+def test_integer_samples_are_scaled_to_full_scale():
+    audio = load_audio({"array": np.array([-32768, 0, 16384] * 200, np.int16), "sampling_rate": 16000}, root=None)
+    assert audio.samples[:3].tolist() == [-1.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_resampling_keeps_pitch_and_length(rate):
+    audio = load_audio(audio_bytes(tone(rate=rate), rate, subtype="FLOAT"), root=None, sampling_rate=16000)
+    assert audio.sampling_rate == 16000 and len(audio.samples) == 8000
+    inner = slice(200, -200)  # at its ends a tone is not a tone
+    np.testing.assert_allclose(audio.samples[inner], tone()[inner], atol=5e-3)
+
+
+def test_resampling_to_the_same_rate_changes_nothing():
+    samples = tone()
+    assert resample_audio(samples, 16000, 16000) is samples
+
+
+def test_a_rate_that_takes_gigabytes_to_resample_is_a_media_error():
+    with pytest.raises(MediaError, match="44101 Hz cannot be resampled to 16000 Hz"):
+        resample_audio(tone(rate=44101), 44101, 16000)
+
+
+def torn_flac():
+    noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32) / 8
+    return audio_bytes(noise, kind="FLAC")[:9000]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("text.wav", b"this is no audio" * 20, "torn or not a wav, flac, mp3 or ogg file"),
+        ("empty.wav", b"", "it is empty"),
+        ("silent.wav", audio_bytes(tone(0.0)), "less than 0.025 s"),
+        ("short.wav", audio_bytes(tone(0.02)), r"0\.020 s is less than 0\.025 s"),
+        ("torn.wav", audio_bytes(tone())[:9000], "torn: it holds 9000 of 16044 bytes"),
+        ("header.wav", audio_bytes(tone())[:30], "torn"),
+        ("torn.flac", torn_flac(), "torn"),
+        ("nan.wav", audio_bytes(np.full(900, np.nan, np.float32), subtype="FLOAT"), "not finite"),
+        ("long.wav", audio_bytes(tone(2.5)), r"2\.5 s is more than the limit of 2 s"),
+    ],
+)
+def test_a_broken_audio_is_a_media_error_with_name_and_cause(tmp_path, name, data, why):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(MediaError, match=why) as caught:
+        load_audio(name, root=tmp_path, max_seconds=2)
+    assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(MediaError):
+        load_audio(data, root=None, max_seconds=2)
+
+
+@pytest.mark.parametrize("data", [audio_bytes(tone(2.0)), audio_bytes(tone(2.0), kind="FLAC")])
+def test_the_limit_itself_is_allowed(data):
+    assert load_audio(data, root=None, max_seconds=2).seconds == 2
+
+
+def test_a_wav_written_to_a_pipe_is_read_and_a_flac_without_length_says_so():
+    wav = bytearray(audio_bytes(tone(), subtype="FLOAT"))
+    wav[4:8] = b"\xff" * 4
+    assert load_audio(wav, root=None).seconds == 0.5
+    flac = bytearray(audio_bytes(tone(), kind="FLAC"))
+    flac[21] &= 0xF0  # the low 36 bits of these hold the number of samples
+    flac[22:26] = bytes(4)
+    with pytest.raises(MediaError, match="does not say how long it is"):
+        load_audio(flac, root=None)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (None, "expected a path, bytes, a mapping with array and sampling_rate"),
+        ({"array": None, "path": None}, "expected a path"),
+        ({"array": tone()}, "its sampling_rate is None"),
+        ({"array": tone(), "sampling_rate": 0}, "its sampling_rate is 0"),
+        ({"array": ["a"], "sampling_rate": 16000}, "holds no numbers"),
+        ({"array": np.zeros((1, 1, 900)), "sampling_rate": 16000}, "has 3 axes"),
+        ({"array": [], "sampling_rate": 16000}, "less than 0.025 s"),
+        ({"array": np.zeros((0, 900)), "sampling_rate": 16000}, "has no channel"),
+        ({"array": [float("inf")] * 900, "sampling_rate": 16000}, "not finite"),
+        ({"array": tone(2.5), "sampling_rate": 16000}, "limit of 2 s"),
+        ("missing.wav", "no such file"),
+        ("https://host/a.wav", "not fetched"),
+    ],
+)
+def test_a_value_that_is_no_audio_is_a_media_error(value, why):
+    with pytest.raises(MediaError, match=f"cannot read audio .*{why}"):
+        load_audio(value, root=None, max_seconds=2)
+
+
+def test_no_path_of_audio_leaves_the_root(tmp_path):
+    (tmp_path / "tone.wav").write_bytes(audio_bytes(tone()))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link.wav").symlink_to(tmp_path / "tone.wav")
+    for path in ("../tone.wav", str(tmp_path / "tone.wav"), "link.wav", {"path": "../tone.wav", "bytes": None}):
+        with pytest.raises(MediaError, match="leads out of the folder"):
+            load_audio(path, root=tmp_path / "root")
+
+
+def test_hash_of_audio_is_that_of_the_file_or_of_samples_and_rate(tmp_path):
+    data = audio_bytes(tone())
+    (tmp_path / "tone.wav").write_bytes(data)
+    expected = hashlib.sha256(data).hexdigest()
+    for form in (data, {"bytes": data, "path": "x"}, "tone.wav", {"path": "tone.wav", "bytes": None}):
+        assert content_hash(form, root=tmp_path) == expected
+    decoded = {"array": tone(), "sampling_rate": 16000}
+    assert content_hash(decoded) == content_hash({"array": tone().tolist(), "sampling_rate": 16000, "path": "x"})
+    assert content_hash(decoded) != content_hash({**decoded, "sampling_rate": 8000})
+    assert content_hash(decoded) != content_hash({**decoded, "array": -tone()})

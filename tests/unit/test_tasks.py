@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import soundfile
 from PIL import Image
 
 from mmrl_core.config import DataConfig, PromptConfig, SourceConfig
@@ -24,6 +26,13 @@ PLUGINS = load_plugins()
 def png(color: str, size: tuple[int, int] = (8, 6)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wav(seconds: float, rate: int = 16000, frequency: float = 440.0) -> bytes:
+    buffer = io.BytesIO()
+    samples = 0.5 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
+    soundfile.write(buffer, samples.astype(np.float32), rate, format="WAV", subtype="FLOAT")
     return buffer.getvalue()
 
 
@@ -114,6 +123,62 @@ def test_images_in_parquet_and_several_in_a_column(tmp_path: Path) -> None:
     assert first.media_keys[0] == first.media_keys[1] != first.media_keys[2]  # content, not place
     assert len(second.media_keys) == 1
     assert first.sample == {"q": "one"}
+
+
+def test_audio_files_become_mono_samples_at_their_own_rate(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(wav(0.5))
+    (tmp_path / "b.wav").write_bytes(wav(0.25, 44100))
+    (tmp_path / "red.png").write_bytes(png("red"))
+    path = jsonl(tmp_path, [{"sound": ["a.wav", "b.wav"], "image": "red.png", "q": "What is louder?"}])
+    prompt = source_of(path, {"images": ["{image}"], "audios": ["{sound}"]}).prompt(0)
+    assert prompt is not None
+    image, first, second, text = prompt.messages[0]["content"]
+    assert [part["type"] for part in (image, first, second, text)] == ["image", "audio", "audio", "text"]
+    assert (first["sampling_rate"], second["sampling_rate"]) == (16000, 44100)
+    assert first["audio"].dtype == np.float32 and first["audio"].shape == (8000,)
+    expected, _ = soundfile.read(tmp_path / "b.wav", dtype="float32")
+    assert np.array_equal(second["audio"], expected)
+    assert len(set(prompt.media_keys)) == 3
+    assert prompt.sample == {"q": "What is louder?"}
+
+
+def test_audio_in_parquet_and_decoded_audio(tmp_path: Path) -> None:
+    data = [{"bytes": wav(0.5), "path": "x.wav"}, None]
+    pyarrow.parquet.write_table(pyarrow.table({"sound": data, "q": ["one", "two"]}), tmp_path / "train.parquet")
+    stored = source_of(str(tmp_path / "train.parquet"), {"audios": ["{sound}"]})
+    first, second = stored.prompt(0), stored.prompt(1)
+    assert first is not None and second is not None
+    assert first.messages[0]["content"][0]["audio"].shape == (8000,) and first.sample == {"q": "one"}
+    assert second.media_keys == () and len(second.messages[0]["content"]) == 1
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def decoded(split):\n"
+        "    return [{'sound': {'array': [0.0, 0.5] * 400, 'sampling_rate': 16000, 'path': None},"
+        " 'other': {'array': [0.0], 'sampling_rate': 1}, 'q': 'a'}]\n"
+    )
+    plugins = Plugins({}, PLUGINS.registry, {})
+    templates = PromptConfig(text="{q}", audios=["{sound}"])
+    source = PromptSource(plugins, SourceConfig(name=f"{file}:decoded"), templates, DataConfig(), name="train")
+    prompt = source.prompt(0)
+    assert prompt is not None
+    assert prompt.messages[0]["content"][0]["audio"][:2].tolist() == [0.0, 0.5]
+    assert prompt.sample == {"q": "a"}  # decoded audio outside of media columns does not reach samples either
+
+
+def test_audio_that_is_broken_or_too_long_or_outside_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    (tmp_path / "secret.wav").write_bytes(wav(0.5))
+    (tmp_path / "media" / "good.wav").write_bytes(wav(0.5))
+    (tmp_path / "media" / "long.wav").write_bytes(wav(1.5))
+    (tmp_path / "media" / "torn.wav").write_bytes(wav(0.5)[:-40])
+    names = ["good.wav", "long.wav", "torn.wav", "gone.wav", "../secret.wav"]
+    path = jsonl(tmp_path, [{"n": name, "q": ""} for name in names])
+    source = source_of(path, {"audios": ["{n}"], "max_audio_s": 1}, media_root=str(tmp_path / "media"))
+    assert [source.prompt(index) is not None for index in range(5)] == [True] + [False] * 4
+    reasons = [row.reason for row in source.set_aside]
+    wanted = ["1.5 s is more than the limit of 1 s", "torn", "no such file", "leads out of the folder"]
+    assert all(want in reason for want, reason in zip(wanted, reasons, strict=True)), reasons
+    assert [row.file for row in source.set_aside] == names[1:]
 
 
 def test_bytes_outside_of_media_columns_do_not_reach_samples(tmp_path: Path) -> None:
@@ -246,9 +311,10 @@ def test_draws_go_through_epochs_and_resume_from_a_position(tmp_path: Path) -> N
     source = numbered(tmp_path, 10)
     position, drawn, finished = 0, [], 0
     for _ in range(5):
-        prompts, position, epochs = draw(source, position, 4, seed=3)
-        drawn += [prompt.sample["i"] for prompt in prompts]
-        finished += epochs
+        drawing = draw(source, position, 4, seed=3)
+        position = drawing.position
+        drawn += [prompt.sample["i"] for prompt in drawing.prompts]
+        finished += drawing.epochs_finished
     assert drawn == epoch_order(10, 3, 0) + epoch_order(10, 3, 1)
     assert (position, finished) == (20, 2)
     resumed = draw(numbered(tmp_path, 10), 8, 4, seed=3)

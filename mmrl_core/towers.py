@@ -1,0 +1,110 @@
+"""Media towers of language models: which parameters they are, and what they make of images, videos and audio."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmrl_core.errors import PolicyError
+
+TOWERS = {
+    "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
+    "audio": ("*audio_tower.*",),
+    "projector": ("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
+    "language": ("*language_model.*", "lm_head.*"),
+}
+"""Names in `model.freeze` -> patterns of parameter names."""
+
+TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
+"""Module names of media towers, which LoRA leaves alone."""
+
+FIXED = ("*audio_tower.embed_positions.*",)
+"""Constants that some versions of transformers load as trainable parameters."""
+
+
+def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
+    """Stop training the parameters that `names` select: keys of `TOWERS` or patterns such as '*.layers.0.*'.
+
+    Raises:
+        PolicyError: a name selects no parameter.
+    """
+    for name in names:
+        selected = _matching(model, TOWERS.get(name, (name,)))
+        if not selected:
+            raise PolicyError(
+                f"model.freeze: {name!r} selects no parameter. Towers: {', '.join(TOWERS)}; or a pattern of names "
+                f"such as {next(iter(model.state_dict()))!r}."
+            )
+        for parameter in selected:
+            parameter.requires_grad_(False)
+    for parameter in _matching(model, FIXED):
+        parameter.requires_grad_(False)
+
+
+def towers_frozen(model: nn.Module) -> bool:
+    """No parameter between media and the text decoder is trained, so that features may be kept."""
+    patterns = (*TOWERS["vision"], *TOWERS["audio"], *TOWERS["projector"])
+    return not any(parameter.requires_grad for parameter in _matching(model, patterns))
+
+
+def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+    ]
+
+
+def encode_media(model: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run the towers of a transformers model.
+
+    Args:
+        model: without a LoRA wrapper.
+        media: what the processor made: pixel_values with image_grid_thw, pixel_values_videos with video_grid_thw,
+            input_features with feature_attention_mask.
+
+    Returns:
+        "image", "video", "audio" -> [tokens in place of the placeholders, hidden].
+    """
+    features = {}
+    for kind, values, grid in (
+        ("image", "pixel_values", "image_grid_thw"),
+        ("video", "pixel_values_videos", "video_grid_thw"),
+    ):
+        if values in media:
+            output = getattr(model.model, f"get_{kind}_features")(media[values], media[grid])
+            parts = getattr(output, "pooler_output", output)
+            features[kind] = parts if isinstance(parts, Tensor) else torch.cat(list(parts))
+    if "input_features" in media:
+        features["audio"] = _encode_audio(model.model, media["input_features"], media["feature_attention_mask"])
+    return features
+
+
+def num_media(media: Mapping[str, Tensor]) -> int:
+    """Images, videos and audios among processor outputs."""
+    return sum(len(media[name]) for name in ("image_grid_thw", "video_grid_thw", "input_features") if name in media)
+
+
+def _encode_audio(model: Any, input_features: Tensor, feature_mask: Tensor) -> Tensor:
+    """[audios, mel, frames] and bool [audios, frames] -> [audio tokens, hidden], padding left out.
+
+    As `Qwen2AudioModel.forward` does it, which has no method for this part alone.
+    """
+    from transformers.masking_utils import create_bidirectional_mask
+
+    tower = model.audio_tower
+    frames, tokens = tower._get_feat_extract_output_lengths(feature_mask.sum(-1))
+    width = (input_features.shape[-1] - 2) // 2 + 1  # after the tower's strided convolution
+    steps = torch.arange(width, device=input_features.device)
+    mask = create_bidirectional_mask(
+        config=tower.config,
+        inputs_embeds=torch.zeros(len(frames), width, 1, dtype=tower.dtype, device=input_features.device),
+        attention_mask=(steps < frames[:, None]).long(),
+    )
+    output = tower(input_features, attention_mask=mask).last_hidden_state
+    features = model.multi_modal_projector(output)
+    return features[torch.arange(features.shape[1], device=features.device) < tokens[:, None]]

@@ -1,0 +1,252 @@
+"""Rollout engine `vllm`: samples through vLLM, which gets the trained weights before it is next asked."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrl_core.engine import OnFinished, Sampled
+from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.media import resample_audio
+from mmrl_core.prompt_encoder import media_of
+from mmrl_core.types import Prompt, Sampling
+from mmrl_core.vllm_server import Answer, AnyHost, Host, Job, RemoteHost, Request, ServerLostError, Start, num_processes
+
+if TYPE_CHECKING:
+    from mmrl_core.language_model import LanguageModelPolicy
+    from mmrl_core.prompt_encoder import Encoded
+
+MODES = ("colocated", "server")
+
+
+class VLLMEngine:
+    """Samples completions through vLLM; starts it when it is first asked to."""
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["colocated", "server"] = "colocated",
+        memory_gib: float = 4.0,
+        max_length: int | None = None,
+        sleep: bool = False,
+        gpus: str | None = None,
+        address: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            mode: "colocated" runs vLLM in the training process and on its device; "server" in a process of its own,
+                which is started again once if it ends while it samples.
+            memory_gib: memory for keys and values of what is being sampled, GiB. The weights come on top.
+            max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the
+                max_tokens first sampled with.
+            sleep: give vLLM's memory back between rollouts. GPU only.
+            gpus: GPUs of the server, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
+            address: "host:port" of a server that runs already, see docs/vllm.md. Default: one is started.
+            arguments: more arguments of `vllm.LLM`, which overrule ours.
+
+        Raises:
+            ConfigError: an unknown mode, or an option that its mode does not have.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"rollout engine vllm has no mode {mode!r}; modes: {', '.join(MODES)}.")
+        if mode == "colocated" and (gpus is not None or address is not None):
+            raise ConfigError("rollout engine vllm: 'gpus' and 'address' belong to mode 'server'.")
+        if gpus is not None and address is not None:
+            raise ConfigError("rollout engine vllm: a server at 'address' has its own GPUs; leave 'gpus' out.")
+        self._mode = mode
+        self._memory_gib = memory_gib
+        self._max_length = max_length
+        self._sleep = sleep
+        self._gpus = gpus
+        self._address = address
+        self._arguments = dict(arguments or {})
+        self._host: AnyHost | None = None
+        self._stale = True  # vLLM's weights are not the policy's
+        self._asleep = False
+
+    def generate(
+        self,
+        policy: LanguageModelPolicy,
+        prompts: Sequence[Prompt],
+        num_samples: int,
+        sampling: Sampling,
+        on_finished: OnFinished | None = None,
+    ) -> list[list[Sampled]]:
+        """See `Engine.generate`. Logprobs are vLLM's own, and differ from the trainer's by rounding.
+
+        Raises:
+            PolicyError: vLLM does not start, sees a prompt as other tokens than the trainer, or its server ended twice.
+        """
+        encoded = [policy.encoder.encode(prompt) for prompt in prompts]
+        requests = [
+            Request(index, _inputs(policy, prompt, observation), sampling.seed + index * num_samples)
+            for index, (prompt, observation) in enumerate(zip(prompts, encoded, strict=True))
+        ]
+        tokenizer = policy.encoder.tokenizer
+        banned = tokenizer.convert_ids_to_tokens(policy.model.banned_ids.tolist())
+        stop_ids = sorted(policy.model.stop_ids)
+        num_drawn = 1 if sampling.temperature == 0 else num_samples  # greedy completions are all the same
+        self._check_length(policy, max(map(len, encoded)), sampling.max_tokens)
+        done: dict[int, list[Sampled]] = {}
+        for last_try in (False, True):
+            try:
+                host = self._ready(policy)
+                missing = [request for request in requests if request.index not in done]
+                for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned)):
+                    _check_prompt(prompts[answer.index], encoded[answer.index], answer)
+                    policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
+                    done[answer.index] = samples = _samples(answer) * (num_samples // num_drawn)
+                    if on_finished is not None:
+                        on_finished(answer.index, samples)
+                if self._sleep:
+                    host.sleep()
+                    self._asleep = True
+                break
+            except ServerLostError as error:
+                self.close()
+                if last_try:
+                    raise PolicyError(f"the vLLM server ended twice in one rollout; {error}") from error
+                print(f"the vLLM server is started again: {str(error).splitlines()[0]}", flush=True)
+        return [done[index] for index in range(len(prompts))]
+
+    def weights_changed(self, policy: LanguageModelPolicy) -> None:
+        """See `Engine.weights_changed`. They are loaded when vLLM is next asked, once for any number of changes."""
+        self._stale = True
+
+    def close(self) -> None:
+        """End vLLM, and its server if it is ours. The next rollout starts it anew."""
+        if self._host is not None:
+            self._host.close()
+        self._host, self._stale, self._asleep = None, True, False
+
+    def _ready(self, policy: LanguageModelPolicy) -> AnyHost:
+        """vLLM, awake and with the policy's weights."""
+        dtype = _dtype(policy)
+        weights = ((name, weight.to(dtype)) for name, weight in merged_weights(policy))
+        if self._host is None:
+            start = Start(_model_files(policy), self._llm_arguments(policy))
+            if self._mode == "colocated":
+                self._host = Host(start, weights)
+            else:
+                self._host = RemoteHost(start, weights, self._address, self._gpus)
+        elif self._asleep:
+            self._host.wake("weights")
+            self._host.load_weights(weights)
+            self._host.wake("kv_cache")
+        elif self._stale:
+            self._host.load_weights(weights)
+        self._stale = self._asleep = False
+        return self._host
+
+    def _check_length(self, policy: LanguageModelPolicy, longest_prompt: int, max_tokens: int) -> None:
+        if self._max_length is None:
+            self._max_length = policy.config.max_prompt_tokens + max_tokens
+            positions = getattr(policy.model.base.config.get_text_config(), "max_position_embeddings", None)
+            self._max_length = min(self._max_length, positions or self._max_length)
+        if longest_prompt + max_tokens > self._max_length:
+            raise PolicyError(
+                f"a prompt of {longest_prompt} tokens and a completion of {max_tokens} do not fit into the "
+                f"{self._max_length} tokens that vLLM was started for: set rollout.engine.max_length, or sample less."
+            )
+
+    def _llm_arguments(self, policy: LanguageModelPolicy) -> dict[str, Any]:
+        on_cpu = policy.model.device.type == "cpu"
+        several = self._mode == "colocated" and num_processes() > 1
+        return {
+            "generation_config": "vllm",  # no sampling defaults of the model's
+            "dtype": str(_dtype(policy)).removeprefix("torch."),
+            "trust_remote_code": policy.config.trust_remote_code,
+            "max_model_len": self._max_length,
+            "kv_cache_memory_bytes": int(self._memory_gib * 2**30),
+            "gpu_memory_utilization": 0.01,  # only checked at the start, where the trainer's memory would count
+            "enable_prefix_caching": True,
+            "skip_mm_profiling": True,
+            "mm_processor_cache_gb": 0,
+            "enforce_eager": on_cpu,
+            "enable_sleep_mode": self._sleep,
+            "distributed_executor_backend": "external_launcher" if several else None,
+            **self._arguments,
+        }
+
+
+def merged_weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights under the names they are saved with, adapters merged into copies of what they adapt."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base = policy.model.base
+    weights = {}
+    with torch.no_grad():
+        for name, weight in base.state_dict().items():
+            adapted, inner, rest = name.rpartition(".base_layer.")
+            if inner:
+                layer = base.get_submodule(adapted)
+                if rest == "weight":
+                    weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+                weights[f"{adapted}.{rest}"] = weight
+            elif ".lora_" not in name:
+                weights[name] = weight
+        for name, weight in revert_weight_conversion(base, weights).items():
+            # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
+            yield name.replace("language_model.model.model.", "language_model.model."), weight
+
+
+def _dtype(policy: LanguageModelPolicy) -> torch.dtype:
+    """What the policy computes in."""
+    with policy.autocast():
+        mixed = torch.is_autocast_enabled(policy.model.device.type)
+    return torch.bfloat16 if mixed else policy.model.base.get_input_embeddings().weight.dtype
+
+
+def _model_files(policy: LanguageModelPolicy) -> dict[str, bytes]:
+    """Config, tokenizer and processor as the policy uses them, pixel limits included."""
+    with tempfile.TemporaryDirectory(prefix="mmrl-vllm-") as name:
+        folder = Path(name)
+        policy.model.base.config.save_pretrained(folder)
+        policy.encoder.processor.save_pretrained(folder)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _inputs(policy: LanguageModelPolicy, prompt: Prompt, encoded: Encoded) -> dict[str, Any]:
+    """A prompt as vLLM takes it: tokens, or text with one placeholder for each medium and the media."""
+    images, videos, audios = media_of(prompt)
+    if not images and not videos and not audios:
+        return {"prompt_token_ids": encoded.input_ids.tolist()}
+    media: dict[str, list[Any]] = {}
+    if images:
+        media["image"] = images
+    if videos:  # frames as uint8 [frames, height, width, 3]
+        media["video"] = [
+            (torch.as_tensor(frames).movedim(1, -1).numpy(), {**metadata, "do_sample_frames": False})
+            for frames, metadata in videos
+        ]
+    if audios:
+        rate_hz = policy.encoder.processor.feature_extractor.sampling_rate
+        media["audio"] = [(np.asarray(resample_audio(*audio, rate_hz)), rate_hz) for audio in audios]
+    inputs = {"prompt": policy.encoder.render(prompt), "multi_modal_data": media}
+    return inputs | ({"mm_processor_kwargs": {"do_sample_frames": False}} if videos else {})
+
+
+def _check_prompt(prompt: Prompt, encoded: Encoded, answer: Answer) -> None:
+    """Completions of other tokens than the trainer sees would be off-policy without a sign of it."""
+    ours = encoded.input_ids.tolist()
+    if answer.prompt_ids != ours:
+        raise PolicyError(
+            f"prompt {prompt.id!r} has {len(ours)} tokens in training and {len(answer.prompt_ids)} in vLLM"
+            f"{', not the same ones' if len(ours) == len(answer.prompt_ids) else ''}. If it has images or videos, set "
+            "model.min_pixels and model.max_pixels so that no medium is resized, or use rollout.engine=hf."
+        )
+
+
+def _samples(answer: Answer) -> list[Sampled]:
+    return [
+        Sampled(torch.tensor(tokens), torch.tensor(logprobs), truncated)
+        for tokens, logprobs, truncated in zip(answer.tokens, answer.logprobs, answer.truncated, strict=True)
+    ]

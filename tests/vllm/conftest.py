@@ -1,0 +1,150 @@
+"""Tiny models that vLLM's CPU build takes, and policies that sample through it."""
+
+import importlib.util
+import json
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmrl_core import tiny
+from mmrl_core.config import ModelConfig
+from mmrl_core.language_model import LanguageModelPolicy
+from mmrl_core.types import Prompt
+
+
+def pytest_collection_modifyitems(items):
+    if importlib.util.find_spec("vllm") is None:
+        skip = pytest.mark.skip(reason="needs vLLM: `make test-vllm` makes an environment with it and runs these tests")
+        for item in items:
+            if item.path.parent.name == "vllm":
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def surroundings(tmp_path_factory):
+    """One thread, here and in servers, and a cache of our own."""
+    threads, environment = torch.get_num_threads(), dict(os.environ)
+    torch.set_num_threads(1)
+    os.environ |= {"MMRL_CACHE": str(tmp_path_factory.mktemp("cache")), "OMP_NUM_THREADS": "1"}
+    yield
+    torch.set_num_threads(threads)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """`tiny_model(kind)` -> folder of a tiny model with larger matrices, that stops at every sixth token.
+
+    Heads are 32 wide, the smallest that vLLM's attention takes on a CPU.
+    """
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("models")
+
+    def model(kind):
+        if not (folder / kind).exists():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tiny, "NUM_HEADS", 2)
+                patch.setattr(tiny, "HEAD_DIM", 32)
+                tiny.build_tiny(kind, folder / kind)
+            weights = load_file(folder / kind / "model.safetensors")
+            for name, weight in weights.items():
+                if weight.dim() > 1 and "embed" not in name:
+                    weight *= 3.0
+            save_file(weights, folder / kind / "model.safetensors", metadata={"format": "pt"})
+            generation = json.loads((folder / kind / "generation_config.json").read_text())
+            generation["eos_token_id"] += range(0, 480, 6)
+            (folder / kind / "generation_config.json").write_text(json.dumps(generation))
+        return folder / kind
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def make_policy(tiny_model):
+    """`make_policy(kind, engine, **model config)` -> policy in float32."""
+
+    def policy(kind, engine, **config):
+        path = tiny_model(kind)
+        return LanguageModelPolicy(ModelConfig(path=str(path), **config), path=path, engine=engine)
+
+    return policy
+
+
+def picture(seed, width=56, height=56):
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def make_prompt(name, text, images=(), videos=(), audios=()):
+    """A prompt of one user message; videos are (frames, metadata), audios (samples, rate)."""
+    content = [
+        *({"type": "image", "image": image} for image in images),
+        *({"type": "video", "video": frames, "metadata": metadata} for frames, metadata in videos),
+        *({"type": "audio", "audio": samples, "sampling_rate": rate} for samples, rate in audios),
+        {"type": "text", "text": text},
+    ]
+    keys = tuple(f"{name}-{index}" for index in range(len(content) - 1))
+    return Prompt(name, [{"role": "user", "content": content}], {"name": name}, "", keys)
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """`prompts(kind)` -> three of unequal lengths; of a vision model with one, two and no images."""
+
+    def of_kind(kind):
+        images = [[picture(1, 84, 56)], [picture(2), picture(3, 112, 84)], []] if "vl" in kind else [[], [], []]
+        texts = ["What is this?", "Compare " + "really " * 9 + "the two.", "Which colour is the circle on the left?"]
+        return [
+            make_prompt(f"{kind}-{index}", text, media)
+            for index, (text, media) in enumerate(zip(texts, images, strict=True))
+        ]
+
+    return of_kind
+
+
+def rows_of(groups):
+    return [row for group in groups for rollout in group.rollouts for row in rollout.rows]
+
+
+def trainer_logprobs(policy, rows):
+    """Logprobs of each row's tokens, as the trainer computes them."""
+    with torch.no_grad():
+        logprobs = policy.logprobs(rows).logprobs
+    return [logprobs[index, : row.num_actions] for index, row in enumerate(rows)]
+
+
+def largest_difference(policy, rows):
+    """Between sampler and trainer, over all tokens."""
+    trainer = trainer_logprobs(policy, rows)
+    return max(float((row.sampler_logprobs - own).abs().max()) for row, own in zip(rows, trainer, strict=True))
+
+
+def change_weights(policy, scale=0.05, seed=0):
+    """Add noise to every trained parameter; of media towers too, but not where the tiny model keeps a constant."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+
+
+class Helpers:
+    change_weights = staticmethod(change_weights)
+    largest_difference = staticmethod(largest_difference)
+    make_prompt = staticmethod(make_prompt)
+    picture = staticmethod(picture)
+    rows_of = staticmethod(rows_of)
+    trainer_logprobs = staticmethod(trainer_logprobs)
+
+
+@pytest.fixture(scope="session")
+def helpers():
+    return Helpers
