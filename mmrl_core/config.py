@@ -124,6 +124,9 @@ class ModelConfig(Strict):
     min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
     max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
     max_prompt_tokens: PositiveInt = Field(8192, description="longer prompts are an error, never cut")
+    feature_cache: str | None = Field(
+        None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -135,6 +138,9 @@ class ModelConfig(Strict):
 class RolloutConfig(Strict):
     engine: Component = Field(Component(name="hf"), description="registered rollout engine, with its options")
     strategy: Component = Field(Component(name="single_turn"), description="registered rollout strategy")
+    steps_ahead: Literal[0, 1] = Field(
+        0, description="1: sample the next step while this one trains, with weights one update old"
+    )
     max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
     temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 is off")
@@ -275,12 +281,30 @@ class StageConfig(Strict):
                 f"updates_per_rollout={self.algorithm.updates_per_rollout} disjoint parts cannot be made of "
                 f"prompts_per_step={self.prompts_per_step} groups"
             )
+        if self.kind == "grpo" and self.rollout.steps_ahead:
+            self._check_steps_ahead()
         if self.kind == "grpo" and self.group_size < 2:
             raise ValueError(
                 "group_size is 1: a group of one has no baseline, so every advantage would be 0. "
                 "Set group_size to 2 or more"
             )
         return self
+
+    def _check_steps_ahead(self) -> None:
+        """Raises ValueError where rollouts cannot be older than the weights they train."""
+        if self.algorithm.importance_correction is None:
+            raise ValueError(
+                "rollout.steps_ahead samples with weights one update old: set algorithm.importance_correction"
+            )
+        if self.algorithm.dynamic_sampling is not None:
+            raise ValueError(
+                "rollout.steps_ahead and dynamic_sampling exclude each other: it draws again within a step"
+            )
+        if self.rollout.engine.name == "hf" and not self.rollout.engine.options.get("copy"):
+            raise ValueError(
+                "rollout.steps_ahead samples beside the training, so the engine needs weights of its own: "
+                "set rollout.engine to {name: hf, copy: true}, or to vllm"
+            )
 
 
 class RunConfig(Strict):

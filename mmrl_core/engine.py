@@ -59,7 +59,7 @@ class Engine(Protocol):
         ...
 
     def weights_changed(self, policy: LanguageModelPolicy) -> None:
-        """The policy's weights are other than when the engine last generated; told before it generates again."""
+        """The policy's weights are other than those the engine was last told of; it takes them over now."""
         ...
 
     def close(self) -> None:

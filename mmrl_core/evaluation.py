@@ -66,6 +66,7 @@ class Evaluator:
         strategy = config.rollout.strategy
         rollout = self._plugins.registry.get("strategy", strategy.name).load()
         metrics: dict[str, float] = {}
+        policy.publish_weights()
         for temperature in config.eval.temperatures:
             groups: list[RolloutGroup] = []
             sampling = Sampling(

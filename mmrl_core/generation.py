@@ -6,6 +6,7 @@ Each prompt runs once; its completions share its keys and values. Logprobs are k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -23,7 +24,16 @@ LOOK_EVERY_DEFAULT = 8
 
 
 class HFEngine:
-    """Samples completions with the model that is trained."""
+    """Samples completions with the model that is trained, or with a copy of it."""
+
+    def __init__(self, *, copy: bool = False) -> None:
+        """
+        Args:
+            copy: sample with a copy of the model, which takes over the weights when they are published. Needed where
+                the next step is sampled while this one trains (`rollout.steps_ahead`); doubles the model's memory.
+        """
+        self._copy = copy
+        self._own: LanguageModel | None = None
 
     def generate(
         self,
@@ -34,7 +44,7 @@ class HFEngine:
         on_finished: OnFinished | None = None,
     ) -> list[list[Sampled]]:
         """See `Engine.generate`. Draws depend on the seed and the place of the completion, not on other completions."""
-        model = policy.model
+        model = self._model(policy)
         encoded = [policy.encoder.encode(prompt) for prompt in prompts]
         training = model.training
         model.eval()
@@ -47,11 +57,24 @@ class HFEngine:
             model.train(training)
         return completions.all()
 
+    def _model(self, policy: LanguageModelPolicy) -> LanguageModel:
+        if not self._copy:
+            return policy.model
+        if self._own is None:
+            self._own = deepcopy(policy.model).requires_grad_(False)
+            self._own.counters = policy.model.counters
+        self._own.temperature = policy.model.temperature
+        return self._own
+
     def weights_changed(self, policy: LanguageModelPolicy) -> None:
-        """They are the engine's own."""
+        """See `Engine.weights_changed`. Without a copy there is one set of weights."""
+        if self._own is not None:
+            with torch.no_grad():
+                for own, trained in zip(self._own.parameters(), policy.model.parameters(), strict=True):
+                    own.copy_(trained)
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        self._own = None
 
 
 def _decode(

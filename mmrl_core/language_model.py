@@ -26,7 +26,14 @@ from mmrl_core.generation import Decoding, HFEngine, PlainDecoding
 from mmrl_core.model_loading import load_model, load_processor
 from mmrl_core.prompt_encoder import Encoded, PromptEncoder
 from mmrl_core.shared_prefix import Packing, SharedDecoding, run_decoder, share_prefix
-from mmrl_core.towers import TOWER_MODULES, encode_media, freeze_parameters, num_media, towers_frozen
+from mmrl_core.towers import (
+    TOWER_MODULES,
+    FeatureCache,
+    encode_media,
+    freeze_parameters,
+    num_media,
+    towers_frozen,
+)
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ class LanguageModel(nn.Module):
     Attributes:
         temperature: logits are divided by it before the softmax, in rollout and update alike.
         plain_reason: why completions run whole, each with its prompt; None where a group shares its prompt.
+        feature_cache: where features of frozen towers are kept on disk, if anywhere.
         counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
     """
 
@@ -55,6 +63,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.temperature = 1.0
         self.plain_reason = plain_reason
+        self.feature_cache: FeatureCache | None = None
         self.counters: Counter[str] = Counter()
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a LoRA wrapper
         self._base = [base]  # in a list: it must not be registered as a second submodule
@@ -259,8 +268,7 @@ class LanguageModel(nn.Module):
         if towers_frozen(self.base):
             for prompt in with_media:
                 if not prompt.features:
-                    with torch.no_grad():
-                        prompt.features = self._encode_media(prompt.media)
+                    prompt.features = self._frozen_features(prompt)
                     prompt.media = {}
             kinds = sorted({kind for prompt in with_media for kind in prompt.features})
             return {
@@ -271,6 +279,16 @@ class LanguageModel(nn.Module):
         return self._encode_media(
             {name: torch.cat([p.media[name] for p in with_media if name in p.media]) for name in names}
         )
+
+    def _frozen_features(self, prompt: Encoded) -> dict[str, Tensor]:
+        kept = None if self.feature_cache is None else self.feature_cache.read(prompt.media_key)
+        if kept is not None:
+            return {kind: values.to(self.device) for kind, values in kept.items()}
+        with torch.no_grad():
+            features = self._encode_media(prompt.media)
+        if self.feature_cache is not None:
+            self.feature_cache.write(prompt.media_key, features)
+        return features
 
     def _encode_media(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
         self.count("media_encodes", num_media(media))
@@ -342,14 +360,26 @@ class LanguageModelPolicy:
         self.model = LanguageModel(model, plain_reason=plain_reason).to(device)
         self.module: nn.Module = self.model  # the trainer puts accelerate's wrapper around it here
         self.encoder = PromptEncoder(load_processor(config, path), self.model.base, config.max_prompt_tokens)
+        if config.feature_cache is not None:
+            if not towers_frozen(self.model.base):
+                raise PolicyError(
+                    "model.feature_cache keeps what media towers compute, but they are trained here. "
+                    "Freeze them (model.freeze: [vision, audio, projector]) or take model.feature_cache out."
+                )
+            self.model.feature_cache = FeatureCache(config.feature_cache, self.model.base, self.encoder.processor)
         self.path = path
         self.engine = engine or HFEngine()
-        self._engine_weights = self._weights_version()
+        self._published = self._weights_version()
         self._frozen: dict[str, dict[str, Tensor]] = {}
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         for prompt in prompts:
             self.encoder.encode(prompt)
+
+    def publish_weights(self) -> None:
+        if (version := self._weights_version()) != self._published:
+            self.engine.weights_changed(self)
+            self._published = version
 
     def rollout(
         self,
@@ -362,9 +392,6 @@ class LanguageModelPolicy:
 
         Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, as the model saw it.
         """
-        if (version := self._weights_version()) != self._engine_weights:
-            self.engine.weights_changed(self)
-            self._engine_weights = version
         groups: dict[int, RolloutGroup] = {}
 
         def finish(index: int, samples: Sequence[Sampled]) -> None:

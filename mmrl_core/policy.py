@@ -35,6 +35,10 @@ class Policy(Protocol):
         """Do ahead what can be done without the weights, such as encoding. Called in another thread, a step early."""
         ...
 
+    def publish_weights(self) -> None:
+        """Rollouts from now on act with the present weights; until then they may act with older ones."""
+        ...
+
     def rollout(
         self,
         prompts: Sequence[Prompt],

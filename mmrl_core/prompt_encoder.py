@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.errors import TaskDataError
-from mmrl_core.media import resample_audio
+from mmrl_core.media import content_hash, resample_audio
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Encoded:
     """A prompt as the model sees it; rows of a group share one.
 
     Attributes:
-        key: content hash of text and media; None if a medium has no hash.
+        key: content hash of text and media.
+        media_key: content hash of the media alone; "" without media.
         input_ids: int64 [P].
         position_ids: int64 [axes, P]; 3 axes with M-RoPE, otherwise 1.
         next_position: position of the first completion token.
@@ -40,7 +42,8 @@ class Encoded:
         image_sizes_px: (width, height) of each image as the model sees it.
     """
 
-    key: str | None
+    key: str
+    media_key: str
     input_ids: Tensor
     position_ids: Tensor
     next_position: int
@@ -71,6 +74,15 @@ class PromptMedia(NamedTuple):
     audios: list[tuple[Any, int]]
 
 
+def _content_key(medium: Any) -> str:
+    """Content hash of a decoded medium: a picture, (frames, metadata) or (samples, rate)."""
+    if not isinstance(medium, tuple):
+        return content_hash(medium)
+    values, about = medium
+    array = values.numpy() if isinstance(values, Tensor) else values
+    return hashlib.sha256(f"{array.shape} {about}".encode() + array.tobytes()).hexdigest()
+
+
 class PromptEncoder:
     """Chat template, tokenizer, and image, video and audio processors of a model."""
 
@@ -82,6 +94,7 @@ class PromptEncoder:
         self._max_tokens = max_tokens
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
         self._grown = False  # since the cache was last trimmed
+        self._lock = threading.Lock()  # of the cache: prompts are also encoded ahead, in another thread
 
     def render(self, prompt: Prompt) -> str:
         """The prompt's text with the chat template applied and placeholders for media."""
@@ -91,7 +104,7 @@ class PromptEncoder:
         return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """Tokenise a prompt and process its media; the same prompt gives the same object while it is cached.
+        """Tokenise a prompt and process its media; the same content gives the same object while it is cached.
 
         Raises:
             TaskDataError: the prompt is longer than `model.max_prompt_tokens`, or an audio than the model's window
@@ -99,31 +112,35 @@ class PromptEncoder:
         """
         text = self.render(prompt)
         media = media_of(prompt)
-        key = None
-        if len(prompt.media_keys) == sum(map(len, media)):
-            key = hashlib.sha256("\0".join([text, *prompt.media_keys]).encode()).hexdigest()
-        if key is not None and key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        encoded = self._encode(prompt.id, text, media, key)
-        if key is not None:
-            self._cache[key] = encoded
+        media_keys = list(prompt.media_keys)
+        if len(media_keys) != sum(map(len, media)):
+            media_keys = [_content_key(medium) for kind in media for medium in kind]
+        media_key = hashlib.sha256("\0".join(media_keys).encode()).hexdigest() if media_keys else ""
+        key = hashlib.sha256(f"{text}\0{media_key}".encode()).hexdigest()
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        encoded = self._encode(prompt.id, text, media, key, media_key)
+        with self._lock:
             self._grown = True
-        return encoded
+            return self._cache.setdefault(key, encoded)
 
     def trim_cache(self) -> None:
         """Drop the prompts used longest ago until the cache fits; called once a batch's features are in."""
-        if not self._grown:
-            return
-        self._grown = False
-        total = sum(encoded.num_bytes for encoded in self._cache.values())
-        while total > CACHE_BYTES:
-            total -= self._cache.popitem(last=False)[1].num_bytes
+        with self._lock:
+            if not self._grown:
+                return
+            self._grown = False
+            total = sum(encoded.num_bytes for encoded in self._cache.values())
+            while total > CACHE_BYTES:
+                total -= self._cache.popitem(last=False)[1].num_bytes
 
     def clear_cache(self) -> None:
-        self._cache.clear()
+        with self._lock:
+            self._cache.clear()
 
-    def _encode(self, name: str, text: str, media: PromptMedia, key: str | None) -> Encoded:
+    def _encode(self, name: str, text: str, media: PromptMedia, key: str, media_key: str) -> Encoded:
         arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         for kind, part in PROCESSOR_PARTS.items():
             if getattr(media, kind) and getattr(self.processor, part, None) is None:
@@ -149,9 +166,8 @@ class PromptEncoder:
                 "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut."
             )
         position_ids, next_position = self._positions(input_ids, outputs, token_types)
-        return Encoded(
-            key, input_ids, position_ids, next_position, media=outputs, image_sizes_px=self._image_sizes(outputs)
-        )
+        sizes = self._image_sizes(outputs)
+        return Encoded(key, media_key, input_ids, position_ids, next_position, outputs, image_sizes_px=sizes)
 
     def _resampled(self, name: str, audios: list[tuple[Any, int]]) -> list[Any]:
         """Samples of each audio at the rate that the model was trained on."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ TOWERS = {
 
 TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
 """Module names of media towers, which LoRA leaves alone."""
+
+_BEFORE_DECODER = (*TOWERS["vision"], *TOWERS["audio"], *TOWERS["projector"])
 
 FIXED = ("*audio_tower.embed_positions.*",)
 """Constants that some versions of transformers load as trainable parameters."""
@@ -47,8 +52,7 @@ def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
 
 def towers_frozen(model: nn.Module) -> bool:
     """No parameter between media and the text decoder is trained, so that features may be kept."""
-    patterns = (*TOWERS["vision"], *TOWERS["audio"], *TOWERS["projector"])
-    return not any(parameter.requires_grad for parameter in _matching(model, patterns))
+    return not any(parameter.requires_grad for parameter in _matching(model, _BEFORE_DECODER))
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
@@ -87,6 +91,56 @@ def encode_media(model: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def num_media(media: Mapping[str, Tensor]) -> int:
     """Images, videos and audios among processor outputs."""
     return sum(len(media[name]) for name in ("image_grid_thw", "video_grid_thw", "input_features") if name in media)
+
+
+class FeatureCache:
+    """Tower outputs on disk, for runs that see the same media with the same frozen towers.
+
+    A folder `<fingerprint>/` holds a safetensors file for each set of media. The fingerprint is of the towers' weights
+    and of the processor's settings, so that other weights or pixel limits never find these files.
+    """
+
+    def __init__(self, folder: str | Path, model: nn.Module, processor: Any) -> None:
+        """
+        Args:
+            folder: made if missing; may be shared by runs.
+            model: whose towers are frozen.
+            processor: of transformers.
+        """
+        parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor"))
+        digest = hashlib.sha256("".join(part.to_json_string() for part in parts if part is not None).encode())
+        for name, parameter in sorted(model.named_parameters()):
+            if any(fnmatch.fnmatch(name, pattern) for pattern in _BEFORE_DECODER):
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        self._folder = Path(folder).expanduser() / digest.hexdigest()[:32]
+
+    def read(self, key: str) -> dict[str, Tensor] | None:
+        """Features kept under a key; None if there are none, or the file is torn."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self._folder / f"{key}.safetensors")
+        except (OSError, SafetensorError):
+            return None
+
+    def write(self, key: str, features: Mapping[str, Tensor]) -> None:
+        """Keep features; written aside and renamed, so that others never read half a file.
+
+        Raises:
+            PolicyError: the folder cannot be written to.
+        """
+        from safetensors.torch import save_file
+
+        path = self._folder / f"{key}.safetensors"
+        aside = path.with_suffix(f".{os.getpid()}.unfinished")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            save_file({kind: values.detach().cpu().contiguous() for kind, values in features.items()}, aside)
+            os.replace(aside, path)
+        except OSError as error:
+            raise PolicyError(f"model.feature_cache: {path} cannot be written: {error.strerror or error}.") from error
 
 
 def _encode_audio(model: Any, input_features: Tensor, feature_mask: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from mmrl_core.behaviour import REFERENCE, CoreBehaviour, check_advantages, check_scores
 from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
-from mmrl_core.errors import ConfigError, HookResultError, TaskDataError
+from mmrl_core.errors import ConfigError, HookResultError, PolicyError, TaskDataError
 from mmrl_core.evaluation import Evaluator
 from mmrl_core.metrics import (
     MetricsLog,
@@ -133,6 +134,9 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer | None = None
         self.train_source: PromptSource | None = None
         self._stream: PromptStream | None = None
+        self._sampler = ThreadPoolExecutor(1, thread_name_prefix="mmrl-sampler")
+        self._ahead: Future[tuple[Sequence[RolloutGroup], Scores]] | None = None
+        self._weights_moved = False  # in this step
         self.evaluator = Evaluator(config, self.plugins)
         self.rewards = RewardRunner(self.plugins, [])
 
@@ -180,7 +184,8 @@ class Trainer:
         while self.state.stage_step < total:
             started = time.perf_counter()
             set_learning_rate(self.optimizer, self.stage, self.state.stage_step, total)
-            metrics = step()
+            with self._saved_if_it_fails():
+                metrics = step()
             self._end_step(name, metrics, started, total)
         self._stream.close()
         if self.is_main:
@@ -196,6 +201,7 @@ class Trainer:
     def grpo_step(self) -> dict[str, float]:
         """One step of group-relative policy optimisation; returns its metrics."""
         groups, scores = self._collect_groups()
+        self._sample_ahead()
         batch = self._pack(groups)
         batch = self._add_advantages(batch, groups, scores)
         batch = self._add_logprobs(batch)
@@ -228,17 +234,7 @@ class Trainer:
         failures: Counter[str] = Counter()
         missing = self._local_prompts(self.stage.prompts_per_step)
         for round_index in range(rule.max_rounds if rule else 1):
-            self._round = round_index
-            with self.clock("data"):
-                prompts = self.hooks.mmrl_prompts(run=self, prompts=self._draw())
-            with self.clock("rollout"):
-                groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
-            if len(groups) != len(prompts):
-                raise HookResultError(f"mmrl_rollout returned {len(groups)} groups for {len(prompts)} prompts.")
-            groups = self.hooks.mmrl_after_rollout(run=self, groups=groups)
-            with self.clock("rewards"):
-                scores = self.hooks.mmrl_score(run=self, groups=groups)
-            check_scores(scores, groups, "mmrl_score")
+            groups, scores = self._sampled_ahead() or self._sample(self._next_prompts(), self.state.step, round_index)
             scores = self.hooks.mmrl_shape_rewards(run=self, groups=groups, scores=scores)
             check_scores(scores, groups, "mmrl_shape_rewards")
             failures.update(scores.failures)
@@ -256,6 +252,46 @@ class Trainer:
         # Failures count wherever they came up: groups that failed are flat, and left out by dynamic sampling.
         scores = replace(join_scores([part for _, part in kept]), failures=dict(failures))
         return [group for group, _ in kept], scores
+
+    def _next_prompts(self) -> Sequence[Prompt]:
+        with self.clock("data"):
+            return self.hooks.mmrl_prompts(run=self, prompts=self._draw())
+
+    def _sample(
+        self, prompts: Sequence[Prompt], step: int, round_index: int = 0
+    ) -> tuple[Sequence[RolloutGroup], Scores]:
+        """rollout -> score, for a step."""
+        self._sampled_for = step, round_index
+        if not self.stage.rollout.steps_ahead:
+            self.policy.publish_weights()
+        with self.clock("rollout"):
+            groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
+        if len(groups) != len(prompts):
+            raise HookResultError(f"mmrl_rollout returned {len(groups)} groups for {len(prompts)} prompts.")
+        groups = self.hooks.mmrl_after_rollout(run=self, groups=groups)
+        with self.clock("rewards"):
+            scores = self.hooks.mmrl_score(run=self, groups=groups)
+        check_scores(scores, groups, "mmrl_score")
+        return groups, scores
+
+    def _sample_ahead(self) -> None:
+        """Begin to sample the next step in a thread, with the weights before this step's update.
+
+        Not across an evaluation, a checkpoint or the end of a stage: what is resumed then has nothing under way.
+        """
+        if not self.stage.rollout.steps_ahead or self._pauses_after(self.state.stage_step + 1):
+            return
+        self.policy.publish_weights()
+        self._ahead = self._sampler.submit(self._sample, self._next_prompts(), self.state.step + 1)
+
+    def _sampled_ahead(self) -> tuple[Sequence[RolloutGroup], Scores] | None:
+        if self._ahead is None:
+            if self.stage.rollout.steps_ahead:
+                self.policy.publish_weights()
+            return None
+        with self.clock("wait"):
+            sampled, self._ahead = self._ahead.result(), None
+        return sampled
 
     def _pack(self, groups: Sequence[RolloutGroup]) -> Batch:
         """Rows of all groups, in order, padded to one length."""
@@ -356,6 +392,7 @@ class Trainer:
             raise HookResultError(
                 f"the gradient's norm is {norm} at step {self.state.step + 1}; training stops before the update."
             )
+        self._weights_moved = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**self._sum_over_processes(sums), "grad_norm": norm}
@@ -423,7 +460,7 @@ class Trainer:
             temperature=rollout.temperature,
             top_p=rollout.top_p,
             top_k=rollout.top_k,
-            seed=derive_seed(self.config.seed, "rollout", self.state.step, self._round, self.accelerator.process_index),
+            seed=derive_seed(self.config.seed, "rollout", *self._sampled_for, self.accelerator.process_index),
         )
 
     @contextmanager
@@ -450,7 +487,7 @@ class Trainer:
 
     # Parts of the above
 
-    _round = 0  # of dynamic sampling, within the step
+    _sampled_for = (0, 0)  # step, and round of dynamic sampling within it, of the rollout under way
     _epochs_ended = 0  # by the step that runs
     _set_aside: Sequence[BrokenRow] = ()  # broken rows met by the stage
 
@@ -562,6 +599,32 @@ class Trainer:
             self.log.print(f"resumed from {directory.name}")
         return training
 
+    @contextmanager
+    def _saved_if_it_fails(self) -> Iterator[None]:
+        """Around a step: what was trained before it is kept if it fails, and running out of memory is explained."""
+        before = replace(self.state)
+        self._weights_moved = False
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            # Several processes would have to agree that one has failed; steps under way elsewhere would be lost.
+            alone = self.accelerator.num_processes == 1 and not self.stage.rollout.steps_ahead
+            if alone and not self._weights_moved and before.step > 0:
+                self.state = before
+                self._epochs_ended = 0
+                self._save_checkpoint()
+                self.log.print(f"saved step {before.step}; go on from it with --resume")
+            if _is_out_of_memory(error):
+                stage = self.stage
+                raise PolicyError(
+                    f"out of memory in step {before.step + 1} ({str(error).splitlines()[0]}). Lower "
+                    f"micro_batch_tokens (now {stage.micro_batch_tokens}) if it was in the update; "
+                    f"prompts_per_step (now {stage.prompts_per_step}), group_size (now {stage.group_size}) or "
+                    f"rollout.max_tokens (now {stage.rollout.max_tokens}) if it was while sampling; or set "
+                    "model.gradient_checkpointing, model.lora or a smaller model.max_pixels."
+                ) from error
+            raise
+
     # What is written
 
     def _end_step(self, name: str, metrics: dict[str, float], started: float, total: int) -> None:
@@ -570,7 +633,9 @@ class Trainer:
         self.counts.update(self.policy.take_counters())
         metrics |= {f"count/{key}": float(value) for key, value in self.counts.items()}
         metrics |= {f"time/{phase}": value for phase, value in self._seconds.items()}
-        metrics["time/idle"] = self._seconds["data"] + self._seconds["rewards"]
+        ahead = self.stage.rollout.steps_ahead  # then rollouts and rewards pass beside the update
+        waited = ("data", "wait") if ahead else ("data", "rewards")
+        metrics["time/idle"] = sum(self._seconds[phase] for phase in waited)
         metrics["memory/peak_mib"] = peak_memory_mib(self.accelerator.device)
         self.counts.clear()
         self._seconds.clear()
@@ -602,12 +667,19 @@ class Trainer:
             self.hooks.mmrl_epoch_end(run=self, epoch=self.state.epoch)
             self.state.epoch += 1
         self._epochs_ended = 0
-        every = self.config.eval.every_steps
-        if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:
+        if self._due(self.config.eval.every_steps, self.state.stage_step):
             self._evaluate(f"{name} step {self.state.stage_step}")
-        every = self.config.checkpoint.every_steps
-        if every is not None and self.state.stage_step % every == 0 and self.state.stage_step < total:
+        if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
             self._save_checkpoint()
+
+    def _due(self, every: int | None, stage_step: int) -> bool:
+        """Whether what happens every so many steps comes after this one; a stage's end has its own."""
+        return every is not None and stage_step % every == 0 and stage_step < self._num_steps()
+
+    def _pauses_after(self, stage_step: int) -> bool:
+        """Whether the run evaluates, saves or ends its stage after this step."""
+        intervals = (self.config.eval.every_steps, self.config.checkpoint.every_steps)
+        return stage_step >= self._num_steps() or any(self._due(every, stage_step) for every in intervals)
 
     def _reduce_metrics(self, metrics: dict[str, float]) -> dict[str, float]:
         """Of all processes: work and failures are summed; else the mean over processes that measured a number."""
@@ -704,10 +776,16 @@ class Trainer:
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
+        self._sampler.shutdown(wait=True, cancel_futures=True)
         self.policy.close()
         self.log.close()
         if self.config.log.trackers:
             self.accelerator.end_training()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """On a GPU torch has an error of its own; on a CPU its allocator raises a RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def stage_name(config: RunConfig, index: int) -> str:

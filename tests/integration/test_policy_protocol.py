@@ -57,6 +57,8 @@ class GaussianPolicy:
 
     def prepare(self, prompts): ...
 
+    def publish_weights(self): ...
+
     def rollout(self, prompts, group_size, sampling, on_group=None):
         generator = torch.Generator().manual_seed(sampling.seed)
         mean, groups = next(self.module.parameters()).detach(), []

@@ -53,6 +53,7 @@ def tiny_model(tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(tiny, "NUM_HEADS", 2)
                 patch.setattr(tiny, "HEAD_DIM", 32)
+                patch.setattr(tiny, "AUDIO_WINDOW_S", 30)  # vLLM takes no other
                 tiny.build_tiny(kind, folder / kind)
             weights = load_file(folder / kind / "model.safetensors")
             for name, weight in weights.items():

@@ -1,0 +1,137 @@
+"""vLLM in a process of its own: equal results, and a new process where the old one was killed."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from mmrl_core import vllm_server
+from mmrl_core.errors import PolicyError
+from mmrl_core.types import Sampling
+from mmrl_core.vllm_engine import VLLMEngine
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def served(make_policy, prompts):
+    policy = make_policy("qwen2_5_vl", VLLMEngine(mode="server", memory_gib=0.05), max_prompt_tokens=600)
+    policy.rollout(prompts("qwen2_5_vl")[:1], 2, Sampling(400))
+    yield policy
+    policy.close()
+
+
+def kill(policy):
+    os.kill(policy.engine._host._process.pid, signal.SIGKILL)
+
+
+def roll_out(policy, prompts, sampling):
+    return policy.rollout(prompts("qwen2_5_vl"), 4, sampling)
+
+
+def test_a_server_follows_the_weights(served, prompts, helpers):
+    before = helpers.rows_of(roll_out(served, prompts, Sampling(12, seed=1)))
+    assert helpers.largest_difference(served, before) < TOLERANCE
+    helpers.change_weights(served)
+    after = helpers.rows_of(roll_out(served, prompts, Sampling(12, seed=1)))
+    assert helpers.largest_difference(served, before) > 0.05
+    assert helpers.largest_difference(served, after) < TOLERANCE
+
+
+def test_a_failing_listener_leaves_no_answers_behind(served, prompts, helpers):
+    def fail(index, samples):
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        served.engine.generate(served, prompts("qwen2_5_vl"), 4, Sampling(12, seed=9), fail)
+    rows = helpers.rows_of(roll_out(served, prompts, Sampling(12, seed=1)))
+    assert [row.prompt_id for row in rows[::4]] == [prompt.id for prompt in prompts("qwen2_5_vl")]
+    assert helpers.largest_difference(served, rows) < TOLERANCE
+
+
+def test_a_refused_prompt_is_an_error_and_not_the_end(served, prompts, helpers):
+    with pytest.raises(PolicyError, match="vLLM"):
+        roll_out(served, prompts, Sampling(12, top_p=1.0, top_k=-7))
+    assert helpers.largest_difference(served, helpers.rows_of(roll_out(served, prompts, Sampling(12)))) < TOLERANCE
+
+
+def test_a_server_killed_while_it_samples_is_started_again(served, prompts, helpers, monkeypatch, capfd):
+    """The weights have changed since the start; the answers are those of an undisturbed rollout, each told once."""
+    monkeypatch.setattr(served.model, "stop_ids", set())
+    sampling, told = Sampling(400, seed=3), []
+    undisturbed = served.engine.generate(served, prompts("qwen2_5_vl"), 4, sampling)
+    first = served.engine._host._process.pid
+    timer = threading.Timer(0.5, kill, [served])
+    timer.start()
+    answers = served.engine.generate(served, prompts("qwen2_5_vl"), 4, sampling, lambda index, _: told.append(index))
+    timer.join()
+    assert served.engine._host._process.pid != first
+    assert capfd.readouterr().out == "the vLLM server is started again: it was ended by signal 9\n"
+    assert sorted(told) == [0, 1, 2]
+    for group, again in zip(undisturbed, answers, strict=True):
+        for sample, repeated in zip(group, again, strict=True):
+            assert torch.equal(sample.tokens, repeated.tokens) and len(sample.tokens) == 400
+            assert torch.allclose(sample.logprobs, repeated.logprobs, atol=TOLERANCE)
+
+
+def test_a_server_that_ends_twice_ends_the_run_with_its_log(served, prompts, monkeypatch, capfd):
+    generate = vllm_server.RemoteHost.generate
+
+    def killed(host, job):
+        os.kill(host._process.pid, signal.SIGKILL)
+        host._process.wait()
+        return generate(host, job)
+
+    monkeypatch.setattr(vllm_server.RemoteHost, "generate", killed)
+    with pytest.raises(
+        PolicyError, match=re.compile(r"ended twice in one rollout; it was ended by signal 9\n.+", re.S)
+    ):
+        roll_out(served, prompts, Sampling(12))
+    assert capfd.readouterr().out.count("started again") == 1
+
+
+def test_a_server_at_an_address_serves_one_run_after_the_other(make_policy, prompts, helpers, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    server = [sys.executable, "-m", "mmrl_core.vllm_server", address]
+    without_key = subprocess.run(server, capture_output=True, text=True)
+    assert without_key.returncode != 0 and "set MMRL_VLLM_KEY" in without_key.stderr
+    monkeypatch.setenv("MMRL_VLLM_KEY", "some secret")
+    process = subprocess.Popen(server, stdout=subprocess.PIPE, text=True)
+    try:
+        wait_for(address)
+        monkeypatch.setenv("MMRL_VLLM_KEY", "another secret")
+        with pytest.raises(PolicyError, match=f"no vLLM server can be used at {address}"):
+            make_policy("qwen2", VLLMEngine(mode="server", address=address)).rollout(prompts("qwen2"), 2, Sampling(4))
+        monkeypatch.setenv("MMRL_VLLM_KEY", "some secret")
+        for _ in range(2):
+            policy = make_policy("qwen2", VLLMEngine(mode="server", address=address, memory_gib=0.05))
+            rows = helpers.rows_of(policy.rollout(prompts("qwen2"), 2, Sampling(12)))
+            assert helpers.largest_difference(policy, rows) < TOLERANCE
+            policy.close()
+            wait_for(address)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(address, timeout_s=60.0):
+    """Until somebody listens; a connection that says nothing is refused by the server, which goes on."""
+    import time
+
+    host, port = address.split(":")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens at {address}"
+            time.sleep(0.2)

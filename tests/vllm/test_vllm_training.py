@@ -1,0 +1,46 @@
+"""A whole run that samples through vLLM."""
+
+import json
+
+import pytest
+
+from mmrl_core.metrics import read_metrics
+from mmrl_core.trainer import Trainer
+from mmrl_core.yaml_config import load_config
+
+REWARD = """
+def spread(completions, samples):
+    return [sum(map(ord, c)) % 97 / 96 for c in completions]
+"""
+
+
+def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path):
+    """The learning rate is high: weights that vLLM got late would show as importance weights far from 1."""
+    (tmp_path / "rewards.py").write_text(REWARD)
+    with (tmp_path / "rows.jsonl").open("w") as rows:
+        for number in range(8):
+            helpers.picture(number, 56 + 28 * (number % 2)).save(tmp_path / f"{number}.png")
+            rows.write(json.dumps({"image": f"{number}.png", "question": "What " * (1 + number % 3)}) + "\n")
+    config = {
+        "name": "test/vllm",
+        "model": {"path": str(tiny_model("qwen2_5_vl")), "max_prompt_tokens": 600},
+        "data": {"train": {"name": "rows", "path": str(tmp_path / "rows.jsonl")}, "media_root": str(tmp_path)},
+        "prompt": {"images": ["{image}"], "text": "{question}"},
+        "rewards": [f"{tmp_path / 'rewards.py'}:spread"],
+        "rollout": {"max_tokens": 12, "engine": {"name": "vllm", "memory_gib": 0.05}},
+        "optimizer": {"lr": 1e-2},
+        "algorithm": {"importance_correction": {"level": "token", "mode": "truncate"}},
+        "checkpoint": {"every_steps": None},
+        "stages": [{"kind": "grpo", "steps": 2, "prompts_per_step": 3, "group_size": 4}],
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(config))
+    trainer = Trainer(load_config(str(tmp_path / "task.yaml")), tmp_path / "run")
+    try:
+        trainer.run(resume=False)
+    finally:
+        trainer.close()
+    steps = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "step"]
+    assert len(steps) == 2
+    for record in steps:
+        assert record["grad_norm"] > 0 and record["count/decode_tokens"] > 0
+        assert record["importance_weight"] == pytest.approx(1, abs=1e-4)
