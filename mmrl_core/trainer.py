@@ -148,6 +148,8 @@ class Trainer:
         if self.is_main:
             (self.output / "config.yaml").write_text(dump_config(self.config))
             self.log.open(self.state.metrics_bytes)
+            for line in self.policy.describe():
+                self.log.print(line)
         if self.config.log.trackers:
             self.accelerator.init_trackers(self.config.name, config=flat_config(self.config.model_dump()))
         self._evaluate("untrained")
@@ -234,7 +236,7 @@ class Trainer:
         failures: Counter[str] = Counter()
         missing = self._local_prompts(self.stage.prompts_per_step)
         for round_index in range(rule.max_rounds if rule else 1):
-            groups, scores = self._sampled_ahead() or self._sample(self._next_prompts(), self.state.step, round_index)
+            groups, scores = self._next_groups(round_index)
             scores = self.hooks.mmrl_shape_rewards(run=self, groups=groups, scores=scores)
             check_scores(scores, groups, "mmrl_shape_rewards")
             failures.update(scores.failures)
@@ -253,17 +255,21 @@ class Trainer:
         scores = replace(join_scores([part for _, part in kept]), failures=dict(failures))
         return [group for group, _ in kept], scores
 
+    def _next_groups(self, round_index: int) -> tuple[Sequence[RolloutGroup], Scores]:
+        """prompts -> rollout -> score; or what was sampled while the step before trained."""
+        if self._ahead is not None:
+            with self.clock("wait"):
+                sampled, self._ahead = self._ahead.result(), None
+            return sampled
+        self.policy.publish_weights()
+        return self._sample(self._next_prompts(), self.state.step, round_index)
+
     def _next_prompts(self) -> Sequence[Prompt]:
         with self.clock("data"):
             return self.hooks.mmrl_prompts(run=self, prompts=self._draw())
 
-    def _sample(
-        self, prompts: Sequence[Prompt], step: int, round_index: int = 0
-    ) -> tuple[Sequence[RolloutGroup], Scores]:
-        """rollout -> score, for a step."""
+    def _sample(self, prompts: Sequence[Prompt], step: int, round_index: int) -> tuple[Sequence[RolloutGroup], Scores]:
         self._sampled_for = step, round_index
-        if not self.stage.rollout.steps_ahead:
-            self.policy.publish_weights()
         with self.clock("rollout"):
             groups = self.hooks.mmrl_rollout(run=self, prompts=prompts)
         if len(groups) != len(prompts):
@@ -282,16 +288,7 @@ class Trainer:
         if not self.stage.rollout.steps_ahead or self._pauses_after(self.state.stage_step + 1):
             return
         self.policy.publish_weights()
-        self._ahead = self._sampler.submit(self._sample, self._next_prompts(), self.state.step + 1)
-
-    def _sampled_ahead(self) -> tuple[Sequence[RolloutGroup], Scores] | None:
-        if self._ahead is None:
-            if self.stage.rollout.steps_ahead:
-                self.policy.publish_weights()
-            return None
-        with self.clock("wait"):
-            sampled, self._ahead = self._ahead.result(), None
-        return sampled
+        self._ahead = self._sampler.submit(self._sample, self._next_prompts(), self.state.step + 1, 0)
 
     def _pack(self, groups: Sequence[RolloutGroup]) -> Batch:
         """Rows of all groups, in order, padded to one length."""

@@ -1,4 +1,4 @@
-"""Rollout engine `vllm`: samples through vLLM, which gets the trained weights before it is next asked."""
+"""Rollout engine `vllm`: samples through vLLM, which takes over the trained weights when they are published."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class VLLMEngine:
             memory_gib: memory for keys and values of what is being sampled, GiB. The weights come on top.
             max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the
                 max_tokens first sampled with.
-            sleep: give vLLM's memory back between rollouts. GPU only.
+            sleep: give vLLM's GPU memory back between rollouts; its weights wait in the machine's. GPU only.
             gpus: GPUs of the server, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
             address: "host:port" of a server that runs already, see docs/vllm.md. Default: one is started.
             arguments: more arguments of `vllm.LLM`, which overrule ours.
@@ -69,8 +69,7 @@ class VLLMEngine:
         self._address = address
         self._arguments = dict(arguments or {})
         self._host: AnyHost | None = None
-        self._stale = True  # vLLM's weights are not the policy's
-        self._asleep = False
+        self._asleep: set[str] = set()  # parts whose memory is given back
 
     def generate(
         self,
@@ -96,55 +95,67 @@ class VLLMEngine:
         num_drawn = 1 if sampling.temperature == 0 else num_samples  # greedy completions are all the same
         self._check_length(policy, max(map(len, encoded)), sampling.max_tokens)
         done: dict[int, list[Sampled]] = {}
-        for last_try in (False, True):
+
+        def run(host: AnyHost) -> None:
+            missing = [request for request in requests if request.index not in done]
+            for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned)):
+                _check_prompt(prompts[answer.index], encoded[answer.index], answer)
+                policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
+                done[answer.index] = samples = _samples(answer) * (num_samples // num_drawn)
+                if on_finished is not None:
+                    on_finished(answer.index, samples)
+
+        with torch.autocast(policy.model.device.type, enabled=False):
             try:
-                host = self._ready(policy)
-                missing = [request for request in requests if request.index not in done]
-                for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned)):
-                    _check_prompt(prompts[answer.index], encoded[answer.index], answer)
-                    policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
-                    done[answer.index] = samples = _samples(answer) * (num_samples // num_drawn)
-                    if on_finished is not None:
-                        on_finished(answer.index, samples)
-                if self._sleep:
-                    host.sleep()
-                    self._asleep = True
-                break
+                run(self._awake(policy))
             except ServerLostError as error:
-                self.close()
-                if last_try:
-                    raise PolicyError(f"the vLLM server ended twice in one rollout; {error}") from error
-                print(f"the vLLM server is started again: {str(error).splitlines()[0]}", flush=True)
+                self._report_lost(error)
+                try:
+                    run(self._awake(policy))
+                except ServerLostError as second:
+                    self.close()
+                    raise PolicyError(f"the vLLM server ended twice in one rollout; {second}") from second
+        if self._sleep and self._host is not None:
+            self._host.sleep()
+            self._asleep = {"weights", "kv_cache"}
         return [done[index] for index in range(len(prompts))]
 
     def weights_changed(self, policy: LanguageModelPolicy) -> None:
-        """See `Engine.weights_changed`. They are loaded when vLLM is next asked, once for any number of changes."""
-        self._stale = True
+        """See `Engine.weights_changed`. Before the first rollout there is nothing to do: vLLM starts with them."""
+        if self._host is None:
+            return
+        try:
+            self._wake("weights")
+            self._host.load_weights(_weights(policy))
+        except ServerLostError as error:
+            self._report_lost(error)
 
     def close(self) -> None:
         """End vLLM, and its server if it is ours. The next rollout starts it anew."""
         if self._host is not None:
             self._host.close()
-        self._host, self._stale, self._asleep = None, True, False
+        self._host, self._asleep = None, set()
 
-    def _ready(self, policy: LanguageModelPolicy) -> AnyHost:
-        """vLLM, awake and with the policy's weights."""
-        dtype = _dtype(policy)
-        weights = ((name, weight.to(dtype)) for name, weight in merged_weights(policy))
+    def _report_lost(self, error: ServerLostError) -> None:
+        self.close()
+        print(f"the vLLM server is started again: {str(error).splitlines()[0]}", flush=True)
+
+    def _awake(self, policy: LanguageModelPolicy) -> AnyHost:
+        """vLLM, started if it was not yet, with the weights it was last told of."""
         if self._host is None:
             start = Start(_model_files(policy), self._llm_arguments(policy))
             if self._mode == "colocated":
-                self._host = Host(start, weights)
+                self._host = Host(start, _weights(policy))
             else:
-                self._host = RemoteHost(start, weights, self._address, self._gpus)
-        elif self._asleep:
-            self._host.wake("weights")
-            self._host.load_weights(weights)
-            self._host.wake("kv_cache")
-        elif self._stale:
-            self._host.load_weights(weights)
-        self._stale = self._asleep = False
+                self._host = RemoteHost(start, _weights(policy), self._address, self._gpus)
+        self._wake("weights")
+        self._wake("kv_cache")
         return self._host
+
+    def _wake(self, part: str) -> None:
+        if self._host is not None and part in self._asleep:
+            self._host.wake(part)
+            self._asleep.remove(part)
 
     def _check_length(self, policy: LanguageModelPolicy, longest_prompt: int, max_tokens: int) -> None:
         if self._max_length is None:
@@ -196,6 +207,11 @@ def merged_weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
         for name, weight in revert_weight_conversion(base, weights).items():
             # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
             yield name.replace("language_model.model.model.", "language_model.model."), weight
+
+
+def _weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
+    dtype = _dtype(policy)
+    return ((name, weight.to(dtype)) for name, weight in merged_weights(policy))
 
 
 def _dtype(policy: LanguageModelPolicy) -> torch.dtype:

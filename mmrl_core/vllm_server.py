@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,9 @@ KEY = "MMRL_VLLM_KEY"
 
 START_TIMEOUT_S = 120.0
 """How long a server may take until it answers; vLLM is started later, without limit."""
+
+_KEPT: list[Any] = []
+"""Closed engines of a run with several processes: an engine that goes takes the trainer's process group with it."""
 
 LOG_LINES = 15
 """Lines of a server's log that are shown when it has ended."""
@@ -90,11 +92,11 @@ class AnyHost(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give back the memory of weights and cache."""
+        """Give back the device memory of weights and cache; the weights are kept elsewhere."""
         ...
 
     def wake(self, part: str) -> None:
-        """Take the memory of "weights" or "kv_cache" back; its content is lost."""
+        """Take the device memory of "weights" or "kv_cache" back."""
         ...
 
     def close(self) -> None: ...
@@ -128,7 +130,7 @@ class Host:
             except ImportError as error:
                 why = f"rollout engine vllm needs vLLM ({error}). docs/vllm.md says how to install it."
                 raise PolicyError(why) from error
-            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+            except Exception as error:
                 raise PolicyError(f"vLLM does not start: {_first_line(error)}") from error
         self._llm.apply_model(self._divide_logits_by_temperature)
 
@@ -152,19 +154,20 @@ class Host:
         names = [str(request.index) for request in job.requests]
         try:
             for name, request in zip(names, job.requests, strict=True):
-                engine.add_request(name, request.inputs, _sampling_params(job, request.seed))
+                try:
+                    engine.add_request(name, request.inputs, _sampling_params(job, request.seed))
+                except Exception as error:
+                    raise PolicyError(f"vLLM refuses a prompt: {_first_line(error)}") from error
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     if output.finished:
                         yield _answer(output)
-        except ValueError as error:
-            raise PolicyError(f"vLLM refuses a prompt: {_first_line(error)}") from error
         finally:
             if engine.has_unfinished_requests():
                 engine.abort_request(names)
 
     def sleep(self) -> None:
-        self._llm.sleep(level=2)
+        self._llm.sleep(level=1)
 
     def wake(self, part: str) -> None:
         self._llm.wake_up(tags=[part])
@@ -172,9 +175,10 @@ class Host:
     def close(self) -> None:
         if (llm := self.__dict__.pop("_llm", None)) is None:
             return
-        # With several processes the group is the trainer's too, and goes with the process.
-        if num_processes() == 1:
-            llm.llm_engine.engine_core.shutdown()
+        if num_processes() > 1:
+            _KEPT.append(llm)
+            return
+        llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
 
@@ -439,12 +443,7 @@ def serve(connection: Connection) -> None:
             return
         except PolicyError as error:
             connection.send(("error", str(error)))
-        except Exception as error:
-            traceback.print_exc()
-            if not isinstance(error, ValueError):  # vLLM itself is broken: the trainer starts another one
-                raise
-            connection.send(("error", f"vLLM: {_first_line(error)}"))
-        else:
+        else:  # any other error ends this process, and the trainer starts another one
             connection.send(("done", None))
 
 

@@ -32,6 +32,7 @@ def kill(policy):
 
 
 def roll_out(policy, prompts, sampling):
+    policy.publish_weights()
     return policy.rollout(prompts("qwen2_5_vl"), 4, sampling)
 
 
@@ -56,8 +57,10 @@ def test_a_failing_listener_leaves_no_answers_behind(served, prompts, helpers):
 
 
 def test_a_refused_prompt_is_an_error_and_not_the_end(served, prompts, helpers):
-    with pytest.raises(PolicyError, match="vLLM"):
-        roll_out(served, prompts, Sampling(12, top_p=1.0, top_k=-7))
+    process = served.engine._host._process
+    with pytest.raises(PolicyError, match=r"vLLM refuses a prompt: top_k must be"):
+        roll_out(served, prompts, Sampling(12, top_k=-7))
+    assert served.engine._host._process is process
     assert helpers.largest_difference(served, helpers.rows_of(roll_out(served, prompts, Sampling(12)))) < TOLERANCE
 
 
