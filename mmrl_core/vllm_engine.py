@@ -189,24 +189,32 @@ class VLLMEngine:
 
 
 def merged_weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
-    """The policy's weights under the names they are saved with, adapters merged into copies of what they adapt."""
+    """The policy's weights under the names they are saved with, adapters merged into copies, one at a time.
+
+    Raises:
+        PolicyError: an adapter belongs to weights that are saved in another form.
+    """
     from transformers.core_model_loading import revert_weight_conversion
 
     base = policy.model.base
-    weights = {}
-    with torch.no_grad():
-        for name, weight in base.state_dict().items():
-            adapted, inner, rest = name.rpartition(".base_layer.")
-            if inner:
-                layer = base.get_submodule(adapted)
-                if rest == "weight":
-                    weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-                weights[f"{adapted}.{rest}"] = weight
-            elif ".lora_" not in name:
-                weights[name] = weight
-        for name, weight in revert_weight_conversion(base, weights).items():
-            # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
-            yield name.replace("language_model.model.model.", "language_model.model."), weight
+    weights, adapted = {}, {}
+    for name, weight in base.state_dict().items():
+        layer_name, inner, rest = name.rpartition(".base_layer.")
+        if inner:
+            name = f"{layer_name}.{rest}"
+            if rest == "weight":
+                adapted[id(weight)] = base.get_submodule(layer_name)
+        if ".lora_" not in name:
+            weights[name] = weight
+    saved = revert_weight_conversion(base, weights)
+    if not adapted.keys() <= set(map(id, saved.values())):
+        raise PolicyError("model.lora adapts weights that vLLM takes in another form only. Use rollout.engine=hf.")
+    for name, weight in saved.items():
+        if (layer := adapted.get(id(weight))) is not None:
+            with torch.no_grad():
+                weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
+        yield name.replace("language_model.model.model.", "language_model.model."), weight
 
 
 def _weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:

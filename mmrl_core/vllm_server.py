@@ -34,11 +34,11 @@ KEY = "MMRL_VLLM_KEY"
 START_TIMEOUT_S = 120.0
 """How long a server may take until it answers; vLLM is started later, without limit."""
 
-_KEPT: list[Any] = []
-"""Closed engines of a run with several processes: an engine that goes takes the trainer's process group with it."""
-
 LOG_LINES = 15
 """Lines of a server's log that are shown when it has ended."""
+
+_KEPT: list[Any] = []
+"""Closed engines of a run with several processes: an engine that goes takes the trainer's process group with it."""
 
 
 @dataclass(frozen=True)

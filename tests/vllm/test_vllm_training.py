@@ -14,8 +14,9 @@ def spread(completions, samples):
 """
 
 
-def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path):
-    """The learning rate is high: weights that vLLM got late would show as importance weights far from 1."""
+@pytest.mark.parametrize("steps_ahead", [0, 1])
+def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path, steps_ahead):
+    """The learning rate is high: weights that vLLM gets late, as it should one step ahead, show in the weights."""
     (tmp_path / "rewards.py").write_text(REWARD)
     with (tmp_path / "rows.jsonl").open("w") as rows:
         for number in range(8):
@@ -27,7 +28,7 @@ def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path
         "data": {"train": {"name": "rows", "path": str(tmp_path / "rows.jsonl")}, "media_root": str(tmp_path)},
         "prompt": {"images": ["{image}"], "text": "{question}"},
         "rewards": [f"{tmp_path / 'rewards.py'}:spread"],
-        "rollout": {"max_tokens": 12, "engine": {"name": "vllm", "memory_gib": 0.05}},
+        "rollout": {"max_tokens": 12, "engine": {"name": "vllm", "memory_gib": 0.05}, "steps_ahead": steps_ahead},
         "optimizer": {"lr": 1e-2},
         "algorithm": {"importance_correction": {"level": "token", "mode": "truncate"}},
         "checkpoint": {"every_steps": None},
@@ -43,4 +44,5 @@ def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path
     assert len(steps) == 2
     for record in steps:
         assert record["grad_norm"] > 0 and record["count/decode_tokens"] > 0
-        assert record["importance_weight"] == pytest.approx(1, abs=1e-4)
+    assert steps[0]["importance_weight"] == pytest.approx(1, abs=1e-4)
+    assert (abs(steps[1]["importance_weight"] - 1) < 1e-4) == (steps_ahead == 0)
