@@ -24,7 +24,7 @@ from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
 WAIT_S = 60
 """Where a thread is waited for; only a test that fails waits so long."""
 
-OPTIMIZER = {"lr": 1e-2, "eps": 1e-3}
+OPTIMIZER = {"lr": 3e-3, "eps": 1e-3}
 """With a large epsilon AdamW does not blow differences of rounding up to steps of the learning rate."""
 
 OVER_COMPUTED = ("ratio_mean", "clip_fraction_low", "clip_fraction_high", "kl_old", "sampler_gap")
@@ -201,8 +201,7 @@ def test_rows_without_advantage_stay_where_they_may_have_a_gradient(
     whole, (expected,) = run(config)
     assert record["groups/flat"] > 0 and record.get("count/rows_skipped", 0) == 0
     assert record["count/update_tokens"] == expected["count/update_tokens"] > 0
-    for name, weight in weights_of(whole).items():
-        assert torch.equal(weights_of(trainer)[name], weight), name
+    assert_equal_weights(weights_of(trainer), weights_of(whole))
 
 
 def test_a_penalty_in_the_reward_leaves_groups_out_that_it_leaves_flat(run, grpo):
@@ -300,7 +299,7 @@ def test_a_run_never_holds_more_logits_than_the_chunk_in_its_updates(run, grpo, 
     whole, expected = run(config)
     vocabulary = whole.policy.model.base.config.vocab_size
     monkeypatch.setattr(mmrl_core.language_model, "LOGIT_CHUNK", 7 * vocabulary)
-    updating, seen = [False], []
+    seen = []
     update = Trainer._update
 
     def watched(self, batch):
@@ -311,9 +310,9 @@ def test_a_run_never_holds_more_logits_than_the_chunk_in_its_updates(run, grpo, 
 
     monkeypatch.setattr(Trainer, "_update", watched)
     trainer, steps = run(config)
-    assert seen == [7, 7] and not any(updating)
+    assert seen == [7, 7]
     assert_same_metrics(steps, expected, without_times)
-    assert_same_weights(weights_of(trainer), weights_of(whole), atol=1e-6)
+    assert_same_weights(weights_of(trainer), weights_of(whole))
 
 
 # Micro-batches
@@ -411,7 +410,7 @@ def test_the_same_medium_behind_another_question_is_found(tiny_model, make_promp
         ("visual.blocks", 3),
         ("visual.merger", 3),
         ("bfloat16_mixed", 3),
-        ("language_model.layers", 0),  # they come after the features
+        (".self_attn.", 0),  # they come after the features
     ],
 )
 def test_features_are_found_by_the_same_towers_and_processor_only(
@@ -492,7 +491,7 @@ def test_a_run_with_features_on_disk_is_the_run_without(run, grpo, without_times
         assert [without_times(record, *compared) for record in steps] == [
             without_times(record, *compared) for record in expected
         ]
-        assert_same_weights(weights_of(trainer), weights_of(whole), atol=0)
+        assert_equal_weights(weights_of(trainer), weights_of(whole))
     assert expected[0]["count/media_encodes"] > 0 and steps[0].get("count/media_encodes", 0) == 0
 
 
@@ -533,7 +532,7 @@ def test_a_prompt_is_reported_once_and_as_soon_as_its_completions_are_done(
 def test_groups_are_told_of_as_they_are_returned(tiny_model, text_prompts):
     policy = load(tiny_model("qwen2"))
     told = []
-    groups = policy.rollout(text_prompts(5), 3, Sampling(max_tokens=12, seed=2), told.append)
+    groups = policy.rollout(text_prompts(5), 3, Sampling(max_tokens=12, seed=1), told.append)
     assert sorted(map(id, told)) == sorted(map(id, groups)) and len(groups) == 5
     assert [group.prompt.id for group in groups] == [f"p{i}" for i in range(5)]
     assert [group.prompt.id for group in told] != [f"p{i}" for i in range(5)], "the test needs another order of ends"
@@ -632,9 +631,12 @@ def test_closing_an_engine_gives_its_copy_back_and_it_can_be_used_again(tiny_mod
 EARLY = """
 import threading
 
+from mmrl_core import hookimpl
+
 CALLS = []
 STARTED = threading.Event()
 
+@hookimpl
 def mmrl_register(registry):
     registry.add("reward", "early", "probe_early:early", "for a test")
     registry.add("reward", "failing", "probe_early:failing", "for a test")
@@ -659,8 +661,7 @@ def test_groups_started_early_are_scored_once_and_the_same(install, started):
     install("probe_early", EARLY)
     import probe_early
 
-    configs = [RewardConfig(name="early/early", weight=0.5), RewardConfig(name="early/failing")]
-    configs = [config.model_copy(update={"name": f"probe_{config.name}"}) for config in configs]
+    configs = [RewardConfig(name="probe_early/early", weight=0.5), RewardConfig(name="probe_early/failing")]
     groups = [group_of("a", "x", "yyy"), group_of("b", "", "zz"), group_of("c", "wwww", "w")]
     runner = RewardRunner(load_plugins(), configs)
     for _ in range(2):  # the second step is as the first
@@ -711,7 +712,7 @@ def test_a_step_scores_what_it_would_score_all_at_once(run, grpo, monkeypatch):
         assert {k: v for k, v in record.items() if k.startswith(("reward", "failures", "loss"))} == {
             k: v for k, v in right.items() if k.startswith(("reward", "failures", "loss"))
         }
-    assert_same_weights(weights_of(trainer), weights_of(late), atol=0)
+    assert_equal_weights(weights_of(trainer), weights_of(late))
 
 
 class StartLate:
@@ -839,7 +840,7 @@ def test_a_step_that_fails_is_saved_before_it_and_gone_on_from(
     trainer.close()
     resumed, steps = run(config, trainer.output, resume=True)
     assert [without_times(record) for record in steps] == [without_times(record) for record in expected]
-    assert_same_weights(weights_of(resumed), weights_of(whole), atol=0)
+    assert_equal_weights(weights_of(resumed), weights_of(whole))
 
 
 def test_what_a_plugin_and_the_alarm_remember_of_a_failed_step_is_not_saved(
@@ -863,7 +864,7 @@ def test_what_a_plugin_and_the_alarm_remember_of_a_failed_step_is_not_saved(
     resumed, steps = run(config, trainer.output, resume=True)
     assert resumed.alarm.state() == whole.alarm.state()
     assert [without_times(record) for record in steps] == [without_times(record) for record in expected]
-    assert_same_weights(weights_of(resumed), weights_of(whole), atol=0)
+    assert_equal_weights(weights_of(resumed), weights_of(whole))
 
 
 def test_nothing_is_saved_of_a_step_that_has_moved_the_weights(make_trainer, grpo, monkeypatch):
@@ -890,7 +891,7 @@ def test_nothing_is_saved_where_the_first_step_fails(make_trainer, grpo, monkeyp
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     monkeypatch.setattr(trainer.policy, "logprobs", failing)
-    with pytest.raises(PolicyError, match="out of memory in step 1 .*micro_batch_tokens"):
+    with pytest.raises(PolicyError, match=r"out of memory in step 1 .*micro_batch_tokens"):
         trainer.run(resume=False)
     assert not (trainer.output / "checkpoints").exists()
 
