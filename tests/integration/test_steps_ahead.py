@@ -62,7 +62,7 @@ def rollouts_of(output):
 
 
 def assert_same_run(found, expected, without_times):
-    """Metrics but for times and counts of work, which fall into the step in which a thread did it; rollouts; weights."""
+    """Metrics but for times and counts (a thread's work falls into the step that runs beside it), rollouts, weights."""
     trainer, steps = found
     whole, records = expected
     compared = [
@@ -102,7 +102,7 @@ def test_a_resumed_run_that_had_not_sampled_ahead_evaluates_and_changes_stage_as
     again = run(config(), output, resume=True)
     assert_same_run(again, whole, without_times)
     evaluations = [[r for r in read_metrics(t.output) if r["kind"] == "eval"] for t in (again[0], whole[0])]
-    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 9
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 8
 
 
 def test_rollouts_are_one_update_old_but_for_the_first_and_those_after_a_pause(run, ahead):
@@ -203,7 +203,7 @@ def test_an_update_that_fails_leaves_nothing_saved_and_nothing_running(make_trai
         return logprobs(rows, **options)
 
     monkeypatch.setattr(trainer.policy, "logprobs", failing)
-    with pytest.raises(PolicyError, match="out of memory in step 3 .*micro_batch_tokens"):
+    with pytest.raises(PolicyError, match=r"out of memory in step 3 .*micro_batch_tokens"):
         trainer.run(resume=False)
     trainer.close()
     assert not (trainer.output / "checkpoints").exists()
@@ -221,9 +221,29 @@ def test_an_error_of_the_sampling_ahead_stops_the_run_with_its_message(make_trai
         return generate(*arguments)
 
     monkeypatch.setattr(trainer.policy.engine, "generate", failing)
-    with pytest.raises(PolicyError, match="out of memory in step 3 .*group_size .now 4."):
+    with pytest.raises(PolicyError, match=r"out of memory in step 3 .*group_size .now 4."):
         trainer.run(resume=False)
     assert len(steps_of(trainer)) == 2 and calls[2] != threading.get_ident()
+
+
+EPOCHS = """
+from mmrl_core import hookimpl
+
+ENDED = []
+
+@hookimpl
+def mmrl_epoch_end(run, epoch):
+    ENDED.append((epoch, run.state.step))
+"""
+
+
+def test_an_epoch_ends_with_the_step_that_trains_its_last_rows(run, ahead, install):
+    """16 rows are four steps, the next of which is drawn while the one before is trained."""
+    install("probe_epochs", EPOCHS)
+    run(ahead(plugins=["probe_epochs"], checkpoint={"every_steps": None}, stage={"steps": 9}))
+    import probe_epochs
+
+    assert probe_epochs.ENDED == [(0, 4), (1, 8)]
 
 
 # The correction
