@@ -37,7 +37,9 @@ class CoreBehaviour:
         strategy = run.stage.rollout.strategy
         function = run.load("strategy", strategy)
         options: dict[str, Any] = dict(strategy.options)
-        if "on_group" in inspect.signature(function).parameters:
+        hooks = (run.hooks.mmrl_after_rollout, run.hooks.mmrl_score)
+        as_sampled = all(len(hook.get_hookimpls()) == 1 for hook in hooks)  # else what is scored is known only later
+        if as_sampled and "on_group" in inspect.signature(function).parameters:
             options["on_group"] = run.rewards.start
         return call_with_options(
             function, run.policy, prompts, run.stage.group_size, run.sampling(), options=options, name=strategy.name

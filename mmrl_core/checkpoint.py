@@ -51,7 +51,14 @@ class TrainState:
 
 
 def save_checkpoint(
-    run: Path, state: TrainState, policy: Policy, optimizer: Any, plugin_state: dict[str, Any], *, keep: int
+    run: Path,
+    state: TrainState,
+    policy: Policy,
+    optimizer: Any,
+    plugin_state: dict[str, Any],
+    *,
+    keep: int,
+    generators: dict[str, Any] | None = None,
 ) -> Path:
     """Write `checkpoints/step-N`; keep the newest `keep` up to it, and none behind it.
 
@@ -60,6 +67,7 @@ def save_checkpoint(
     Args:
         optimizer: a torch optimiser, or None between stages.
         plugin_state: plugin name -> what its `mmrl_save_state` returned: plain values and tensors.
+        generators: of random numbers, see `generator_states`; default: as they stand now.
     """
     import torch
 
@@ -74,7 +82,7 @@ def save_checkpoint(
     policy.save_frozen(aside / "frozen")
     training = {
         "optimizer": None if optimizer is None else optimizer.state_dict(),
-        "generators": _generator_states(),
+        "generators": generator_states() if generators is None else generators,
         "plugins": plugin_state,
     }
     torch.save(training, aside / "training.pt")
@@ -169,7 +177,7 @@ def _checkpoints(run: Path) -> list[Path]:
 _STEP = re.compile(r"step-(\d+)")
 
 
-def _generator_states() -> dict[str, Any]:
+def generator_states() -> dict[str, Any]:
     import numpy
     import torch
 

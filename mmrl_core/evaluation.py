@@ -66,7 +66,6 @@ class Evaluator:
         strategy = config.rollout.strategy
         rollout = self._plugins.registry.get("strategy", strategy.name).load()
         metrics: dict[str, float] = {}
-        policy.publish_weights()
         for temperature in config.eval.temperatures:
             groups: list[RolloutGroup] = []
             sampling = Sampling(

@@ -51,7 +51,8 @@ class HFEngine:
         try:
             with torch.no_grad():
                 decoding, hidden = model.start_decoding(encoded, num_samples)
-                completions = _Completions(model, len(prompts), num_samples, sampling, on_finished)
+            completions = _Completions(model, len(prompts), num_samples, sampling, on_finished)
+            with torch.inference_mode():
                 _decode(model, decoding, hidden, sampling, completions)
         finally:
             model.train(training)
@@ -61,7 +62,7 @@ class HFEngine:
         if not self._copy:
             return policy.model
         if self._own is None:
-            self._own = deepcopy(policy.model).requires_grad_(False)
+            self._own = deepcopy(policy.model)
             self._own.counters = policy.model.counters
         self._own.temperature = policy.model.temperature
         return self._own

@@ -6,7 +6,9 @@ package never changes somebody else's run. The core's own behaviour is a plugin 
 something are `firstresult`: the first plugin to return other than None decides. To change what others return, write a
 wrapper (`@hookimpl(wrapper=True)`: `result = yield`, then return the new one). A plugin may leave out arguments.
 
-`run` is the running `mmrl_core.trainer.Trainer`: read `run.config`, `run.stage`, `run.policy`, `run.state`.
+`run` is the running `mmrl_core.trainer.Trainer`: read `run.config`, `run.stage`, `run.policy`, `run.state`. With
+`rollout.steps_ahead`, `mmrl_rollout`, `mmrl_after_rollout` and `mmrl_score` of the next step run in another thread,
+while `run.state.step` is that of the step that trains.
 """
 
 from __future__ import annotations

@@ -213,12 +213,14 @@ class LanguageModel(nn.Module):
         """Logprobs, and entropies, of n tokens from n hidden states; LOGIT_CHUNK logits exist at a time."""
 
         def chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-            logits = self.logits(hidden).float() / self.temperature
-            log_norm = logits.logsumexp(-1)
-            logprobs = logits.gather(-1, tokens[:, None])[:, 0] - log_norm
+            logits = self.logits(hidden).float()
+            if self.temperature != 1.0:
+                logits = logits / self.temperature
+            logprobs = -nn.functional.cross_entropy(logits, tokens, reduction="none")
             if not with_entropy:
                 return logprobs, None
-            return logprobs, log_norm - (logits.softmax(-1) * logits).sum(-1)
+            normed = logits.log_softmax(-1)
+            return logprobs, -(normed.exp() * normed).sum(-1)
 
         parts: list[tuple[Tensor, Tensor | None]] = []
         size = max(1, LOGIT_CHUNK // self.base.config.get_text_config().vocab_size)
@@ -368,10 +370,11 @@ class LanguageModelPolicy:
                     "model.feature_cache keeps what media towers compute, but they are trained here. "
                     "Freeze them (model.freeze: [vision, audio, projector]) or take model.feature_cache out."
                 )
-            self.model.feature_cache = FeatureCache(config.feature_cache, self.model.base, self.encoder.processor)
+            self.model.feature_cache = FeatureCache(
+                config.feature_cache, self.model.base, self.encoder.processor, precision
+            )
         self.path = path
         self.engine = engine or HFEngine()
-        self._published = self._weights_version()
         self._frozen: dict[str, dict[str, Tensor]] = {}
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
@@ -379,9 +382,7 @@ class LanguageModelPolicy:
             self.encoder.encode(prompt)
 
     def publish_weights(self) -> None:
-        if (version := self._weights_version()) != self._published:
-            self.engine.weights_changed(self)
-            self._published = version
+        self.engine.weights_changed(self)
 
     def rollout(
         self,
@@ -476,9 +477,7 @@ class LanguageModelPolicy:
 
     def take_counters(self) -> dict[str, int]:
         """Work done since the last call."""
-        counters = dict(self.model.counters)
-        self.model.counters.clear()
-        return counters
+        return {name: self.model.counters.pop(name) for name in list(self.model.counters)}
 
     def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
         """See `Policy.logprobs`."""
@@ -513,10 +512,6 @@ class LanguageModelPolicy:
         finally:
             for key, value in self._trained():
                 value.data = trained[key]
-
-    def _weights_version(self) -> int:
-        """Rises whenever a trained parameter is written to."""
-        return sum(value._version for _, value in self._trained())
 
     def autocast(self) -> torch.autocast:
         """The precision that forward passes run in."""

@@ -19,7 +19,7 @@ def make_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.Optimiz
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
 def learning_rate(stage: StageConfig, step: int, total: int) -> float:

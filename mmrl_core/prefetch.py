@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from mmrl_core.types import Prompt
 
 
+def _use_one_core() -> None:
+    """Without this the thread has workers of its own for tensors, which compete with those of the main thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class PromptStream:
     """Draws prompts; while a step runs, the next draw is read and prepared in a thread.
 
@@ -25,7 +32,7 @@ class PromptStream:
         """
         self._draw = draw
         self._prepare = prepare
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mmrl-prompts")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mmrl-prompts", initializer=_use_one_core)
         self._ahead: tuple[int, Future[Draw]] | None = None
 
     def take(self, position: int) -> Draw:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,19 +98,21 @@ def num_media(media: Mapping[str, Tensor]) -> int:
 class FeatureCache:
     """Tower outputs on disk, for runs that see the same media with the same frozen towers.
 
-    A folder `<fingerprint>/` holds a safetensors file for each set of media. The fingerprint is of the towers' weights
-    and of the processor's settings, so that other weights or pixel limits never find these files.
+    A folder `<fingerprint>/` holds a safetensors file for each set of media. The fingerprint is of the towers' weights,
+    the precision and the processor's settings, so that another run never finds what it would not compute itself.
     """
 
-    def __init__(self, folder: str | Path, model: nn.Module, processor: Any) -> None:
+    def __init__(self, folder: str | Path, model: nn.Module, processor: Any, precision: str) -> None:
         """
         Args:
             folder: made if missing; may be shared by runs.
             model: whose towers are frozen.
             processor: of transformers.
+            precision: what the towers compute in.
         """
         parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor"))
-        digest = hashlib.sha256("".join(part.to_json_string() for part in parts if part is not None).encode())
+        settings = "".join(part.to_json_string() for part in parts if part is not None)
+        digest = hashlib.sha256(f"{precision} {settings}".encode())
         for name, parameter in sorted(model.named_parameters()):
             if any(fnmatch.fnmatch(name, pattern) for pattern in _BEFORE_DECODER):
                 digest.update(name.encode())
@@ -131,16 +135,20 @@ class FeatureCache:
         Raises:
             PolicyError: the folder cannot be written to.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = self._folder / f"{key}.safetensors"
-        aside = path.with_suffix(f".{os.getpid()}.unfinished")
+        aside = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             save_file({kind: values.detach().cpu().contiguous() for kind, values in features.items()}, aside)
             os.replace(aside, path)
-        except OSError as error:
-            raise PolicyError(f"model.feature_cache: {path} cannot be written: {error.strerror or error}.") from error
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            reason = getattr(error, "strerror", None) or error
+            raise PolicyError(f"model.feature_cache: {path} cannot be written: {reason}.") from error
 
 
 def _encode_audio(model: Any, input_features: Tensor, feature_mask: Tensor) -> Tensor:

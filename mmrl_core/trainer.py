@@ -18,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from mmrl_core.behaviour import REFERENCE, CoreBehaviour, check_advantages, check_scores
-from mmrl_core.checkpoint import TrainState, latest_checkpoint, load_checkpoint, save_checkpoint
+from mmrl_core.checkpoint import (
+    TrainState,
+    generator_states,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
 from mmrl_core.errors import ConfigError, HookResultError, PolicyError, TaskDataError
 from mmrl_core.evaluation import Evaluator
@@ -137,6 +144,7 @@ class Trainer:
         self._sampler = ThreadPoolExecutor(1, thread_name_prefix="mmrl-sampler")
         self._ahead: Future[tuple[Sequence[RolloutGroup], Scores]] | None = None
         self._weights_moved = False  # in this step
+        self._published = False  # whether rollouts act with the present weights
         self.evaluator = Evaluator(config, self.plugins)
         self.rewards = RewardRunner(self.plugins, [])
 
@@ -207,8 +215,8 @@ class Trainer:
         batch = self._pack(groups)
         batch = self._add_advantages(batch, groups, scores)
         batch = self._add_logprobs(batch)
-        self._log_rollouts(batch, groups, scores)
         metrics = self._update(batch)
+        self._log_rollouts(batch, groups, scores)
         self.hooks.mmrl_after_update(run=self, batch=batch, post_update=self._post_update(batch))
         self.hooks.mmrl_refresh_policies(run=self)
         return {**_rollout_metrics(groups, scores, batch), **metrics}
@@ -260,8 +268,9 @@ class Trainer:
         if self._ahead is not None:
             with self.clock("wait"):
                 sampled, self._ahead = self._ahead.result(), None
+            self._epochs_ended += self._epochs_ended_ahead
             return sampled
-        self.policy.publish_weights()
+        self._publish_weights()
         return self._sample(self._next_prompts(), self.state.step, round_index)
 
     def _next_prompts(self) -> Sequence[Prompt]:
@@ -287,8 +296,15 @@ class Trainer:
         """
         if not self.stage.rollout.steps_ahead or self._pauses_after(self.state.stage_step + 1):
             return
-        self.policy.publish_weights()
+        self._publish_weights()
+        ended = self._epochs_ended
         self._ahead = self._sampler.submit(self._sample, self._next_prompts(), self.state.step + 1, 0)
+        self._epochs_ended, self._epochs_ended_ahead = ended, self._epochs_ended - ended
+
+    def _publish_weights(self) -> None:
+        if not self._published:
+            self.policy.publish_weights()
+            self._published = True
 
     def _pack(self, groups: Sequence[RolloutGroup]) -> Batch:
         """Rows of all groups, in order, padded to one length."""
@@ -389,7 +405,7 @@ class Trainer:
             raise HookResultError(
                 f"the gradient's norm is {norm} at step {self.state.step + 1}; training stops before the update."
             )
-        self._weights_moved = True
+        self._weights_moved, self._published = True, False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {**self._sum_over_processes(sums), "grad_norm": norm}
@@ -486,6 +502,7 @@ class Trainer:
 
     _sampled_for = (0, 0)  # step, and round of dynamic sampling within it, of the rollout under way
     _epochs_ended = 0  # by the step that runs
+    _epochs_ended_ahead = 0  # by the step that is sampled ahead
     _set_aside: Sequence[BrokenRow] = ()  # broken rows met by the stage
 
     def _frozen_names(self) -> list[str]:
@@ -599,18 +616,18 @@ class Trainer:
     @contextmanager
     def _saved_if_it_fails(self) -> Iterator[None]:
         """Around a step: what was trained before it is kept if it fails, and running out of memory is explained."""
+        # Several processes would have to agree that one has failed; what is sampled ahead would be lost.
+        alone = self.accelerator.num_processes == 1 and not self.stage.rollout.steps_ahead
         before = replace(self.state)
+        others = (deepcopy(self._plugin_states()), generator_states()) if alone else ()
         self._weights_moved = False
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            # Several processes would have to agree that one has failed; steps under way elsewhere would be lost.
-            alone = self.accelerator.num_processes == 1 and not self.stage.rollout.steps_ahead
             if alone and not self._weights_moved and before.step > 0:
                 self.state = before
-                self._epochs_ended = 0
-                self._save_checkpoint()
-                self.log.print(f"saved step {before.step}; go on from it with --resume")
+                self._save_checkpoint(*others)
+                self.log.print(f"saved step {self.state.step}; go on from it with --resume")
             if _is_out_of_memory(error):
                 stage = self.stage
                 raise PolicyError(
@@ -742,6 +759,7 @@ class Trainer:
             return
         stage = "start" if label == "untrained" else stage_name(self.config, self.state.stage)
         if self.is_main:  # every process holds the weights; one of them evaluates
+            self._publish_weights()
             metrics = self.evaluator.evaluate(
                 self.policy,
                 log=lambda groups, scores, temperature: self.rollout_log.write(
@@ -757,18 +775,29 @@ class Trainer:
         self.state.evaluated.append(label)
         self.accelerator.wait_for_everyone()
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(
+        self, plugin_states: dict[str, Any] | None = None, generators: dict[str, Any] | None = None
+    ) -> None:
+        """Write a checkpoint of the present state; plugins and generators as they were, if given."""
         self.accelerator.wait_for_everyone()
         if self.is_main:
             self.state.metrics_bytes = self.log.num_bytes
-            hook = self.hooks.mmrl_save_state
-            states = {impl.plugin_name: impl.function() for impl in hook.get_hookimpls()}
-            states = {name: state for name, state in states.items() if state is not None}
-            states["core"] = {"alarm": self.alarm.state(), "set_aside": self._broken}
             save_checkpoint(
-                self.output, self.state, self.policy, self.optimizer, states, keep=self.config.checkpoint.keep
+                self.output,
+                self.state,
+                self.policy,
+                self.optimizer,
+                self._plugin_states() if plugin_states is None else plugin_states,
+                keep=self.config.checkpoint.keep,
+                generators=generators,
             )
         self.accelerator.wait_for_everyone()
+
+    def _plugin_states(self) -> dict[str, Any]:
+        """What plugins and the core itself want back after a resume."""
+        states = {impl.plugin_name: impl.function() for impl in self.hooks.mmrl_save_state.get_hookimpls()}
+        states = {name: state for name, state in states.items() if state is not None}
+        return {**states, "core": {"alarm": self.alarm.state(), "set_aside": self._broken}}
 
     def close(self) -> None:
         if self._stream is not None:

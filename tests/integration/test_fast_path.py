@@ -292,9 +292,11 @@ def test_chunks_of_logits_change_nothing_and_hold_no_more_than_they_may(
     found, kept = pass_over()
     assert max(logit_rows) == chunk and sum(logit_rows) == 2 * num_tokens, "once forward and once more backward"
     assert not kept
-    assert len(found) == len(expected)
-    for value, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(value, right, rtol=0, atol=1e-6 * max(1.0, float(right.detach().abs().max())))
+    assert len(found) == len(expected) > 2
+    for value, right in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(value, right, rtol=0, atol=5e-6)  # one row and several are multiplied otherwise
+    for value, right in zip(found[2:], expected[2:], strict=True):  # gradients, summed in another order
+        assert (value - right).norm() <= 1e-5 * right.norm().clamp(min=1e-3)
     logit_rows.clear()
     with torch.no_grad():
         assert torch.equal(policy.logprobs(rows).logprobs, found[0])
@@ -487,6 +489,26 @@ def test_a_disk_that_is_full_is_an_error_with_its_path(tiny_model, picture_promp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_runs_that_write_the_same_features_at_once_do_not_disturb_each_other(tiny_model, tmp_path, monkeypatch):
+    """Runs in containers often have the same process number, and share folders."""
+    import safetensors.torch
+
+    policies = [load(tiny_model("qwen2_vl"), freeze=["vision"], feature_cache=str(tmp_path)) for _ in range(2)]
+    first, second = (policy.model.feature_cache for policy in policies)
+    save_file, num_files = safetensors.torch.save_file, [0]
+
+    def interleaved(*arguments):
+        save_file(*arguments)
+        num_files[0] += 1
+        if num_files[0] == 1:
+            second.write("key", {"image": torch.ones(2, 3)})
+
+    monkeypatch.setattr(safetensors.torch, "save_file", interleaved)
+    first.write("key", {"image": torch.ones(2, 3)})
+    assert num_files == [2] and len(files_in(tmp_path)) == 1
+    assert torch.equal(first.read("key")["image"], torch.ones(2, 3))
 
 
 def test_a_run_with_features_on_disk_is_the_run_without(run, grpo, without_times, tmp_path):
@@ -815,14 +837,14 @@ NO_MEMORY_ON_CPU = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't a
         (2, fail_in_backward, torch.OutOfMemoryError(OUT_OF_MEMORY)),
         (1, fail_in_sampling, RuntimeError(NO_MEMORY_ON_CPU)),
         (1, fail_in_sampling, KeyboardInterrupt()),
-        (2, fail_in_update, KeyError("a bug")),
+        (1, fail_in_update, KeyError("a bug")),
     ],
     ids=["memory in forward", "memory in backward", "memory in sampling", "interrupt in sampling", "a bug"],
 )
 def test_a_step_that_fails_is_saved_before_it_and_gone_on_from(
     stages, fail, error, make_trainer, run, grpo, without_times, monkeypatch
 ):
-    """With two stages the step that fails is the first of its stage."""
+    """With two stages the step that fails is the first of its stage, before which the stage's end was saved too."""
     settings = {"steps": 5, "micro_batch_rows": 8, "optimizer": {"schedule": "linear"}}
     config = grpo("spread", stage=settings, algorithm={"kl": {"coefficient": 0.1}})
     if stages == 2:
