@@ -148,6 +148,8 @@ class _Completions:
                 self._finish(prompt)
         return [self._finished[prompt] for prompt in range(num_prompts)]
 
+    @torch.inference_mode(False)  # what is trained on later must not come from inference mode
+    @torch.no_grad()
     def _finish(self, prompt: int) -> None:
         of_prompt = slice(prompt * self._num_samples, (prompt + 1) * self._num_samples)
         tokens, logprobs = self._tokens[of_prompt].cpu(), self._logprobs[of_prompt].cpu()

@@ -56,6 +56,11 @@ class RolloutLog:
         self._folder = run / FOLDER
         self._media = self._folder / "media"
 
+    def remove_unfinished(self) -> None:
+        """Delete what a run that was killed left half written."""
+        for leftover in self._folder.rglob(".*.tmp"):
+            leftover.unlink()
+
     def write(
         self,
         step: int,

@@ -463,7 +463,7 @@ class SharedDecoding:
         self._lengths = torch.tensor(prompt_lengths, device=device)
         longest = max(prompt_lengths)
         is_token = torch.arange(longest, device=device) < self._lengths[:, None]
-        self._padding = None if bool(is_token.all()) else torch.where(is_token, 0.0, -torch.inf)[:, None, None]
+        self._padding = None if bool(is_token.all()) else torch.where(is_token, 0.0, -torch.inf)[:, None]
         places = torch.tensor(packing.prompt_starts, device=device)[:, None] + torch.arange(longest, device=device)
         places = places.clamp(max=packing.num_tokens - 1)  # [N, P]
         self._prompts = {
@@ -483,34 +483,38 @@ class SharedDecoding:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """One new token for each completion; see `Layout.attend`."""
-        prompt_key, prompt_value = self._prompts[layer]
-        own_key, own_value = self._append(layer, key, value)  # [R, kv, t + 1, d]
+        prompt_key, prompt_value = self._prompts[layer]  # [N, kv, P, d]
+        own_key, own_value = self._append(layer, key, value)  # [R * kv, t + 1, d]
         num_prompts, kv_heads, length, _ = prompt_key.shape
         slots, repeats = query.shape[0] // num_prompts, query.shape[1] // kv_heads
-        rows = (query * scale).unflatten(1, (kv_heads, repeats))[:, :, :, 0]  # [R, kv, r, d]
 
-        def fold(tensor: Tensor) -> Tensor:  # [N * L, kv, r, x] -> [N, kv, L * r, x]
-            return tensor.unflatten(0, (num_prompts, slots)).transpose(1, 2).flatten(2, 3)
+        def fold(tensor: Tensor) -> Tensor:  # [R * kv, r, x] -> [N * kv, L * r, x]: what meets the same prompt keys
+            grid = tensor.view(num_prompts, slots, kv_heads, repeats, -1).transpose(1, 2)
+            return grid.reshape(num_prompts * kv_heads, slots * repeats, -1)
 
         def unfold(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(2, (slots, repeats)).transpose(1, 2).flatten(0, 1)
+            grid = tensor.view(num_prompts, kv_heads, slots, repeats, -1).transpose(1, 2)
+            return grid.reshape(-1, repeats, tensor.shape[-1])
 
-        over_prompt = fold(rows) @ prompt_key.transpose(2, 3)
-        over_self = rows @ own_key.transpose(2, 3)
+        rows = (query * scale).reshape(-1, repeats, query.shape[-1])  # [R * kv, r, d]
+        over_prompt = torch.bmm(fold(rows), prompt_key.flatten(0, 1).transpose(1, 2))
+        over_self = torch.bmm(rows, own_key.transpose(1, 2))
         if self._padding is not None:
-            over_prompt = over_prompt + self._padding
+            over_prompt = over_prompt + self._padding.repeat_interleave(kv_heads, 0)
         if window is not None:
             over_prompt, over_self = self._within(over_prompt, over_self, window)
-        weights = torch.cat([over_prompt, fold(over_self)], -1).float().softmax(-1).to(value.dtype)
-        out = unfold(weights[..., :length] @ prompt_value) + unfold(weights[..., length:]) @ own_value
-        return out.flatten(1, 2)[:, None]
+        weights = torch.cat([over_prompt, fold(over_self)], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        from_prompt = torch.bmm(weights[..., :length], prompt_value.flatten(0, 1))
+        out = torch.baddbmm(unfold(from_prompt), unfold(weights[..., length:].contiguous()), own_value)
+        return out.view(query.shape[0], 1, query.shape[1], -1)
 
     def _within(self, over_prompt: Tensor, over_self: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """Scores of tokens that lie further back than the window become -inf."""
         device = over_prompt.device
         oldest = self._lengths + self._num_steps - window  # of each prompt: the newest place that is out of reach
         hidden = torch.arange(over_prompt.shape[-1], device=device) <= oldest[:, None]
-        over_prompt = over_prompt.masked_fill(hidden[:, None, None], -torch.inf)
+        hidden = hidden.repeat_interleave(len(over_prompt) // len(hidden), 0)
+        over_prompt = over_prompt.masked_fill(hidden[:, None], -torch.inf)
         hidden = torch.arange(over_self.shape[-1], device=device) <= self._num_steps - window
         return over_prompt, over_self.masked_fill(hidden, -torch.inf)
 
@@ -519,10 +523,10 @@ class SharedDecoding:
         if stores is None or stores[0].shape[2] <= self._num_steps:
             stores = self._grown(stores, key)
             self._own[layer] = stores
-        end = self._num_steps + 1
-        stores[0][:, :, self._num_steps] = key[:, :, 0]
-        stores[1][:, :, self._num_steps] = value[:, :, 0]
-        return stores[0][:, :, :end], stores[1][:, :, :end]
+        for store, new in zip(stores, (key, value), strict=True):
+            store.select(2, self._num_steps).copy_(new.squeeze(2))
+        own_key, own_value = (store.flatten(0, 1)[:, : self._num_steps + 1] for store in stores)
+        return own_key, own_value
 
     def _grown(self, stores: tuple[Tensor, Tensor] | None, like: Tensor) -> tuple[Tensor, Tensor]:
         rows, kv_heads, _, dim = like.shape

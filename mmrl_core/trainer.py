@@ -156,6 +156,7 @@ class Trainer:
         if self.is_main:
             (self.output / "config.yaml").write_text(dump_config(self.config))
             self.log.open(self.state.metrics_bytes)
+            self.rollout_log.remove_unfinished()
             for line in self.policy.describe():
                 self.log.print(line)
         if self.config.log.trackers:
