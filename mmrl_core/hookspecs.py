@@ -169,7 +169,8 @@ def mmrl_stage_end(run: Trainer) -> None:
 
 @hookspec
 def mmrl_save_state() -> Any:
-    """The plugin's own state, for the checkpoint. Called in the main process alone, which writes it.
+    """The plugin's own state. Called for each checkpoint, in the main process alone, which writes it; and, where one
+    process trains, before each step, in case the step fails and is undone.
 
     :returns: numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name.
     """

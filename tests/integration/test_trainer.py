@@ -393,6 +393,7 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
 
     assert probe_silent.CALLS == []
     step = [
+        "mmrl_save_state",  # kept in case the step fails
         "mmrl_prompts",
         "mmrl_rollout",
         "mmrl_after_rollout",
