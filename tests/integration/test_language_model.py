@@ -125,14 +125,14 @@ def test_logprobs_entropy_and_gradients_equal_a_plain_forward_of_each_completion
 ):
     settings, temperature = VARIANTS[variant]
     path = tiny_model(kind)
-    torch.manual_seed(0)  # of the adapters' first weights
+    torch.manual_seed(1)  # of the adapters' first weights
     policy = load(path, **settings)
     policy.set_temperature(temperature)
     if "lora" in variant:
         with torch.no_grad():
             for name, parameter in policy.model.model.named_parameters():
                 if "lora_B" in name:  # starts at zero, where the adapter does nothing
-                    parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+                    parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(policy.model.model)
     if "checkpointing" in variant:
         model.gradient_checkpointing_disable()
