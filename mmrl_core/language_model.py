@@ -32,6 +32,7 @@ from mmrl_core.towers import (
     encode_media,
     freeze_parameters,
     num_media,
+    project_patches,
     towers_frozen,
 )
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
@@ -350,6 +351,7 @@ class LanguageModelPolicy:
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         model = load_model(config, path, dtype)
         plain_reason = share_prefix(model)
+        project_patches(model)
         freeze_parameters(model, config.freeze)
         if config.lora is not None:
             model = _add_lora(model, config)

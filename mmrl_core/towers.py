@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from mmrl_core.errors import PolicyError
 
@@ -63,6 +64,27 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
         for name, parameter in model.named_parameters()
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
     ]
+
+
+class PatchProjection(nn.Conv3d):
+    """A convolution whose inputs are single patches, [n, channels, *kernel_size]: then it is a matrix product.
+
+    As such it is several times as fast on a CPU, backward included.
+    """
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """-> [n, out_channels, 1, 1, 1]."""
+        if patches.shape[2:] != self.kernel_size:
+            return super().forward(patches)
+        return linear(patches.flatten(1), self.weight.flatten(1), self.bias)[..., None, None, None]
+
+
+def project_patches(model: nn.Module) -> None:
+    """Make the patch embeddings of a model's towers `PatchProjection`s; their weights stay as they are."""
+    for module in model.modules():
+        plain = (module.groups, set(module.padding), set(module.dilation)) if type(module) is nn.Conv3d else None
+        if plain == (1, {0}, {1}):
+            module.__class__ = PatchProjection
 
 
 def encode_media(model: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
