@@ -132,7 +132,7 @@ def test_logprobs_entropy_and_gradients_equal_a_plain_forward_of_each_completion
         with torch.no_grad():
             for name, parameter in policy.model.model.named_parameters():
                 if "lora_B" in name:  # starts at zero, where the adapter does nothing
-                    parameter.normal_(std=0.05, generator=torch.Generator().manual_seed(0))
+                    parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(policy.model.model)
     if "checkpointing" in variant:
         model.gradient_checkpointing_disable()
@@ -145,6 +145,10 @@ def test_logprobs_entropy_and_gradients_equal_a_plain_forward_of_each_completion
     logprobs, entropy = expected_stats(plain, rows, prompts(kind), temperature)
     torch.testing.assert_close(stats.logprobs, logprobs, rtol=0, atol=1e-5)
     torch.testing.assert_close(stats.entropy, entropy, rtol=0, atol=1e-5)
+    if "lora" in variant:
+        with torch.no_grad(), policy.model.model.disable_adapter():
+            without = policy.logprobs(rows).logprobs
+        assert (without - logprobs).abs().max() > 1e-2, "the adapters should matter"
 
     weights = torch.rand(logprobs.shape, generator=torch.Generator().manual_seed(2))
     (stats.logprobs * weights - 0.3 * stats.entropy).sum().backward()
