@@ -41,6 +41,8 @@ class CoreBehaviour:
         as_sampled = all(len(hook.get_hookimpls()) == 1 for hook in hooks)  # else what is scored is known only later
         if as_sampled and "on_group" in inspect.signature(function).parameters:
             options["on_group"] = run.rewards.start
+        if run.environment is not None:
+            options["environment"] = run.environment
         return call_with_options(
             function, run.policy, prompts, run.stage.group_size, run.sampling(), options=options, name=strategy.name
         )

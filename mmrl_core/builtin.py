@@ -42,6 +42,8 @@ def mmrl_register(registry: Registry) -> None:
     add("engine", "hf", "mmrl_core.generation:HFEngine", "samples with the training weights, in process")
     add("engine", "vllm", "mmrl_core.vllm_engine:VLLMEngine", "samples through vLLM, in process or in a server")
     add("strategy", "single_turn", "mmrl_core.rollout:single_turn", "one completion for each prompt")
+    add("strategy", "multi_turn", "mmrl_core.rollout:multi_turn", "conversations with an environment, such as tools")
+    add("environment", "tools", "mmrl_core.environment:ToolEnvironment", "does the calls of tools, within limits")
     add(
         "model",
         "tiny",

@@ -16,7 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, RewardConfig, RunConfig, SourceConfig
+from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, RewardConfig, RolloutConfig, RunConfig, SourceConfig
+from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError, MMRLError, PolicyError
 from mmrl_core.model_path import local_model
 from mmrl_core.plugins import KINDS, Plugins, TaskEntry, load_plugins
@@ -73,6 +74,7 @@ class _Section:
     data: DataConfig
     prompt: PromptConfig
     rewards: Sequence[RewardConfig]
+    rollout: RolloutConfig
 
 
 def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Finding]:
@@ -176,7 +178,8 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
         raise ConfigError(f"task {config.name!r} has no data to preview: set data.train.")
     section, name, source_config = sources[0]
     tolerant = section.data.model_copy(update={"max_broken": 1.0})  # each broken row is shown instead
-    source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name)
+    environment = make_environment(section.rollout, section.data, plugins)
+    source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name, environment=environment)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -194,18 +197,20 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
 
 def _sections(config: RunConfig) -> Iterator[_Section]:
     if not config.stages:
-        yield _Section("", config.data, config.prompt, config.rewards)
+        yield _Section("", config.data, config.prompt, config.rewards, config.rollout)
         return
     for number, stage in enumerate(config.stages, start=1):
         name = f"stage {stage.name or f'{stage.kind} {number}'}: "
         data = stage.data.model_copy(update={"held_out": None})  # evaluations read that of the top
         if stage.kind == "sft" and stage.target is not None:
             # Its gold completion is one to imitate, not one that the rewards were made for.
-            yield _Section(name, data, stage.prompt.model_copy(update={"answer": stage.target}), [])
+            yield _Section(name, data, stage.prompt.model_copy(update={"answer": stage.target}), [], stage.rollout)
         else:
-            yield _Section(name, data, stage.prompt, stage.rewards)
+            yield _Section(name, data, stage.prompt, stage.rewards, stage.rollout)
     if config.data.held_out is not None:
-        yield _Section("", config.data.model_copy(update={"train": None}), config.prompt, config.rewards)
+        yield _Section(
+            "", config.data.model_copy(update={"train": None}), config.prompt, config.rewards, config.rollout
+        )
 
 
 def _sources(section: _Section) -> list[tuple[str, SourceConfig]]:
@@ -252,7 +257,8 @@ def _data_findings(
     tolerant = section.data.model_copy(update={"max_broken": 1.0})  # each broken row is reported instead
     prompts: list[Prompt] = []
     try:
-        source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name)
+        environment = make_environment(section.rollout, section.data, plugins)
+        source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name, environment=environment)
         num_read = min(NUM_ROWS, len(source))
         prompts = [prompt for index in range(num_read) if (prompt := source.prompt(index)) is not None]
     except MMRLError as error:

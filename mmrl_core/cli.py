@@ -464,10 +464,15 @@ def _hook_rows(plugins: Plugins) -> list[dict[str, Any]]:
     ]
 
 
+def _tool_rows(plugins: Plugins) -> list[dict[str, Any]]:
+    return [_entry_row(entry) for entry in plugins.registry.entries("tool")]
+
+
 LISTS = {
     "plugins": _plugin_rows,
     "tasks": _task_rows,
     "rewards": _reward_rows,
+    "tools": _tool_rows,
     "algorithms": _algorithm_rows,
     "hooks": _hook_rows,
 }

@@ -75,12 +75,33 @@ class DataConfig(Strict):
     max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
 
 
+class VideoConfig(Strict):
+    """Which frames of a video the model is shown, and how large."""
+
+    fps: PositiveFloat | None = Field(None, description="frames per second; default 2")
+    num_frames: int | None = Field(None, ge=2, description="this many frames instead, or all if the video has fewer")
+    min_frames: PositiveInt = Field(4, description="at least so many frames, if the video has them")
+    max_frames: int = Field(768, ge=2, description="at most so many frames, spread over the whole video")
+    min_pixels: PositiveInt | None = Field(None, description="frames are scaled up to this many pixels")
+    max_pixels: PositiveInt | None = Field(None, description="frames are scaled down to this many pixels")
+    timestamps: bool = Field(False, description="draw its time in seconds on each frame")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.fps is not None and self.num_frames is not None:
+            raise ValueError("'fps' and 'num_frames' are both set; set one")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+        return self
+
+
 class PromptConfig(Strict):
     """How a row becomes a prompt; braces name data columns."""
 
     system: str = Field("", description="system message, if any")
     images: list[str] = Field([], description="image columns, such as '{image}'")
     videos: list[str] = Field([], description="video columns")
+    video: VideoConfig = Field(VideoConfig(), description="which frames of a video the model is shown")
     audios: list[str] = Field([], description="audio columns")
     max_audio_s: PositiveFloat = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
     text: str = Field("{problem}", description="user message, after the media")
@@ -138,6 +159,10 @@ class ModelConfig(Strict):
 class RolloutConfig(Strict):
     engine: Component = Field(Component(name="hf"), description="registered rollout engine, with its options")
     strategy: Component = Field(Component(name="single_turn"), description="registered rollout strategy")
+    tools: list[Component] = Field([], description="registered tools that the policy may call; with multi_turn")
+    environment: Component | None = Field(
+        None, description="registered environment that answers the policy's turns; default with tools: tools"
+    )
     steps_ahead: Literal[0, 1] = Field(
         0, description="1: sample the next step while this one trains, with weights one update old"
     )

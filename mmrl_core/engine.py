@@ -16,6 +16,7 @@ from mmrl_core.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from mmrl_core.language_model import LanguageModelPolicy
+    from mmrl_core.prompt_encoder import Observation
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,24 @@ class Engine(Protocol):
         self,
         policy: LanguageModelPolicy,
         prompts: Sequence[Prompt],
+        observations: Sequence[Observation],
         num_samples: int,
         sampling: Sampling,
-        on_finished: OnFinished | None = None,
-    ) -> list[list[Sampled]]:
-        """Complete each prompt `num_samples` times.
+        on_finished: OnFinished,
+    ) -> None:
+        """Complete each observation `num_samples` times.
+
+        Logprobs are those of the model's whole distribution at the sampling temperature (at 1 when greedy), also where
+        top-p, top-k or the ban on media placeholders narrowed the choice: they are what the trainer computes. Media
+        placeholders are never sampled.
 
         Args:
             policy: whose model, prompt encoder, config and starting path the engine may read.
             prompts: N prompts.
+            observations: what is completed: each prompt as the policy encoded it, or a conversation that it began.
             num_samples: completions of each.
             sampling: limits, temperature, truncation, seed; equal seeds and weights give equal completions.
             on_finished: called once for each prompt when its completions are done, in any order.
-
-        Returns:
-            N lists of `num_samples` completions. Logprobs are those of the model's whole distribution at the
-            sampling temperature (at 1 when greedy), also where top-p, top-k or the ban on media placeholders narrowed
-            the choice: they are what the trainer computes. Media placeholders are never sampled.
         """
         ...
 

@@ -7,6 +7,7 @@ MMRLError
 │   └── MediaError    an image, video or audio file cannot be read
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
+├── ToolError         a policy's call of a tool cannot be done; the policy is told, and the run goes on
 ├── HookResultError   a hook returned something of the wrong type, shape or value
 └── CheckpointError   a checkpoint is torn, missing, or of another run
 """
@@ -38,6 +39,10 @@ class PolicyError(MMRLError):
 
 class RewardError(MMRLError):
     """A reward failed in a run that does not tolerate it, or is declared wrongly."""
+
+
+class ToolError(MMRLError):
+    """A call of a tool cannot be done. The policy is told the message; it is not the user's error."""
 
 
 class HookResultError(MMRLError):

@@ -10,12 +10,13 @@ import torch
 
 from mmrl_core.checkpoint import find_checkpoint
 from mmrl_core.config import RunConfig
+from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import Plugins, call_with_options, load_plugins
 from mmrl_core.policy import make_policy
 from mmrl_core.rewards import RewardRunner
 from mmrl_core.tasks import PromptSource
-from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
@@ -35,6 +36,7 @@ class Evaluator:
         self._plugins = plugins
         self._limit = limit or config.eval.limit
         self._prompts: list[Prompt] | None = None
+        self._environment = make_environment(config.rollout, config.data, plugins) if self.enabled else None
         self.num_set_aside = 0
 
     @property
@@ -65,6 +67,9 @@ class Evaluator:
         runner = RewardRunner(self._plugins, config.rewards)
         strategy = config.rollout.strategy
         rollout = self._plugins.registry.get("strategy", strategy.name).load()
+        options = dict(strategy.options)
+        if self._environment is not None:
+            options["environment"] = self._environment
         metrics: dict[str, float] = {}
         for temperature in config.eval.temperatures:
             groups: list[RolloutGroup] = []
@@ -75,23 +80,24 @@ class Evaluator:
             )
             for start in range(0, len(prompts), config.eval.batch_size):
                 part = prompts[start : start + config.eval.batch_size]
-                groups += call_with_options(
-                    rollout, policy, part, 1, sampling, options=strategy.options, name=strategy.name
-                )
+                groups += call_with_options(rollout, policy, part, 1, sampling, options=options, name=strategy.name)
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             measured = {"reward/total": _mean(scores.totals)} if len(scores.components) > 1 else {}
             measured |= {f"reward/{name}": _mean(values) for name, values in scores.components.items()}
             measured |= self._benchmark_metrics(groups)
+            measured |= mean_outcomes([group.rollouts[0] for group in groups])
             measured["completion_tokens"] = sum(g.rollouts[0].num_actions for g in groups) / len(groups)
             metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
             if log is not None:
                 log(groups[:ROLLOUTS_SHOWN], _first(scores, ROLLOUTS_SHOWN), temperature)
+        if self._environment is not None:
+            self._environment.close()
         return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
 
     def _benchmark_metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         completions = [group.rollouts[0].completion for group in groups]
-        samples = [group.prompt.sample for group in groups]
+        samples = [{**group.prompt.sample, **group.rollouts[0].outcome} for group in groups]
         metrics: dict[str, float] = {}
         for metric in self._config.eval.metrics:
             function = self._plugins.registry.get("metric", metric.name).load()
@@ -103,7 +109,14 @@ class Evaluator:
             held_out = self._config.data.held_out
             if held_out is None:
                 raise ConfigError(f"task {self._config.name!r} has no data.held_out to evaluate on.")
-            source = PromptSource(self._plugins, held_out, self._config.prompt, self._config.data, name="held_out")
+            source = PromptSource(
+                self._plugins,
+                held_out,
+                self._config.prompt,
+                self._config.data,
+                name="held_out",
+                environment=self._environment,
+            )
             number = min(len(source), self._limit or len(source))
             found = [source.prompt(index) for index in range(number)]
             self._prompts = [prompt for prompt in found if prompt is not None]
@@ -140,6 +153,16 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
         return Evaluator(config, plugins, limit=limit).evaluate(policy)
     finally:
         policy.close()
+
+
+def mean_outcomes(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means of the numbers among what happened in the rollouts, `outcome/<name>`."""
+    values: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, value in rollout.outcome.items():
+            if isinstance(value, int | float):
+                values.setdefault(f"outcome/{name}", []).append(float(value))
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 
 def _mean(values: torch.Tensor) -> float:

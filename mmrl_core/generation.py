@@ -5,7 +5,7 @@ Each prompt runs once; its completions share its keys and values. Logprobs are k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +17,7 @@ from mmrl_core.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from mmrl_core.language_model import LanguageModel, LanguageModelPolicy
+    from mmrl_core.prompt_encoder import Observation
 
 LOOK_EVERY = {"cpu": 1}
 """Steps between looks at which completions have ended. A look makes a GPU wait, so it is rarer there."""
@@ -39,24 +40,24 @@ class HFEngine:
         self,
         policy: LanguageModelPolicy,
         prompts: Sequence[Prompt],
+        observations: Sequence[Observation],
         num_samples: int,
         sampling: Sampling,
-        on_finished: OnFinished | None = None,
-    ) -> list[list[Sampled]]:
+        on_finished: OnFinished,
+    ) -> None:
         """See `Engine.generate`. Draws depend on the seed and the place of the completion, not on other completions."""
         model = self._model(policy)
-        encoded = [policy.encoder.encode(prompt) for prompt in prompts]
         training = model.training
         model.eval()
         try:
             with torch.no_grad():
-                decoding, hidden = model.start_decoding(encoded, num_samples)
+                decoding, hidden = model.start_decoding([item for item in observations for _ in range(num_samples)])
             completions = _Completions(model, len(prompts), num_samples, sampling, on_finished)
             with torch.inference_mode():
                 _decode(model, decoding, hidden, sampling, completions)
         finally:
             model.train(training)
-        return completions.all()
+        completions.finish()
 
     def _model(self, policy: LanguageModelPolicy) -> LanguageModel:
         if not self._copy:
@@ -84,9 +85,9 @@ def _decode(
     """Sample token by token; slots leave the batch once half of them have ended."""
     device = hidden.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
-    num_rows = len(hidden)
+    num_rows = int(decoding.rows.max()) + 1
     draws = torch.rand(sampling.max_tokens, num_rows + 1, generator=generator, device=device)
-    rows = torch.arange(num_rows, device=device)  # of each slot; num_rows where its completion has ended
+    rows = decoding.rows.masked_fill(decoding.rows < 0, num_rows)  # of each slot; num_rows where it has ended
     look_every = LOOK_EVERY.get(device.type, LOOK_EVERY_DEFAULT)
     for step in range(sampling.max_tokens):
         tokens, logprobs = sample(model.logits(hidden), sampling, draws[step, rows], banned=model.banned_ids)
@@ -115,7 +116,7 @@ class _Completions:
         num_prompts: int,
         num_samples: int,
         sampling: Sampling,
-        on_finished: OnFinished | None,
+        on_finished: OnFinished,
     ) -> None:
         shape = (num_prompts * num_samples + 1, sampling.max_tokens)  # the last row takes what ended slots sample on
         self._model = model
@@ -124,7 +125,7 @@ class _Completions:
         self._logprobs = torch.zeros(shape, device=model.device)
         self._stop_ids = torch.tensor(sorted(model.stop_ids), device=model.device, dtype=torch.long)
         self._on_finished = on_finished
-        self._finished: dict[int, list[Sampled]] = {}
+        self._finished: set[int] = set()
 
     def add(self, step: int, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
         """Keep the tokens of a step; which of them end their completion, bool like `rows`."""
@@ -134,19 +135,15 @@ class _Completions:
 
     def look(self, live: Tensor, rows: Tensor) -> int:
         """How many completions have not ended; tells of prompts that are done."""
-        if self._on_finished is not None:
-            going = {row // self._num_samples for row in rows[live].tolist()}
-            for prompt in range((len(self._tokens) - 1) // self._num_samples):
-                if prompt not in going and prompt not in self._finished:
-                    self._finish(prompt)
+        going = {row // self._num_samples for row in rows[live].tolist()}
+        self.finish(going)
         return int(live.sum())
 
-    def all(self) -> list[list[Sampled]]:
-        num_prompts = (len(self._tokens) - 1) // self._num_samples
-        for prompt in range(num_prompts):
-            if prompt not in self._finished:
+    def finish(self, going: Collection[int] = ()) -> None:
+        """Tell of all prompts that were not told of yet, but those that go on."""
+        for prompt in range((len(self._tokens) - 1) // self._num_samples):
+            if prompt not in going and prompt not in self._finished:
                 self._finish(prompt)
-        return [self._finished[prompt] for prompt in range(num_prompts)]
 
     @torch.inference_mode(False)  # what is trained on later must not come from inference mode
     @torch.no_grad()
@@ -160,13 +157,18 @@ class _Completions:
             length = int(ends[0]) + 1 if len(ends) else tokens.shape[1]
             samples.append(Sampled(tokens[index, :length].clone(), logprobs[index, :length].clone(), len(ends) == 0))
         self._model.count("decode_tokens", sum(len(sample.tokens) for sample in samples))
-        self._finished[prompt] = samples
-        if self._on_finished is not None:
-            self._on_finished(prompt, samples)
+        self._finished.add(prompt)
+        self._on_finished(prompt, samples)
 
 
 class Decoding(Protocol):
-    """Sequences that are being continued, a slot for each."""
+    """Sequences that are being continued, a slot for each.
+
+    Attributes:
+        rows: int64 [R], the sequence of each slot, -1 where a slot only fills up.
+    """
+
+    rows: Tensor
 
     def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
         """Append a token to each, [R, 1, hidden]; what the text decoder makes of it, [R, 1, hidden]."""
@@ -180,19 +182,20 @@ class Decoding(Protocol):
 class PlainDecoding:
     """A key/value cache of transformers with a row for each completion, where a model cannot share prompts."""
 
-    def __init__(self, cache: Any, next_position: Tensor, mask: Tensor, num_samples: int) -> None:
-        """Take over a prefilled cache of N prompts.
+    def __init__(self, cache: Any, rows: Tensor, next_position: Tensor, mask: Tensor) -> None:
+        """Take over a prefilled cache of N sequences.
 
         Args:
             cache: of transformers, N rows.
+            rows: int64 [R], which of them each slot continues; in order.
             next_position: int64 [N].
             mask: bool [N, P], False on padding.
-            num_samples: completions of each prompt.
         """
-        cache.batch_repeat_interleave(num_samples)
+        cache.batch_select_indices(rows)
+        self.rows = torch.arange(len(rows), device=rows.device)
         self._cache = cache
-        self._next_position = next_position.repeat_interleave(num_samples)
-        self._mask = mask.repeat_interleave(num_samples, 0)
+        self._next_position = next_position[rows]
+        self._mask = mask[rows]
 
     def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)

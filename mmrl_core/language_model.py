@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from mmrl_core.engine import Engine, Sampled
 from mmrl_core.errors import PolicyError
 from mmrl_core.generation import Decoding, HFEngine, PlainDecoding
 from mmrl_core.model_loading import load_model, load_processor
-from mmrl_core.prompt_encoder import Encoded, PromptEncoder
+from mmrl_core.prompt_encoder import Continuation, Encoded, Observation, PromptEncoder, Tail, root, tail, whole
 from mmrl_core.shared_prefix import Packing, SharedDecoding, run_decoder, share_prefix
 from mmrl_core.towers import (
     TOWER_MODULES,
@@ -39,6 +39,8 @@ from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGr
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Item = TypeVar("Item")
 
 LOGIT_CHUNK = 1 << 25
 """Logits that exist at one time: 128 MiB in float32, whatever the vocabulary and the length."""
@@ -100,40 +102,41 @@ class LanguageModel(nn.Module):
         """Logprobs [B, T] of the rows' actions, and what else is asked for; see `Policy.logprobs`."""
         if unknown := set(needs) - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
-        prompts, index = _distinct_observations(rows)
-        hidden = self._packed_hidden(prompts, index, rows) if self.plain_reason is None else self._plain_hidden(rows)
+        hidden = self._packed_hidden(rows) if self.plain_reason is None else self._plain_hidden(rows)
         tokens = torch.cat([row.action for row in rows]).to(self.device)
         logprobs, entropy = self._token_stats(hidden, tokens, "entropy" in needs)
         lengths = [row.num_actions for row in rows]
         pad = lambda values: nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)  # noqa: E731
         return TokenStats(pad(logprobs), None if entropy is None else pad(entropy))
 
-    def _packed_hidden(self, prompts: Sequence[Encoded], index: Sequence[int], rows: Sequence[Row]) -> Tensor:
-        """Hidden states [tokens, hidden] that predict the actions of all rows; each prompt runs once."""
-        lengths = [row.num_actions - 1 for row in rows]  # nothing follows the last action
-        packing = Packing([len(prompt) for prompt in prompts], lengths, index, self.device)
-        embeddings, positions = self._embed_prompts([prompts[i] for i in packing.prompt_order])
-        ordered = [rows[i] for i in packing.row_order]
-        actions = torch.cat([row.action[:-1] for row in ordered]).to(self.device)
-        starts = [prompts[index[i]].next_position for i in packing.row_order]
-        steps = [torch.arange(row.num_actions - 1) + start for start, row in zip(starts, ordered, strict=True)]
-        following = torch.cat(steps).to(self.device).expand(positions.shape[0], 1, -1)
-        hidden = run_decoder(
-            self.base.get_decoder(),
-            torch.cat([embeddings, self._embed_tokens(actions[None])], 1),
-            _positions(torch.cat([positions, following], 2)),
-            packing,
-        )
+    def _packed_hidden(self, rows: Sequence[Row]) -> Tensor:
+        """Hidden states [tokens, hidden] that predict the actions of all rows; each prompt and each turn runs once."""
+        sequences = _Sequences(rows)
+        prompts, tails = sequences.prompts, sequences.tails
+        packing = Packing(list(map(len, prompts)), sequences.lengths, sequences.prompt_of, self.device)
+        hidden = self._run_packed(packing, prompts, tails)
         self._count_pass(packing.num_tokens, 0)
-        sources = []  # the first action is predicted by the prompt's last token, any other by the action before it
-        for row, prompt, start in zip(rows, index, packing.row_starts, strict=True):
-            sources.append(torch.tensor([packing.prompt_starts[prompt] + len(prompts[prompt]) - 1]))
+        sources = []  # the first action is predicted by the token before it, any other by the action before it
+        for row, (sequence, offset) in zip(rows, sequences.places, strict=True):
+            prompt, start = sequences.prompt_of[sequence], packing.row_starts[sequence] + offset
+            before = start - 1 if offset else packing.prompt_starts[prompt] + len(prompts[prompt]) - 1
+            sources.append(torch.tensor([before]))
             sources.append(torch.arange(start, start + row.num_actions - 1))
-        return hidden[0].index_select(0, torch.cat(sources).to(self.device))
+        return hidden.index_select(0, torch.cat(sources).to(self.device))
+
+    def _run_packed(self, packing: Packing, prompts: Sequence[Encoded], tails: Sequence[Tail]) -> Tensor:
+        """Hidden states [S, hidden] of prompts and what follows them, laid out as the packing says."""
+        prompts = [prompts[i] for i in packing.prompt_order]
+        tails = [tails[i] for i in packing.row_order]
+        parts: list[Encoded | Tail] = [*prompts, *tails]
+        input_ids = torch.cat([part.input_ids for part in parts])[None].to(self.device)
+        positions = torch.cat([part.position_ids for part in parts], 1)[:, None].to(self.device)
+        embeddings = self._with_media(input_ids, [*prompts, *(reply for item in tails for reply in item.replies)])
+        return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), packing)[0]
 
     def _plain_hidden(self, rows: Sequence[Row]) -> Tensor:
         """The same, each completion running whole behind its prompt, padded to the longest."""
-        prompts: list[Encoded] = [row.observation for row in rows]
+        prompts = [whole(row.observation) for row in rows]
         embeddings, positions, prompt_mask = self._pad_prompts(prompts)
         tokens = nn.utils.rnn.pad_sequence([row.action for row in rows], batch_first=True).to(self.device)  # [B, T]
         lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
@@ -159,31 +162,37 @@ class LanguageModel(nn.Module):
 
     # Sampling
 
-    def start_decoding(self, prompts: Sequence[Encoded], num_samples: int) -> tuple[Decoding, Tensor]:
-        """Run N prompts, each once, without gradient.
+    def start_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
+        """Run what R sequences begin with, without gradient; each prompt once.
+
+        Args:
+            observations: R prompts, or conversations so far; the same object again for several samples of it.
 
         Returns:
-            What `decode` continues, and hidden states [N * num_samples, hidden] that predict the first tokens; the
-            samples of a prompt stand next to each other.
+            What `decode` continues, and hidden states [slots, hidden] that predict the first token of each slot.
         """
-        starts = torch.tensor([prompt.next_position for prompt in prompts], device=self.device)
-        self.count("prefill_tokens", sum(map(len, prompts)))
         if self.plain_reason is not None:
-            return self._start_plain_decoding(prompts, starts, num_samples)
-        lengths = [len(prompt) for prompt in prompts]
-        packing = Packing(lengths, [], [], self.device, keep_keys=True)
-        embeddings, positions = self._embed_prompts([prompts[i] for i in packing.prompt_order])
-        hidden = run_decoder(self.base.get_decoder(), embeddings, _positions(positions), packing)
-        last = [start + length - 1 for start, length in zip(packing.prompt_starts, lengths, strict=True)]
-        decoding = SharedDecoding(packing, lengths, starts, num_samples)
-        return decoding, hidden[0, last].repeat_interleave(num_samples, 0)
+            return self._start_plain_decoding(observations)
+        prompts, prompt_of = _distinct([root(item) for item in observations])
+        tails = [tail(item) for item in observations]
+        lengths, tail_lengths = list(map(len, prompts)), [len(item.input_ids) for item in tails]
+        packing = Packing(lengths, tail_lengths, prompt_of, self.device, keep_keys=True)
+        self.count("prefill_tokens", packing.num_tokens)
+        hidden = self._run_packed(packing, prompts, tails)
+        last = [
+            packing.row_starts[row] + length - 1 if length else packing.prompt_starts[prompt] + lengths[prompt] - 1
+            for row, (length, prompt) in enumerate(zip(tail_lengths, prompt_of, strict=True))
+        ]
+        decoding = SharedDecoding(packing, lengths, tail_lengths, prompt_of, self._starts(observations))
+        return decoding, hidden[torch.tensor(last, device=self.device)[decoding.rows.clamp(min=0)]]
 
-    def _start_plain_decoding(
-        self, prompts: Sequence[Encoded], starts: Tensor, num_samples: int
-    ) -> tuple[Decoding, Tensor]:
+    def _start_plain_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
         from transformers import DynamicCache
 
-        embeddings, positions, mask = self._pad_prompts(prompts)
+        distinct, index = _distinct(observations)
+        rows = torch.tensor(index, device=self.device)
+        embeddings, positions, mask = self._pad_prompts([whole(item) for item in distinct])
+        self.count("prefill_tokens", sum(map(len, distinct)))
         cache = DynamicCache(config=self.base.config.get_text_config())
         output = self.base.get_decoder()(
             inputs_embeds=embeddings,
@@ -192,8 +201,11 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        decoding = PlainDecoding(cache, starts, mask, num_samples)
-        return decoding, output.last_hidden_state[:, -1].repeat_interleave(num_samples, 0)
+        return PlainDecoding(cache, rows, self._starts(distinct), mask), output.last_hidden_state[:, -1][rows]
+
+    def _starts(self, observations: Sequence[Observation]) -> Tensor:
+        """Position of the first token that follows each, int64."""
+        return torch.tensor([item.next_position for item in observations], device=self.device)
 
     def decode(self, decoding: Decoding, tokens: Tensor) -> Tensor:
         """Append one token to each completion, int64 [R]; hidden states [R, hidden] that predict the next."""
@@ -235,12 +247,6 @@ class LanguageModel(nn.Module):
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.base.get_input_embeddings()(tokens)
-
-    def _embed_prompts(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-        """One behind the other: embeddings with media [1, tokens, hidden], positions int64 [axes, 1, tokens]."""
-        input_ids = torch.cat([prompt.input_ids for prompt in prompts])[None].to(self.device)
-        positions = torch.cat([prompt.position_ids for prompt in prompts], 1)[:, None].to(self.device)
-        return self._with_media(input_ids, prompts), positions
 
     def _pad_prompts(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [N, P, hidden], positions [axes, N, P], mask [N, P]; padded on the left."""
@@ -303,15 +309,69 @@ def _positions(positions: Tensor) -> Tensor:
     return positions if positions.shape[0] > 1 else positions[0]
 
 
-def _distinct_observations(rows: Sequence[Row]) -> tuple[list[Encoded], list[int]]:
-    """The prompts of rows, each once, and which of them each row follows."""
+def _distinct(items: Sequence[Item]) -> tuple[list[Item], list[int]]:
+    """Each object once, and which of them each item is."""
     places: dict[int, int] = {}
-    prompts: list[Encoded] = []
-    for row in rows:
-        if id(row.observation) not in places:
-            places[id(row.observation)] = len(prompts)
-            prompts.append(row.observation)
-    return prompts, [places[id(row.observation)] for row in rows]
+    distinct: list[Item] = []
+    for item in items:
+        if id(item) not in places:
+            places[id(item)] = len(distinct)
+            distinct.append(item)
+    return distinct, [places[id(item)] for item in items]
+
+
+class _Sequences:
+    """Rows as sequences behind their prompts; the turns of a conversation stand in one.
+
+    Attributes:
+        prompts: each once.
+        tails: of each sequence, what follows its prompt, without its last action token, which nothing follows.
+        lengths, prompt_of: of each sequence.
+        places: of each row, its sequence and where in the tail its action starts.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        inside = set()  # turns that a later turn at hand continues
+        for row in rows:
+            observation = row.observation
+            while isinstance(observation, Continuation):
+                inside.add((id(observation.before), id(observation.action)))
+                observation = observation.before
+        last = [row for row in rows if (id(row.observation), id(row.action)) not in inside]
+        self.prompts, self.prompt_of = _distinct([root(row.observation) for row in last])
+        self.tails = [tail(row.observation, row.action[:-1]) for row in last]
+        self.lengths = [len(item.input_ids) for item in self.tails]
+        self._sequence_of: dict[tuple[int, int], int] = {}
+        for sequence, row in enumerate(last):
+            turn: tuple[Observation, Tensor] = row.observation, row.action
+            self._sequence_of[id(turn[0]), id(turn[1])] = sequence
+            while isinstance(turn[0], Continuation):
+                turn = turn[0].before, turn[0].action
+                self._sequence_of[id(turn[0]), id(turn[1])] = sequence
+        self.places = [
+            (
+                self._sequence_of[id(row.observation), id(row.action)],
+                len(row.observation) - len(root(row.observation)),
+            )
+            for row in rows
+        ]
+
+
+def _row(prompt_id: str, trajectory_id: str, observation: Observation, item: Sampled, *, forced: bool = False) -> Row:
+    """A decision of the policy, or one that the data made for it."""
+    num_actions = len(item.tokens)
+    no, yes = torch.zeros(num_actions, dtype=torch.bool), torch.ones(num_actions, dtype=torch.bool)
+    return Row(
+        prompt_id=prompt_id,
+        trajectory_id=trajectory_id,
+        observation=observation,
+        observation_key=observation.key,
+        action=item.tokens,
+        num_actions=num_actions,
+        sampler_logprobs=None if forced else item.logprobs,
+        masks={ACTION_MASK: no, FORCED_MASK: yes} if forced else {},
+        truncated=item.truncated,
+    )
 
 
 def _with_image_size(prompt: Prompt, observation: Encoded) -> Prompt:
@@ -398,6 +458,7 @@ class LanguageModelPolicy:
         Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, as the model saw it.
         """
         groups: dict[int, RolloutGroup] = {}
+        observations = [self.encoder.encode(prompt) for prompt in prompts]
 
         def finish(index: int, samples: Sequence[Sampled]) -> None:
             groups[index] = self._group(prompts[index], samples)
@@ -405,50 +466,67 @@ class LanguageModelPolicy:
                 on_group(groups[index])
 
         with self.autocast():
-            self.engine.generate(self, prompts, group_size, sampling, finish)
+            self.engine.generate(self, prompts, observations, group_size, sampling, finish)
         self.encoder.trim_cache()
         return [groups[index] for index in range(len(prompts))]
 
     def _group(self, prompt: Prompt, samples: Sequence[Sampled]) -> RolloutGroup:
         observation = self.encoder.encode(prompt)
-        rollouts = []
-        for index, item in enumerate(samples):
-            row = Row(
-                prompt_id=prompt.id,
-                trajectory_id=f"{prompt.id}/{index}",
-                observation=observation,
-                observation_key=observation.key,
-                action=item.tokens,
-                num_actions=len(item.tokens),
-                sampler_logprobs=item.logprobs,
-                truncated=item.truncated,
-            )
-            rollouts.append(Rollout([row], self.decode(item.tokens)))
+        rollouts = [
+            Rollout([_row(prompt.id, f"{prompt.id}/{index}", observation, item)], self.decode(item.tokens))
+            for index, item in enumerate(samples)
+        ]
         return RolloutGroup(_with_image_size(prompt, observation), rollouts)
+
+    def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> Continuation | None:
+        """See `Policy.observe`; the whole conversation has to fit into `model.max_prompt_tokens`."""
+        row = rollout.rows[-1]
+        ended = int(row.action[-1]) in self.model.stop_ids
+        observation = self.encoder.encode_reply(prompt, row.observation, row.action, messages, ended=ended)
+        return observation if len(observation) <= self.config.max_prompt_tokens else None
+
+    def act(
+        self,
+        prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
+        observations: Sequence[Any],
+        sampling: Sampling,
+        answers: Sequence[str] | None = None,
+    ) -> list[tuple[Row, str]]:
+        """See `Policy.act`."""
+        samples: dict[int, Sampled] = {}
+
+        def finish(index: int, sampled: Sequence[Sampled]) -> None:
+            (samples[index],) = sampled
+
+        if answers is None:
+            with self.autocast():
+                self.engine.generate(self, prompts, observations, 1, sampling, finish)
+        else:
+            samples = dict(enumerate(self._forced(answers)))
+        decisions = []
+        for index, (rollout, observation) in enumerate(zip(rollouts, observations, strict=True)):
+            last = rollout.rows[-1]
+            row = _row(last.prompt_id, last.trajectory_id, observation, samples[index], forced=answers is not None)
+            row = replace(row, step_index=last.step_index + 1, parent_row=last.step_index)
+            decisions.append((row, self.decode(row.action)))
+        return decisions
 
     def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[RolloutGroup]:
         """Rows whose tokens are the answers and the end-of-turn token; see `Policy.demonstrate`."""
-        tokenizer = self.encoder.tokenizer
-        answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
         groups = []
-        for prompt, answer, ids in zip(prompts, answers, answer_ids, strict=True):
-            observation = self.encoder.encode(prompt)
-            tokens = torch.tensor([*ids, tokenizer.eos_token_id])
-            row = Row(
-                prompt_id=prompt.id,
-                trajectory_id=f"{prompt.id}/0",
-                observation=observation,
-                observation_key=observation.key,
-                action=tokens,
-                num_actions=len(tokens),
-                masks={
-                    ACTION_MASK: torch.zeros(len(tokens), dtype=torch.bool),
-                    FORCED_MASK: torch.ones(len(tokens), dtype=torch.bool),
-                },
-            )
+        for prompt, answer, item in zip(prompts, answers, self._forced(answers), strict=True):
+            row = _row(prompt.id, f"{prompt.id}/0", self.encoder.encode(prompt), item, forced=True)
             groups.append(RolloutGroup(prompt, [Rollout([row], answer)]))
         self.encoder.trim_cache()
         return groups
+
+    def _forced(self, answers: Sequence[str]) -> list[Sampled]:
+        """Answers of the data as if they had been sampled, with the end-of-turn token."""
+        tokenizer = self.encoder.tokenizer
+        answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+        tokens = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in answer_ids]
+        return [Sampled(ids, torch.zeros(len(ids)), truncated=False) for ids in tokens]
 
     def decode(self, tokens: Tensor) -> str:
         return self.encoder.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -466,8 +544,8 @@ class LanguageModelPolicy:
         ]
 
     def num_tokens(self, rows: Sequence[Row]) -> int:
-        prompts, _ = _distinct_observations(rows)
-        return sum(map(len, prompts)) + sum(row.num_actions for row in rows)
+        sequences = _Sequences(rows)
+        return sum(map(len, sequences.prompts)) + sum(sequences.lengths) + len(sequences.lengths)
 
     def prompt_length(self, prompt: Prompt) -> int | None:
         """Tokens of a prompt, media included."""

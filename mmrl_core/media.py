@@ -1,14 +1,16 @@
-"""Read images, videos and audio: any stored form in, RGB pixels or mono sound or one clear ``MediaError`` out.
+"""Read images and audio: any stored form in, RGB pixels or mono sound or one clear ``MediaError`` out.
 
-Rows hold media as paths, bytes or decoded objects. The functions here are the only place that opens them, so that
-a broken file is reported with its name and cause and breaks its row only.
+Rows hold media as paths, bytes or decoded objects. The functions here, and in video.py, are the only place that opens
+them, so that a broken file is reported with its name and cause and breaks its row only.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,6 @@ from mmrl_core.errors import MediaError
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 MAX_IMAGE_PIXELS = 128_000_000  # a few kilobytes can unpack to terabytes; larger images are refused before decoding
 MAX_ASPECT_RATIO = 200  # the limit of the Qwen vision processors
@@ -30,6 +31,7 @@ MIN_AUDIO_SECONDS = 0.025  # one spectrogram window; from less, an audio encoder
 MAX_KERNEL_VALUES = 20_000_000  # rates with no large common factor, such as 44101 and 16000, need gigabytes to resample
 UNKNOWN_LENGTH = 1 << 62  # libsndfile's frame count where a header gives none
 CONVERT = "Convert it, for instance with ffmpeg"
+MAX_FILE_HASHES = 1 << 16  # about 20 MB
 SHOWN_BYTES_NAME = "<bytes in the row>"
 SHOWN_ARRAY_NAME = "<array in the row>"
 
@@ -105,12 +107,34 @@ def content_hash(value: Any, *, root: Path | None = None) -> str:
         digest.update(data)
         return digest.hexdigest()
     try:
-        with open(name, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
+        stat = os.stat(name)
+        return _file_hash(os.path.abspath(name), stat.st_mtime_ns, stat.st_size)
     except OSError as error:
         raise _media_error("media file", name, error.strerror or str(error)) from error
-    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=MAX_FILE_HASHES)
+def _file_hash(name: str, mtime_ns: int, num_bytes: int) -> str:
+    """SHA-256 of a file; one that has changed since has another key."""
+    with open(name, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def media_file(value: Any, *, root: Path | None, what: str = "media file") -> str | None:
+    """The file that a medium is read from, as an absolute path; None where the row holds bytes or a decoded object.
+
+    Args:
+        value: whatever ``load_image``, ``load_audio`` or ``load_video`` takes.
+        root: as in ``load_image``.
+        what: to call it in errors.
+
+    Raises:
+        MediaError: as ``load_image`` does for paths, and for values of another type.
+    """
+    if isinstance(value, Image.Image) or _is_decoded_audio(value):
+        return None
+    data, name = _stored_bytes_or_path(value, root, what)
+    return os.path.abspath(name) if data is None else None
 
 
 def resized_size(width: int, height: int, *, min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
@@ -155,83 +179,6 @@ def resize_image(image: Image.Image, min_pixels: int, max_pixels: int, factor: i
     """
     size = resized_size(*image.size, min_pixels=min_pixels, max_pixels=max_pixels, factor=factor)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
-
-
-@dataclass(frozen=True)
-class Video:
-    """Sampled frames of one video.
-
-    Attributes:
-        frames: uint8 [frames, 3, height, width], an even number of frames, sides multiples of 2 x patch size.
-        metadata: "fps" (of the file), "total_num_frames" (of the file), "frames_indices" (of the sampled frames),
-            "video_backend". Processors take it as ``video_metadata=[video.metadata], do_sample_frames=False``.
-        sampled_fps: frames per second among the sampled frames.
-    """
-
-    frames: Tensor
-    metadata: dict[str, Any]
-    sampled_fps: float
-
-
-def load_video(
-    path: str | Path,
-    *,
-    root: Path | None = None,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
-    min_pixels: int | None = None,
-    max_pixels: int | None = None,
-    patch_size: int = 14,
-) -> Video:
-    """Sample frames evenly over a video file, resized as the Qwen models expect (qwen_vl_utils).
-
-    Args:
-        path: of the file; ``root`` as in ``load_image``.
-        fps: sampled frames per second, default 2, kept within ``min_frames`` and ``max_frames``.
-        num_frames: this many frames instead, or all (an even number) if the video has fewer. Excludes ``fps``.
-        min_pixels, max_pixels: area limits of one frame in pixels; None leaves qwen_vl_utils' defaults.
-        patch_size: of the vision tower, in pixels.
-
-    Raises:
-        MediaError: missing, out of ``root``, not a video, torn, fewer than two frames, or no decoder installed.
-        ValueError: both ``fps`` and ``num_frames`` are given, or are not positive.
-    """
-    if fps is not None and num_frames is not None:
-        raise ValueError("fps and num_frames exclude each other: give one")
-    if (fps is not None and fps <= 0) or (num_frames is not None and num_frames < 2):
-        raise ValueError(f"fps must be positive and num_frames at least 2: {fps=}, {num_frames=}")
-    _, name = _stored_bytes_or_path(path, root, "video")
-    if not Path(name).is_file():
-        raise _media_error("video", name, "no such file")
-    try:
-        from qwen_vl_utils.vision_process import fetch_video
-    except ImportError as error:
-        why = f"reading videos needs qwen-vl-utils and a decoder ({error}). Try: pip install qwen-vl-utils decord"
-        raise _media_error("video", name, why) from error
-
-    request: dict[str, Any] = {"video": name, "min_frames": min_frames, "max_frames": max_frames}
-    if num_frames is not None:
-        # fps 0 makes the lower limit decide, which, unlike the key "nframes", accepts videos with fewer frames.
-        request |= {"fps": 0.0, "min_frames": num_frames, "max_frames": num_frames}
-    elif fps is not None:
-        request["fps"] = fps
-    request |= {k: v for k, v in (("min_pixels", min_pixels), ("max_pixels", max_pixels)) if v is not None}
-    try:
-        (frames, metadata), sampled_fps = fetch_video(
-            request, image_patch_size=patch_size, return_video_sample_fps=True, return_video_metadata=True
-        )
-    except Exception as error:
-        # After the decoder's own failure fetch_video tries torchvision, whose error only hides the cause.
-        first: BaseException = error
-        while first.__context__ is not None:
-            first = first.__context__
-        raise _media_error("video", name, _why_no_frames(first)) from error
-    import torch
-
-    metadata["frames_indices"] = [int(i) for i in metadata["frames_indices"]]
-    return Video(frames.to(torch.uint8), metadata, float(sampled_fps))
 
 
 @dataclass(frozen=True)
@@ -308,14 +255,6 @@ def _reason(error: BaseException) -> str:
     """First line of an exception, with its type where the text alone says little."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
-
-
-def _why_no_frames(error: BaseException) -> str:
-    if "read_video" in str(error):
-        return "no video decoder is installed. Try: pip install decord"
-    if "nframes should in interval" in str(error):
-        return "it has fewer than two frames to sample"
-    return f"torn or not a video ({_reason(error)})"
 
 
 def _stored_bytes(value: Any, root: Path | None, what: str) -> tuple[bytes, str]:

@@ -48,6 +48,10 @@ def load_processor(config: ModelConfig, path: str | Path) -> Any:
         loader = AutoProcessor if _media_kinds(_settings(config, path)) else AutoTokenizer
         processor = loader.from_pretrained(path, **_hub_options(config))
     _set_pixel_limits(processor, config)
+    if (video_processor := getattr(processor, "video_processor", None)) is not None:
+        # `load_video` has given frames the size that the task asks for, which may be below the processor's least.
+        side_px = video_processor.patch_size * video_processor.merge_size
+        video_processor.size = {**dict(video_processor.size), "shortest_edge": side_px**2}
     return processor
 
 

@@ -38,6 +38,8 @@ KINDS = {
     "advantage": "advantage stages: (advantages, view, **options) -> [B] or [B, T]",
     "loss": "policy-loss surrogates: (inputs, **options) -> token losses [B, T], metrics",
     "strategy": "rollout strategies: (policy, prompts, group_size, sampling, **options) -> groups",
+    "tool": "tools that a policy may call in a rollout: subclasses of mmrl_core.tools.Tool, made with (**options)",
+    "environment": "what a policy talks to over several turns: (tools, media_root, **options) -> Environment",
     "engine": "rollout engines of the language-model policy",
     "policy": "policies: (config, ...) -> object of the Policy protocol",
     "model": "builders of starting models: (directory, *, seed, **options)",

@@ -5,11 +5,11 @@ The core ships `mmrl_core.language_model.LanguageModelPolicy`; a plugin register
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from mmrl_core.types import Prompt, RolloutGroup, Row, Sampling, TokenStats
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,44 @@ class Policy(Protocol):
             on_group: told each group as soon as it is finished; the very objects that are returned.
 
         Returns:
-            A group for each prompt, in order; each rollout has one row. Multi-turn strategies call this once a turn.
+            A group for each prompt, in order; each rollout has one row, the first of its trajectory.
+        """
+        ...
+
+    def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> Any:
+        """What the next decision of a trajectory is made on: all so far, and messages that answer its last action.
+
+        Args:
+            prompt: of the trajectory.
+            rollout: its rows so far.
+            messages: chat messages of tools or an environment, in the form of `Prompt.messages`.
+
+        Returns:
+            The observation, whose `len` is its number of tokens; None if it is longer than the policy takes.
+
+        Raises:
+            PolicyError: the policy acts once.
+        """
+        ...
+
+    def act(
+        self,
+        prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
+        observations: Sequence[Any],
+        sampling: Sampling,
+        answers: Sequence[str] | None = None,
+    ) -> list[tuple[Row, str]]:
+        """One more decision of each trajectory, without gradient.
+
+        Args:
+            prompts: of the trajectories.
+            rollouts: the trajectories so far.
+            observations: what `observe` returned for them.
+            answers: decisions taken from data instead of the policy's own; their rows have a forced mask.
+
+        Returns:
+            The new row of each, and its text.
         """
         ...
 

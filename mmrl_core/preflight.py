@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmrl_core.checks import check_task
 from mmrl_core.config import RunConfig
+from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError
 from mmrl_core.metrics import check_trackers
 from mmrl_core.model_path import starting_model
@@ -51,7 +52,14 @@ def check_run(config: RunConfig) -> list[str]:
     ]
     for stage in config.stages:
         assert stage.data.train is not None
-        source = PromptSource(plugins, stage.data.train, stage.prompt, stage.data, name="train")
+        source = PromptSource(
+            plugins,
+            stage.data.train,
+            stage.prompt,
+            stage.data,
+            name="train",
+            environment=make_environment(stage.rollout, stage.data, plugins),
+        )
         found = [source.prompt(index) for index in range(min(PROMPTS_ENCODED, len(source)))]
         lengths = [policy.prompt_length(prompt) for prompt in found if prompt is not None]
         tokens = [length for length in lengths if length is not None]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,6 +24,24 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2 << 30
 """Encoded prompts kept between steps, in bytes."""
+
+TOOLS_SECTION = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+"""What Qwen's chat templates say of tools; here for models of theirs whose template leaves it out (Qwen2.5-VL)."""
+
+_ASSISTANT_TEXT = "turn-5f1c2ab07d"
+"""Stands for what the policy said, where that does not matter; in no text by chance."""
 
 PROCESSOR_PARTS = {"images": "image_processor", "videos": "video_processor", "audios": "feature_extractor"}
 """What a processor needs for each kind of medium; without it, it would pass over the media in silence."""
@@ -58,6 +79,100 @@ class Encoded:
     def num_bytes(self) -> int:
         tensors = [self.input_ids, self.position_ids, *self.media.values(), *self.features.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(eq=False)
+class Continuation:
+    """What a later turn is decided on: all that the turn before was decided on, its action, and what was answered.
+
+    Attributes:
+        before: what the turn before was decided on.
+        action: int64 [T], the tokens of that turn.
+        reply: tokens and media between that turn and this one; its positions are those in the whole conversation.
+        messages: that the reply was made of.
+    """
+
+    before: Encoded | Continuation
+    action: Tensor
+    reply: Encoded
+    messages: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.action) + len(self.reply)
+
+    @property
+    def next_position(self) -> int:
+        """Position of the first token of this turn."""
+        return self.reply.next_position
+
+    @property
+    def key(self) -> str:
+        return self.reply.key
+
+    @cached_property
+    def whole(self) -> Encoded:
+        """All of it as one prompt."""
+        start = whole(self.before)
+        positions = _following(start.next_position, len(self.action), len(start.position_ids))
+        names = [*start.media, *(name for name in self.reply.media if name not in start.media)]
+        media = {
+            name: torch.cat([part.media[name] for part in (start, self.reply) if name in part.media]) for name in names
+        }
+        return Encoded(
+            self.key,
+            self.reply.media_key,
+            torch.cat([start.input_ids, self.action, self.reply.input_ids]),
+            torch.cat([start.position_ids, positions, self.reply.position_ids], 1),
+            self.next_position,
+            media,
+        )
+
+
+Observation = Encoded | Continuation
+"""What a row was decided on."""
+
+
+class Tail(NamedTuple):
+    """What stands between a prompt and a decision: int64 [S] tokens, [axes, S] positions, the replies in order."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    replies: list[Encoded]
+
+
+def root(observation: Observation) -> Encoded:
+    """The prompt that a conversation began with."""
+    while isinstance(observation, Continuation):
+        observation = observation.before
+    return observation
+
+
+def whole(observation: Observation) -> Encoded:
+    """A prompt, or a conversation as one prompt."""
+    return observation.whole if isinstance(observation, Continuation) else observation
+
+
+def tail(observation: Observation, action: Tensor | None = None) -> Tail:
+    """The conversation after its prompt, followed by an action if one is given."""
+    ids, positions, replies = [], [], []
+    axes = len(root(observation).position_ids)
+    if action is not None:
+        ids.append(action)
+        positions.append(_following(observation.next_position, len(action), axes))
+    while isinstance(observation, Continuation):
+        ids += [observation.reply.input_ids, observation.action]
+        positions.append(observation.reply.position_ids)
+        positions.append(_following(observation.before.next_position, len(observation.action), axes))
+        replies.append(observation.reply)
+        observation = observation.before
+    if not ids:
+        return Tail(torch.zeros(0, dtype=torch.long), torch.zeros(axes, 0, dtype=torch.long), [])
+    return Tail(torch.cat(ids[::-1]), torch.cat(positions[::-1], 1), replies[::-1])
+
+
+def _following(start: int, count: int, axes: int) -> Tensor:
+    """Positions [axes, count] of text from `start` on."""
+    return torch.arange(start, start + count).expand(axes, -1)
 
 
 class PromptMedia(NamedTuple):
@@ -99,9 +214,19 @@ class PromptEncoder:
     def render(self, prompt: Prompt) -> str:
         """The prompt's text with the chat template applied and placeholders for media."""
         messages = list(prompt.messages)
+        if not prompt.tools:
+            return self._apply_template(messages)
+        text = self._apply_template(messages, tools=list(prompt.tools))
+        if prompt.tools[0]["function"]["name"] in text:
+            return text
+        return self._apply_template(_with_tools_section(messages, prompt.tools))  # its template knows no tools
+
+    def _apply_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         if self.tokenizer is self.processor:  # a text model's template expects plain strings
             messages = [{**message, "content": _plain_text(message["content"])} for message in messages]
-        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(
+            self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
+        )
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Tokenise a prompt and process its media; the same content gives the same object while it is cached.
@@ -111,7 +236,7 @@ class PromptEncoder:
                 (prompts are never cut), or the model does not take such media.
         """
         text = self.render(prompt)
-        media = media_of(prompt)
+        media = media_of(prompt.messages)
         media_keys = list(prompt.media_keys)
         if len(media_keys) != sum(map(len, media)):
             media_keys = [_content_key(medium) for kind in media for medium in kind]
@@ -125,6 +250,52 @@ class PromptEncoder:
         with self._lock:
             self._grown = True
             return self._cache.setdefault(key, encoded)
+
+    def encode_reply(
+        self,
+        prompt: Prompt,
+        before: Observation,
+        action: Tensor,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        ended: bool,
+    ) -> Continuation:
+        """Continue a conversation by the messages that answer an action.
+
+        Args:
+            prompt: that the conversation began with.
+            before: what the action was decided on.
+            action: int64 [T].
+            messages: chat messages, of tools or of a user.
+            ended: the action's last token ends a turn; otherwise the template's end of turn belongs to the reply.
+
+        Returns:
+            The conversation, which may be longer than `model.max_prompt_tokens`.
+
+        Raises:
+            TaskDataError: an audio is longer than the model's window, or the model does not take such media.
+        """
+        # The template writes the messages behind the conversation so far. What the policy said does not matter to it,
+        # and would not always give the tokens that were sampled.
+        turn = {"role": "assistant", "content": [{"type": "text", "text": _ASSISTANT_TEXT}]}
+        earlier: list[Mapping[str, Any]] = []
+        observation = before
+        while isinstance(observation, Continuation):
+            earlier = [turn, *observation.messages, *earlier]
+            observation = observation.before
+        text = self._apply_template([*prompt.messages, *earlier, turn, *messages]).rpartition(_ASSISTANT_TEXT)[2]
+        if ended:
+            text = text.removeprefix(self.tokenizer.decode(action[-1:]))
+        media = media_of(messages)
+        media_keys = [_content_key(medium) for kind in media for medium in kind]
+        media_key = hashlib.sha256("\0".join(media_keys).encode()).hexdigest() if media_keys else ""
+        history = ",".join(map(str, action.tolist()))
+        key = hashlib.sha256(f"{before.key}\0{history}\0{text}\0{media_key}".encode()).hexdigest()
+        reply = self._encode(prompt.id, text, media, key, media_key, continues=len(before) + len(action))
+        start_position = before.next_position + len(action)
+        reply.position_ids = reply.position_ids + start_position
+        reply.next_position += start_position
+        return Continuation(before, action, reply, messages)
 
     def trim_cache(self) -> None:
         """Drop the prompts used longest ago until the cache fits; called once a batch's features are in."""
@@ -140,7 +311,10 @@ class PromptEncoder:
         with self._lock:
             self._cache.clear()
 
-    def _encode(self, name: str, text: str, media: PromptMedia, key: str, media_key: str) -> Encoded:
+    def _encode(
+        self, name: str, text: str, media: PromptMedia, key: str, media_key: str, *, continues: int = 0
+    ) -> Encoded:
+        """Tokens, positions and media of a text that follows `continues` tokens."""
         arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         for kind, part in PROCESSOR_PARTS.items():
             if getattr(media, kind) and getattr(self.processor, part, None) is None:
@@ -154,13 +328,13 @@ class PromptEncoder:
         if media.audios:
             arguments["audio"] = self._resampled(name, media.audios)
             arguments["sampling_rate"] = self.processor.feature_extractor.sampling_rate
-        if self.tokenizer is self.processor:
+        if self.tokenizer is self.processor or continues:
             arguments["add_special_tokens"] = False  # the chat template wrote them
         outputs = dict(self.processor(**arguments))
         input_ids = outputs.pop("input_ids")[0]
         outputs.pop("attention_mask", None)
         token_types = outputs.pop("mm_token_type_ids", None)
-        if len(input_ids) > self._max_tokens:
+        if not continues and len(input_ids) > self._max_tokens:
             raise TaskDataError(
                 f"prompt {name!r} has {len(input_ids)} tokens, over model.max_prompt_tokens={self._max_tokens}. "
                 "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut."
@@ -215,16 +389,25 @@ class PromptEncoder:
         return position_ids[:, 0], length + int(delta.flatten()[0])
 
 
+def _with_tools_section(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages with the tools described in the system message, in the form that Qwen's models were trained on."""
+    section = TOOLS_SECTION.format("\n".join(map(json.dumps, tools)))
+    system = next((_plain_text(message["content"]) for message in messages if message["role"] == "system"), "")
+    text = f"{system}\n\n{section}" if system else section
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": [{"type": "text", "text": text}]}, *others]
+
+
 def _plain_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part["type"] == "text")
 
 
-def media_of(prompt: Prompt) -> PromptMedia:
-    """The decoded media of a prompt."""
+def media_of(messages: Sequence[Mapping[str, Any]]) -> PromptMedia:
+    """The decoded media of chat messages."""
     media = PromptMedia([], [], [])
-    for message in prompt.messages:
+    for message in messages:
         for part in message["content"] if not isinstance(message["content"], str) else ():
             if part["type"] == "image":
                 media.images.append(part["image"])

@@ -38,13 +38,17 @@ MAX_COMPARED_EVALUATIONS = 4
 MAX_TRAINING_STEPS = 4
 MAX_GROUPS_OF_STEP = 2
 MAX_COMPLETIONS_OF_GROUP = 32
-MAX_PICTURES_OF_PROMPT = 8
+MAX_PICTURES_OF_MESSAGE = 8
+MAX_TURNS_OF_COMPLETION = 12
+MAX_FACTS_OF_COMPLETION = 12
+MAX_FACT_CHARS = 40
 MAX_SHAPES_OF_COMPLETION = 100
 MAX_SHOWN_CHARS = 8_000  # of a prompt or completion; a runaway one would hide all others
 MAX_SET_ASIDE_ROWS = 200
 MAX_CHARTS = 36  # of a section
 MAX_CURVES = 6  # of a chart
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
+MAX_PNG_BYTES = 32_000  # small pictures are kept exactly, but not where that would make a report of films huge
 
 TRAINING, UPDATE, COMPLETIONS, OTHER = "Reward in training", "Update", "Completions and time", "Other numbers"
 
@@ -74,6 +78,7 @@ SMALLEST_CHANGE = 5e-4  # less rounds to 0.000
 
 _TEMPERATURE_METRIC = re.compile(r"(greedy|t[0-9][0-9.]*)/(.+)")
 _STEP_LABEL = re.compile(r"step \d+")
+_TAG = re.compile(r"(</?(?:think|tool_call|answer)>)")  # shown as written; what is between them is told apart
 # What a browser would drop or choke on: control characters become symbols, lone surrogates a replacement mark.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 _VISIBLE |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
@@ -98,7 +103,7 @@ def write_report(run: Path) -> Path:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=format_number, change=format_change, visible=_visible)
+    environment.filters.update(number=format_number, change=format_change, seconds=format_seconds, visible=_visible)
     html = environment.get_template(TEMPLATE).render(_contents(run))
     path = run / "report.html"
     with written_aside(path) as aside:
@@ -134,6 +139,15 @@ def format_change(value: float | None) -> str:
     if value is not None and abs(value) < SMALLEST_CHANGE:
         return "±0.000"
     return f"+{format_number(value)}" if value is not None and value > 0 else format_number(value)
+
+
+def format_seconds(value: float) -> str:
+    """A time within a medium.
+
+    >>> [format_seconds(value) for value in (0, 12.04, 3600.0, 1e9)]
+    ['0.0 s', '12.0 s', '3600.0 s', '1.0e+09 s']
+    """
+    return f"{value:.1f} s" if abs(value) < 1e6 else f"{value:.1e} s"
 
 
 def _contents(run: Path) -> dict[str, Any]:
@@ -189,8 +203,12 @@ def _at(tree: Any, *keys: str) -> Any:
 
 
 def _finite(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number beyond all floats
+        return None
 
 
 def _numbers(record: Record) -> list[tuple[str, float]]:
@@ -412,13 +430,15 @@ def _training_charts(columns: Mapping[str, Points], stages: Sequence[Stage]) -> 
 class _Media:
     """Pictures of a run, embedded once each and shown by their id, and the view that draws shapes on them.
 
-    A view that cannot be loaded, or fails, is told in `problem` and leaves pictures without shapes.
+    A view that cannot be loaded, or fails, is told in `problem` and leaves pictures without shapes. `has_areas` and
+    `has_spans` tell what it drew: on pictures, of time.
     """
 
     def __init__(self, root: Path, config: Any) -> None:
         self.embedded: list[dict[str, Any]] = []
         self.problem = ""
-        self.view: Callable[..., Any] | None = None
+        self.has_areas = self.has_spans = False
+        self._view: Callable[..., Any] | None = None
         self._root = root
         self._known: dict[str, dict[str, Any] | None] = {}
         component = _at(config, "log", "view")
@@ -426,7 +446,7 @@ class _Media:
         if isinstance(component, Mapping):
             options = {str(key): value for key, value in component.items() if key != "name"}
             try:
-                self.view = partial(load_plugins().registry.get("view", str(component.get("name"))).load(), **options)
+                self._view = partial(load_plugins().registry.get("view", str(component.get("name"))).load(), **options)
             except Exception as error:  # a plugin that is missing or broken: the report stands without it
                 self.problem = f"Nothing is drawn on the pictures: {error}"
 
@@ -444,38 +464,61 @@ class _Media:
         width, height = (round(1000 * side / max(image.size), 1) for side in image.size)
         is_small = max(image.size) <= 256
         image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
-        buffer, kind = io.BytesIO(), "png" if is_small else "jpeg"
-        image.save(buffer, format=kind, quality=88)
+        buffer, kind = io.BytesIO(), "png"
+        if is_small:
+            image.save(buffer, format=kind)
+        if not is_small or buffer.tell() > MAX_PNG_BYTES:
+            buffer, kind = io.BytesIO(), "jpeg"
+            image.save(buffer, format=kind, quality=88)
         uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
         name = f"picture-{len(self.embedded)}"
         self.embedded.append({"id": name, "width": width, "height": height, "is_small": is_small, "uri": uri})
         return self.embedded[-1]
 
     def shapes(self, rollout: Record) -> list[dict[str, Any]]:
-        """Sound shapes for a rollout, as the template draws them."""
-        if self.view is None or not isinstance(rollout.get("completion"), str):
+        """Sound shapes for a rollout, as the template draws them: areas of pictures and spans of time."""
+        if self._view is None or not isinstance(rollout.get("completion"), str):
             return []
         try:
-            found = list(self.view(rollout["completion"], rollout.get("sample") or {}))
+            sample = {**_mapping(rollout, "sample"), **_mapping(rollout, "outcome")}
+            found = list(self._view(rollout["completion"], sample))
         except Exception as error:  # third-party code on untrusted text
             self.problem = f"The view failed on a completion: {type(error).__name__}: {error}"
             return []
-        shapes = [_sound_shape(shape) for shape in found[:MAX_SHAPES_OF_COMPLETION]]
-        return [shape for shape in shapes if shape is not None]
+        sound = [_sound_span(shape) or _sound_area(shape) for shape in found[:MAX_SHAPES_OF_COMPLETION]]
+        shapes = [shape for shape in sound if shape is not None]
+        self.has_areas |= any(_is_area(shape) for shape in shapes)
+        self.has_spans |= not all(_is_area(shape) for shape in shapes)
+        return shapes
 
-    def panels(self, rollout: Record, shapes: Sequence[dict[str, Any]]) -> list[Any]:
-        """The prompt's pictures with shapes on them, gold on top; None for a picture that cannot be read."""
-        paths = rollout.get("media")
+    def panels(self, message: Record, shapes: Sequence[dict[str, Any]] = ()) -> list[Any]:
+        """The pictures of a prompt or turn with shapes on them, gold on top; None for one that cannot be read."""
+        paths, times = _list(message, "media"), _list(message, "times_s")
         panels: list[Any] = []
-        for position, path in enumerate(paths[:MAX_PICTURES_OF_PROMPT] if isinstance(paths, list) else []):
-            drawn = [shape for shape in shapes if shape["medium"] == position]
+        for position, path in enumerate(paths[:MAX_PICTURES_OF_MESSAGE]):
+            drawn = [shape for shape in shapes if _is_area(shape) and shape["medium"] == position]
             drawn.sort(key=lambda shape: shape["style"] == "gold")
             picture = self.picture(path)
-            panels.append(picture and {"picture": picture, "shapes": drawn})
+            time_s = _finite(times[position]) if position < len(times) else None
+            panels.append(picture and {"picture": picture, "shapes": drawn, "time_s": time_s})
         return panels
 
 
-def _sound_shape(shape: Any) -> dict[str, Any] | None:
+def _mapping(record: Record, key: str) -> Mapping[str, Any]:
+    value = record.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(record: Record, key: str) -> list[Any]:
+    value = record.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _is_area(shape: Mapping[str, Any]) -> bool:
+    return "medium" in shape
+
+
+def _sound_area(shape: Any) -> dict[str, Any] | None:
     """A box or point per mille, with its edges in percent of the picture's sides; None if it is neither."""
     box, point, medium = _at(shape, "box"), _at(shape, "point"), _at(shape, "medium")
     values = point if box is None else box
@@ -497,13 +540,83 @@ def _sound_shape(shape: Any) -> dict[str, Any] | None:
     }
 
 
+def _sound_span(shape: Any) -> dict[str, Any] | None:
+    """A stretch of time, with its edges in percent of the medium's length; None if it is none."""
+    span, length_s = _at(shape, "span"), _finite(_at(shape, "length_s"))
+    if length_s is None or length_s <= 0 or not isinstance(span, Sequence) or len(span) != 2:
+        return None
+    if any(_finite(value) is None for value in span):
+        return None
+    start_s, end_s = sorted(map(float, span))
+    kind, label = _at(shape, "kind"), str(_at(shape, "label") or "")[:24]
+    left, right = _percent(start_s, length_s), _percent(end_s, length_s)
+    return {
+        "style": kind if kind in ("gold", "call") else "predicted",  # a CSS class
+        "told": f"{label} {format_seconds(start_s)[:-2]} to {format_seconds(end_s)}".strip(),
+        "length_s": length_s,
+        "x": min(left, 99.4),
+        "width": round(max(0.6, right - left), 2),  # one without extent, or outside, stays visible
+    }
+
+
+def _percent(time_s: float, length_s: float) -> float:
+    return round(min(100.0, max(0.0, 100 * (time_s / length_s))), 2)
+
+
+def _timeline(rollouts: Sequence[Record], shapes: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any] | None:
+    """Lanes over an axis of time, for the rollouts of a prompt and what is drawn of each; None if it is no time.
+
+    The gold and the prompt's frames come first. Then one rollout has a lane for its calls, with the frames that they
+    returned, and one for its answer; several have a lane each, named by their number.
+    """
+    spans = [[shape for shape in own if not _is_area(shape)] for own in shapes]
+    if not any(spans):
+        return None
+    length_s = max(span["length_s"] for own in spans for span in own)
+
+    def lane(
+        name: str, told: Sequence[dict[str, Any]], under: Sequence[dict[str, Any]] = (), seen_in: Sequence[Any] = ()
+    ) -> dict[str, Any]:
+        """`told` lie over `under` and are written beside the lane; the frames of messages are marked."""
+        messages = [message for message in seen_in if isinstance(message, Mapping)]
+        times = [_finite(time) for message in messages for time in _list(message, "times_s")]
+        return {
+            "name": name,
+            "spans": [*under, *told],
+            "ticks": sorted({_percent(time, length_s) for time in times if time is not None}),
+            "told": ", ".join(span["told"] for span in told[:3]),
+        }
+
+    gold = [span for span in spans[0] if span["style"] == "gold"]
+    calls = [[span for span in own if span["style"] == "call"] for own in spans]
+    answers = [[span for span in own if span["style"] not in ("gold", "call")] for own in spans]
+    lanes = [lane("gold", gold), lane("frames", [], seen_in=rollouts[:1])]
+    if len(rollouts) == 1:
+        lanes += [lane("tool calls", calls[0], seen_in=_list(rollouts[0], "turns")), lane("predicted", answers[0])]
+    lanes = [one for one in lanes if one["spans"] or one["ticks"]]
+    if len(rollouts) > 1:
+        numbered = enumerate(zip(answers, calls, strict=True), start=1)
+        lanes += [lane(str(number), told, under) for number, (told, under) in numbered]
+    return {"length": format_seconds(length_s), "lanes": lanes}
+
+
 def _shown_rollout(rollout: Record, media: _Media) -> dict[str, Any]:
     """What is told of a rollout beside its prompt."""
-    rewards = rollout.get("rewards")
-    rewards = rewards if isinstance(rewards, Mapping) else {}
+    rewards, turns = _mapping(rollout, "rewards"), _list(rollout, "turns")
     made, text = rollout.get("completion_media"), rollout.get("completion")
     return {
-        "completion": _shortened(text if isinstance(text, str) else ""),
+        "completion": _told_apart(text if isinstance(text, str) else ""),
+        "turns": [
+            {
+                "role": _visible(str(turn.get("role", ""))[:24]),
+                "text": _told_apart(str(turn.get("text", ""))),
+                "panels": media.panels(turn),
+            }
+            for turn in turns[:MAX_TURNS_OF_COMPLETION]
+            if isinstance(turn, Mapping)
+        ],
+        "num_turns_left_out": max(0, len(turns) - MAX_TURNS_OF_COMPLETION),
+        "outcome": _told_outcome(_mapping(rollout, "outcome")),
         "made": media.picture(made) if isinstance(made, str) else None,
         "rewards": {name: _finite(rewards[key]) for key, name in _readable(rewards).items()},
         "total": _finite(rollout.get("total")),
@@ -511,6 +624,34 @@ def _shown_rollout(rollout: Record, media: _Media) -> dict[str, Any]:
         "truncated": rollout.get("truncated") is True,
         "num_tokens": rollout.get("num_tokens"),
     }
+
+
+def _told_apart(text: str) -> list[tuple[str, str]]:
+    """(CSS class, piece) of a completion: reasoning, calls and answers are styled; together the pieces are the text."""
+    pieces, style = [], "plain"
+    for piece in _TAG.split(_shortened(text)):
+        if _TAG.fullmatch(piece) and piece[1] != "/":
+            style = piece[1:-1]
+        if piece:
+            pieces.append((style, piece))
+        if _TAG.fullmatch(piece) and piece[1] == "/":
+            style = "plain"
+    return pieces
+
+
+def _told_outcome(outcome: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of facts, short."""
+
+    def short(text: str) -> str:
+        return _visible(text if len(text) <= MAX_FACT_CHARS else f"{text[:MAX_FACT_CHARS]}…")
+
+    def told(value: Any) -> str:
+        if _finite(value) is not None:
+            return format_number(value)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+    facts = list(outcome.items())[:MAX_FACTS_OF_COMPLETION]
+    return [(short(name.replace("_", " ")), short(told(value))) for name, value in facts]
 
 
 def _shown_prompt(rollout: Record) -> dict[str, str]:
@@ -550,8 +691,22 @@ def _compared_prompts(files: Sequence[RolloutFile], milestones: Sequence[_Evalua
     rows = []
     for prompt, _ in counts.most_common(MAX_COMPARED_PROMPTS):  # of equal counts, the first written comes first
         found = [table.get(prompt) for table in tables]
-        cells = [one and (media.panels(one, media.shapes(one)), _shown_rollout(one, media)) for one in found]
-        rows.append({"prompt": _shown_prompt(next(filter(None, found))), "cells": cells})
+        first = next(filter(None, found))
+        shapes = [media.shapes(one) if one else [] for one in found]
+        has_areas = any(_is_area(shape) for own in shapes for shape in own)
+        cells = [
+            one
+            and {
+                "panels": media.panels(one, own) if has_areas else [],
+                "timeline": _timeline([one], [own]),
+                "rollout": _shown_rollout(one, media),
+            }
+            for one, own in zip(found, shapes, strict=True)
+        ]
+        # Pictures that nothing is drawn on are shown once.
+        rows.append(
+            {"prompt": _shown_prompt(first), "panels": [] if has_areas else media.panels(first), "cells": cells}
+        )
     return {"columns": columns, "rows": rows, "num_prompts": len(counts)}
 
 
@@ -570,25 +725,25 @@ def _training_steps(files: Sequence[RolloutFile], media: _Media) -> list[dict[st
 
 
 def _training_group(rollouts: Sequence[Record], media: _Media) -> dict[str, Any]:
-    """One picture with the boxes of all completions, numbered as in the table beside it."""
+    """One picture, or timeline, with what all completions name, numbered as in the table beside it."""
     told = [_shown_rollout(rollout, media) for rollout in rollouts[:MAX_COMPLETIONS_OF_GROUP]]
     largest = max(abs(shown["advantage"] or 0.0) for shown in told)
-    shapes: list[dict[str, Any]] = []
+    shapes: list[list[dict[str, Any]]] = []
     for number, (rollout, shown) in enumerate(zip(rollouts, told, strict=False), start=1):
         advantage = shown["advantage"] or 0.0
         shown["sign"] = "zero" if abs(advantage) < 1e-6 else "better" if advantage > 0 else "worse"
         shown["bar"] = round(50 * abs(advantage) / largest, 1) if largest else 0.0
-        for shape in media.shapes(rollout):
-            if shape["style"] == "predicted":
-                shapes.append({**shape, "label": str(number), "style": shown["sign"]})
-            elif number == 1:  # the gold is the same for all
-                shapes.append(shape)
+        own = media.shapes(rollout)
+        own = [shape for shape in own if number == 1 or shape["style"] != "gold"]  # the gold is the same for all
+        marked = {"label": str(number), "style": shown["sign"]}
+        shapes.append([{**shape, **marked} if shape["style"] == "predicted" else shape for shape in own])
     totals = [shown["total"] for shown in told if shown["total"] is not None]
     return {
         "stage": str(rollouts[0].get("stage", "")),
         "temperature": _finite(rollouts[0].get("temperature")),
         "prompt": _shown_prompt(rollouts[0]),
-        "panels": media.panels(rollouts[0], shapes),
+        "panels": media.panels(rollouts[0], [shape for own in shapes for shape in own]),
+        "timeline": _timeline(rollouts[: len(told)], shapes),
         "rollouts": told,
         "reward_names": list(dict.fromkeys(name for shown in told for name in shown["rewards"])),
         "has_advantages": any(shown["advantage"] is not None for shown in told),

@@ -249,7 +249,8 @@ class RewardRunner:
 
 def _call_of(group: RolloutGroup) -> _Call:
     rollouts = list(group.rollouts)
-    return _Call([rollout.completion for rollout in rollouts], [group.prompt.sample] * len(rollouts), rollouts)
+    samples = [{**group.prompt.sample, **rollout.outcome} for rollout in rollouts]
+    return _Call([rollout.completion for rollout in rollouts], samples, rollouts)
 
 
 def _group_totals(components: Sequence[tuple[float, Sequence[Judgement]]], num_rollouts: int) -> list[float]:

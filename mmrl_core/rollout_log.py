@@ -3,12 +3,14 @@
     rollouts/step-000120-train.jsonl          training groups of step 120
     rollouts/step-000120-held_out.jsonl       held-out prompts after step 120, greedy
     rollouts/step-000120-held_out-t1.jsonl    the same at temperature 1
-    rollouts/media/<content hash>.png         pictures that prompts hold, and pictures that a policy made
+    rollouts/media/<content hash>.png         pictures of prompts and conversations, and pictures that a policy made
 
 A line holds step, stage, split, temperature, prompt_id, group (position in the step), index (position in the group),
-prompt (text; media are written as [image]), media (paths from rollouts/), answer (the gold completion), sample,
-completion (null if it is a picture), completion_media (its path, or null), rewards (name -> number, null = unscored),
-total, advantage, truncated, num_tokens. Numbers that are not finite are null.
+prompt (text; media are written as [image]), media (paths from rollouts/), times_s (for each of the media the time of a
+video's frame, in seconds, or null), answer (the gold completion), sample, completion (null if it is a picture),
+completion_media (its path, or null), turns (of a conversation, in order: role, text, media, times_s; empty for a single
+turn), outcome (facts of the conversation), rewards (name -> number, null = unscored), total, advantage, truncated,
+num_tokens. Of a video up to MAX_FRAMES frames are kept. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -106,22 +108,24 @@ class RolloutLog:
                 "prompt_id": group.prompt.id,
                 "group": group_index,
                 "prompt": prompt_text(group.prompt),
-                "media": self._save_prompt_media(group.prompt),
+                **self._save_media(group.prompt.messages, group.prompt.media_keys),
                 "answer": group.prompt.answer,
                 "sample": json_safe(group.prompt.sample),
             }
             for index, rollout in enumerate(group.rollouts):
                 position = first + index
-                outcome = {
+                own = {
                     "index": index,
                     **self._completion(rollout),
+                    "turns": [self._turn(message) for message in rollout.messages],
+                    "outcome": json_safe(rollout.outcome),
                     "rewards": {} if rewards is None else {name: values[position] for name, values in rewards.items()},
                     "total": None if totals is None else totals[position],
                     "advantage": None if advantages is None else _number(advantages[group_index][index]),
                     "truncated": rollout.truncated,
                     "num_tokens": rollout.num_actions,
                 }
-                lines.append(json.dumps(shared | outcome) + "\n")
+                lines.append(json.dumps(shared | own) + "\n")
             first += len(group.rollouts)
         suffix = f"-t{temperature:g}" if split == "held_out" and temperature > 0 else ""
         path = self._folder / f"step-{step:06d}-{split}{suffix}.jsonl"
@@ -136,16 +140,29 @@ class RolloutLog:
         text = completion if isinstance(completion, str) else repr(completion)
         return {"completion": text, "completion_media": None}
 
-    def _save_prompt_media(self, prompt: Prompt) -> list[str]:
-        """Paths of the prompt's pictures and video frames, in the order of the messages."""
-        keys, paths = list(prompt.media_keys), []
-        for position, (kind, medium) in enumerate(_media_parts(prompt)):
-            key = keys[position] if position < len(keys) else None
+    def _turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "role": str(message.get("role", "")),
+            "text": _message_text(message),
+            **self._save_media([message]),
+        }
+
+    def _save_media(self, messages: Sequence[Mapping[str, Any]], keys: Sequence[str] = ()) -> dict[str, list[Any]]:
+        """Paths of the messages' pictures and video frames, in order, and the times of the frames."""
+        paths: list[str] = []
+        times: list[float | None] = []
+        for position, part in enumerate(_media_parts(messages)):
+            kind = part["type"]
+            medium = part.get(kind)
             if kind == "image" and isinstance(medium, Image.Image):
+                key = keys[position] if position < len(keys) else ""
                 paths.append(self._save_image(medium, key or content_hash(medium)))
+                times.append(None)
             elif kind == "video":
-                paths += [self._save_image(frame, content_hash(frame)) for frame in _frames(medium)]
-        return paths
+                for frame, time in _frames(part):
+                    paths.append(self._save_image(frame, content_hash(frame)))
+                    times.append(time)
+        return {"media": paths, "times_s": times}
 
     def _save_image(self, image: Image.Image, key: str) -> str:
         if not re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key):
@@ -193,12 +210,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def prompt_text(prompt: Prompt) -> str:
     """What a prompt says, with [image] where a picture stands; roles are named if there are several messages."""
-    spoken = []
-    for message in prompt.messages:
-        content = message.get("content", "")
-        if not isinstance(content, str):
-            content = "".join(_part_text(part) for part in content)
-        spoken.append((str(message.get("role", "")), content))
+    spoken = [(str(message.get("role", "")), _message_text(message)) for message in prompt.messages]
     if len(spoken) == 1:
         return spoken[0][1]
     return "\n\n".join(f"{role}: {content}" for role, content in spoken)
@@ -213,8 +225,10 @@ def json_safe(value: Any, depth: int = 0) -> Any:
     if depth < MAX_DEPTH:
         if isinstance(value, Mapping):
             return {str(key): json_safe(item, depth + 1) for key, item in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
+        if isinstance(value, list | tuple):
             return [json_safe(item, depth + 1) for item in value]
+        if isinstance(value, set | frozenset):  # their order differs from process to process
+            return sorted((json_safe(item, depth + 1) for item in value), key=json.dumps)
         if hasattr(value, "tolist"):  # numpy and torch
             if math.prod(getattr(value, "shape", ())) <= MAX_ARRAY_ITEMS:
                 return json_safe(value.tolist(), depth + 1)
@@ -236,14 +250,9 @@ def _rewards(scores: Scores) -> dict[str, list[float | None]]:
     return rewards
 
 
-def _media_parts(prompt: Prompt) -> Iterator[tuple[str, Any]]:
-    """(kind, medium) of every part that is not text."""
-    for message in prompt.messages:
-        content = message.get("content", "")
-        for part in () if isinstance(content, str) else content:
-            kind = part.get("type", "text")
-            if kind != "text":
-                yield kind, part.get(kind)
+def _message_text(message: Mapping[str, Any]) -> str:
+    content = message.get("content", "")
+    return content if isinstance(content, str) else "".join(_part_text(part) for part in content)
 
 
 def _part_text(part: Mapping[str, Any]) -> str:
@@ -251,21 +260,43 @@ def _part_text(part: Mapping[str, Any]) -> str:
     return str(part.get("text", "")) if kind == "text" else f"[{kind}]\n"
 
 
-def _frames(video: Any) -> list[Image.Image]:
-    """Up to MAX_FRAMES pictures, evenly spaced, of uint8 frames [frames, 3, height, width] or a list of pictures."""
+def _media_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Every part that is not text."""
+    for message in messages:
+        content = message.get("content", "")
+        yield from () if isinstance(content, str) else (part for part in content if part.get("type", "text") != "text")
+
+
+def _frames(part: Mapping[str, Any]) -> list[tuple[Image.Image, float | None]]:
+    """Up to MAX_FRAMES evenly spaced pictures of a video part, and their times in seconds, None where unknown.
+
+    The video is uint8 frames [frames, 3, height, width] or a list of pictures.
+    """
+    video: Any = part.get("video")
     frames = getattr(video, "frames", video)
     try:
         count = len(frames)
     except TypeError:
         return []
+    times = _frame_times_s(part)
     chosen = sorted({round(i * (count - 1) / max(1, MAX_FRAMES - 1)) for i in range(MAX_FRAMES)}) if count else []
     pictures = []
     for index in chosen:
         frame = frames[index]
         if not isinstance(frame, Image.Image):
             frame = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())  # [3, height, width] -> [height, width, 3]
-        pictures.append(frame)
+        pictures.append((frame, times[index] if len(times) == count else None))
     return pictures
+
+
+def _frame_times_s(part: Mapping[str, Any]) -> list[float | None]:
+    """Time of every frame of a video part: its "times_s", or what its metadata say; empty if neither is there."""
+    times = part.get("times_s")
+    if times is None:
+        metadata = part.get("metadata") or {}
+        indices, fps = metadata.get("frames_indices"), metadata.get("fps")
+        times = [] if indices is None or not fps else [index / fps for index in indices]
+    return [_number(round(float(time), 3)) for time in times]
 
 
 def _number(value: Any) -> float | None:

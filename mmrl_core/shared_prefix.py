@@ -192,6 +192,15 @@ class Packing:
             self._parts.append(part)
             prompt_start, row_start = part.prompts.stop, part.completions.stop
 
+    def keys_at(self, places: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Kept keys and values of each layer at int64 [n, p] places, [n, kv_heads, p, d]; places outside give any."""
+        assert self.keys is not None
+        places = places.clamp(0, self.num_tokens - 1)
+        return {
+            layer: (key[places].transpose(1, 2).contiguous(), value[places].transpose(1, 2).contiguous())
+            for layer, (key, value) in self.keys.items()
+        }
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [S, heads, d]
         if self.keys is not None:
@@ -448,36 +457,60 @@ def _expand_heads(tensor: Tensor, heads: int) -> Tensor:
 
 
 class SharedDecoding:
-    """Keys and values while sampling: those of N prompts once, those of each completion beside them.
+    """Keys and values while sampling: those of N prompts once, those of each sequence beside them.
 
-    Completions stand in a grid of N x L, so that the completions of a prompt meet its keys in one product. A slot whose
-    completion has ended is computed on until `compact` takes it out.
+    Sequences stand in a grid of N x L, so that those of a prompt meet its keys in one product. A slot whose completion
+    has ended is computed on until `compact` takes it out. What stands between a prompt and the first sampled token, in
+    a conversation, is aligned on the right: the next token of every sequence has the same place.
+
+    Attributes:
+        rows: int64 [N * L], the sequence of each slot, -1 where a slot only fills the grid.
     """
 
     def __init__(
-        self, packing: Packing, prompt_lengths: Sequence[int], next_position: Tensor, num_samples: int
+        self,
+        packing: Packing,
+        prompt_lengths: Sequence[int],
+        row_lengths: Sequence[int],
+        row_prompts: Sequence[int],
+        next_position: Tensor,
     ) -> None:
-        """Take over the keys of a packing of prompts alone, `keep_keys` on, for `num_samples` completions of each."""
+        """Take over the keys of a packing with `keep_keys` on.
+
+        Args:
+            packing: made of the following three.
+            prompt_lengths, row_lengths, row_prompts: N prompts and R sequences that follow them, as in `Packing`.
+            next_position: int64 [R], position of the first token that is sampled.
+        """
         assert packing.keys is not None
         device = next_position.device
         self._lengths = torch.tensor(prompt_lengths, device=device)
-        longest = max(prompt_lengths)
-        is_token = torch.arange(longest, device=device) < self._lengths[:, None]
-        self._padding = None if bool(is_token.all()) else torch.where(is_token, 0.0, -torch.inf)[:, None]
-        places = torch.tensor(packing.prompt_starts, device=device)[:, None] + torch.arange(longest, device=device)
-        places = places.clamp(max=packing.num_tokens - 1)  # [N, P]
-        self._prompts = {
-            layer: (key[places].transpose(1, 2).contiguous(), value[places].transpose(1, 2).contiguous())
-            for layer, (key, value) in packing.keys.items()
-        }
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}
-        self._num_steps = 0
-        self._next_position = next_position.repeat_interleave(num_samples)
+        rows_of: list[list[int]] = [[] for _ in prompt_lengths]
+        for row, prompt in enumerate(row_prompts):
+            rows_of[prompt].append(row)
+        num_slots = max(map(len, rows_of))
+        grid = [[*rows, *[rows[0]] * (num_slots - len(rows))] for rows in rows_of]
+        slots = torch.tensor(grid, device=device).flatten()
+        is_filler = [place >= len(rows) for rows in rows_of for place in range(num_slots)]
+        self.rows = slots.masked_fill(torch.tensor(is_filler, device=device), -1)
+
+        prompts = torch.tensor(packing.prompt_starts, device=device)[:, None]
+        steps = torch.arange(max(prompt_lengths), device=device)
+        self._padding = _padding(steps < self._lengths[:, None])
+        self._prompts = packing.keys_at(prompts + steps)
+        self._own_lengths = torch.tensor(row_lengths, device=device)[slots]
+        self._num_steps = max(row_lengths)  # places taken in each sequence
+        steps = torch.arange(self._num_steps, device=device) - self._num_steps + self._own_lengths[:, None]
+        self._own_padding = _padding(steps >= 0)
+        starts = torch.tensor(packing.row_starts, device=device)[slots]
+        self._own = packing.keys_at(starts[:, None] + steps) if self._num_steps else {}
+        self._next_position = next_position[slots]
 
     def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
         """Append a token to each completion, [N * L, 1, hidden]; what the decoder makes of it, [N * L, 1, hidden]."""
         hidden = run_decoder(decoder, embeddings, self._next_position[:, None], self)
         self._num_steps += 1
+        self._own_lengths = self._own_lengths + 1
         self._next_position = self._next_position + 1
         return hidden
 
@@ -501,6 +534,8 @@ class SharedDecoding:
         over_self = torch.bmm(rows, own_key.transpose(1, 2))
         if self._padding is not None:
             over_prompt = over_prompt + self._padding.repeat_interleave(kv_heads, 0)
+        if self._own_padding is not None:
+            over_self[..., : self._own_padding.shape[-1]] += self._own_padding.repeat_interleave(kv_heads, 0)
         if window is not None:
             over_prompt, over_self = self._within(over_prompt, over_self, window)
         weights = torch.cat([over_prompt, fold(over_self)], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
@@ -510,11 +545,12 @@ class SharedDecoding:
 
     def _within(self, over_prompt: Tensor, over_self: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """Scores of tokens that lie further back than the window become -inf."""
-        device = over_prompt.device
-        oldest = self._lengths + self._num_steps - window  # of each prompt: the newest place that is out of reach
-        hidden = torch.arange(over_prompt.shape[-1], device=device) <= oldest[:, None]
-        hidden = hidden.repeat_interleave(len(over_prompt) // len(hidden), 0)
-        over_prompt = over_prompt.masked_fill(hidden[:, None], -torch.inf)
+        num_prompts, device = len(self._lengths), over_prompt.device
+        slots = len(self._own_lengths) // num_prompts
+        oldest = self._lengths[:, None] + self._own_lengths.view(num_prompts, slots) - window  # the newest out of reach
+        hidden = torch.arange(over_prompt.shape[-1], device=device) <= oldest[..., None]  # [N, L, P]
+        grid = over_prompt.view(num_prompts, -1, slots, over_prompt.shape[1] // slots, over_prompt.shape[-1])
+        over_prompt = grid.masked_fill(hidden[:, None, :, None], -torch.inf).view_as(over_prompt)
         hidden = torch.arange(over_self.shape[-1], device=device) <= self._num_steps - window
         return over_prompt, over_self.masked_fill(hidden, -torch.inf)
 
@@ -530,7 +566,7 @@ class SharedDecoding:
 
     def _grown(self, stores: tuple[Tensor, Tensor] | None, like: Tensor) -> tuple[Tensor, Tensor]:
         rows, kv_heads, _, dim = like.shape
-        capacity = FIRST_CAPACITY if stores is None else 2 * stores[0].shape[2]
+        capacity = FIRST_CAPACITY if stores is None else max(FIRST_CAPACITY, 2 * stores[0].shape[2])
         new = (like.new_empty(rows, kv_heads, capacity, dim), like.new_empty(rows, kv_heads, capacity, dim))
         for target, source in zip(new, stores or (), strict=False):
             target[:, :, : self._num_steps] = source[:, :, : self._num_steps]
@@ -558,5 +594,12 @@ class SharedDecoding:
         if len(prompts) < num_prompts:
             self._prompts = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self._prompts.items()}
         self._own = {layer: (k[index], v[index]) for layer, (k, v) in self._own.items()}
-        self._next_position = self._next_position[index]
+        self._own_lengths, self._next_position = self._own_lengths[index], self._next_position[index]
+        if self._own_padding is not None:
+            self._own_padding = self._own_padding[index]
         return torch.where(live[index], index, -1)
+
+
+def _padding(is_token: Tensor) -> Tensor | None:
+    """Bool [n, places] -> what added to scores [n, queries, places] hides padding; None if there is none."""
+    return None if bool(is_token.all()) else torch.where(is_token, 0.0, -torch.inf)[:, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import logging
@@ -25,6 +26,8 @@ from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
     from mmrl_core.config import DataConfig, PromptConfig, SourceConfig
+    from mmrl_core.environment import Environment
+    from mmrl_core.video import Video
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +197,14 @@ class PromptSource:
     """
 
     def __init__(
-        self, plugins: Plugins, source: SourceConfig, prompt: PromptConfig, data: DataConfig, *, name: str
+        self,
+        plugins: Plugins,
+        source: SourceConfig,
+        prompt: PromptConfig,
+        data: DataConfig,
+        *,
+        name: str,
+        environment: Environment | None = None,
     ) -> None:
         """
         Args:
@@ -202,6 +212,7 @@ class PromptSource:
             prompt: templates.
             data: where media lie, and how many rows may be broken.
             name: what to call the source.
+            environment: that prompts are prepared for, with the tools that may be called.
 
         Raises:
             PluginError: no installed plugin provides the source, or it has no such option.
@@ -216,7 +227,9 @@ class PromptSource:
         self._images = [Template(text, "prompt.images") for text in prompt.images]
         self._videos = [Template(text, "prompt.videos") for text in prompt.videos]
         self._audios = [Template(text, "prompt.audios") for text in prompt.audios]
+        self._video = prompt.video
         self._max_audio_s = prompt.max_audio_s
+        self._environment = environment
         self._media_columns = {template.only_column for template in [*self._images, *self._videos, *self._audios]}
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
@@ -252,6 +265,8 @@ class PromptSource:
         reading: list[Any] = []  # the medium being read, for the record of what broke
         try:
             prompt = self._build(index, reading)
+            if self._environment is not None:
+                prompt = self._environment.prepare(prompt)
         except Exception as error:  # sources decode rows with libraries that raise anything on broken files
             known = isinstance(error, TaskDataError)
             reason = str(error) if known else f"cannot read the row: {type(error).__name__}: {error}"
@@ -275,25 +290,30 @@ class PromptSource:
         return row
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
-        from mmrl_core.media import content_hash, load_audio, load_image, load_video
+        from mmrl_core.media import content_hash, load_audio, load_image, media_file
 
         row = self._row(index)
         content: list[dict[str, Any]] = []
         keys: list[str] = []
+        files: list[str | None] = []
         for value in self._media_values(self._images, row):
             reading[:] = [value]
             content.append({"type": "image", "image": load_image(value, root=self._root)})
             keys.append(content_hash(value, root=self._root))
+            files.append(media_file(value, root=self._root))
         for value in self._media_values(self._videos, row):
             reading[:] = [value]
-            video = load_video(value, root=self._root)
-            content.append({"type": "video", "video": video.frames, "metadata": video.metadata})
-            keys.append(content_hash(value, root=self._root))
+            video = self._load_video(value)
+            part = {"type": "video", "video": video.frames, "metadata": video.metadata, "times_s": video.times_s}
+            content.append(part)
+            keys.append(self._video_key(value))
+            files.append(media_file(value, root=self._root))
         for value in self._media_values(self._audios, row):
             reading[:] = [value]
             audio = load_audio(value, root=self._root, max_seconds=self._max_audio_s)
             content.append({"type": "audio", "audio": audio.samples, "sampling_rate": audio.sampling_rate})
             keys.append(content_hash(value, root=self._root))
+            files.append(media_file(value, root=self._root))
         reading.clear()
         content.append({"type": "text", "text": self._text.render(row)})
         messages: list[dict[str, Any]] = []
@@ -312,7 +332,31 @@ class PromptSource:
             },
             answer="" if unanswered else self._answer.render(row),
             media_keys=tuple(keys),
+            media_files=tuple(files),
         )
+
+    def _load_video(self, value: Any) -> Video:
+        from mmrl_core.video import load_video
+
+        options = self._video
+        return load_video(
+            value,
+            root=self._root,
+            fps=options.fps,
+            num_frames=options.num_frames,
+            min_frames=options.min_frames,
+            max_frames=options.max_frames,
+            min_pixels=options.min_pixels,
+            max_pixels=options.max_pixels,
+            timestamps=options.timestamps,
+        )
+
+    def _video_key(self, value: Any) -> str:
+        """Hash of what the model is shown of a video: other frames of the same file have other features."""
+        from mmrl_core.media import content_hash
+
+        shown = f"{content_hash(value, root=self._root)} {self._video.model_dump_json()}"
+        return hashlib.sha256(shown.encode()).hexdigest()
 
     def _media_values(self, templates: Sequence[Template], row: Mapping[str, Any]) -> Iterator[Any]:
         for template in templates:

@@ -35,8 +35,9 @@ from mmrl_core.checkpoint import (
     save_checkpoint,
 )
 from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
+from mmrl_core.environment import Environment, make_environment
 from mmrl_core.errors import ConfigError, HookResultError, PolicyError, TaskDataError
-from mmrl_core.evaluation import Evaluator
+from mmrl_core.evaluation import Evaluator, mean_outcomes
 from mmrl_core.metrics import (
     MetricsLog,
     check_trackers,
@@ -52,6 +53,7 @@ from mmrl_core.policy import Policy, make_policy
 from mmrl_core.prefetch import PromptStream
 from mmrl_core.report import write_report
 from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, join_scores, reward_view, split_scores
+from mmrl_core.rollout import demonstrate
 from mmrl_core.rollout_log import RolloutLog
 from mmrl_core.tasks import BrokenRow, Draw, PromptSource, Template, draw
 from mmrl_core.types import (
@@ -107,6 +109,7 @@ class Trainer:
         state: where the run stands.
         counts: work done in this step, `count/<name>` in the metrics; plugins may add to it.
         optimizer: of the stage.
+        environment: that the stage's policy talks to, if any.
     """
 
     def __init__(self, config: RunConfig, output: Path) -> None:
@@ -140,6 +143,7 @@ class Trainer:
         self.policy.module = self.accelerator.prepare(self.policy.module)
         self.optimizer: torch.optim.Optimizer | None = None
         self.train_source: PromptSource | None = None
+        self.environment: Environment | None = None
         self._stream: PromptStream | None = None
         self._sampler = ThreadPoolExecutor(1, thread_name_prefix="mmrl-sampler")
         self._ahead: Future[tuple[Sequence[RolloutGroup], Scores]] | None = None
@@ -176,7 +180,15 @@ class Trainer:
         source_config = self.stage.data.train
         if source_config is None:
             raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
-        self.train_source = PromptSource(self.plugins, source_config, self.stage.prompt, self.stage.data, name="train")
+        self.environment = make_environment(self.stage.rollout, self.stage.data, self.plugins)
+        self.train_source = PromptSource(
+            self.plugins,
+            source_config,
+            self.stage.prompt,
+            self.stage.data,
+            name="train",
+            environment=self.environment,
+        )
         source, count = self.train_source, self.stage.prompts_per_step
         self._stream = PromptStream(lambda position: self._draw_from(source, position, count), self.policy.prepare)
         self.rewards = RewardRunner(self.plugins, self.stage.rewards)
@@ -199,6 +211,8 @@ class Trainer:
                 metrics = step()
             self._end_step(name, metrics, started, total)
         self._stream.close()
+        if self.environment is not None:
+            self.environment.close()
         if self.is_main:
             self.log.end_stage()
         self.hooks.mmrl_stage_end(run=self)
@@ -230,7 +244,7 @@ class Trainer:
         answers = [prompt.answer if target is None else target.render(prompt.sample) for prompt in prompts]
         if empty := [prompt.id for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip()]:
             raise TaskDataError(f"row {empty[0]} has no answer to learn: set the stage's target, or prompt.answer.")
-        batch = self._pack(self.policy.demonstrate(prompts, answers))
+        batch = self._pack(demonstrate(self.policy, prompts, answers, self.environment))
         batch = replace(batch, advantages=batch.mask.float())
         metrics = self._update(batch)
         self.hooks.mmrl_after_update(run=self, batch=batch, post_update=self._post_update(batch))
@@ -852,4 +866,5 @@ def _rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batc
         "completion_tokens/mean": float(lengths.mean()),
         "completion_tokens/max": float(lengths.max()),
         "truncated": sum(truncated) / len(truncated),
+        **mean_outcomes([rollout for group in groups for rollout in group.rollouts]),
     }

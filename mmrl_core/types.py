@@ -42,6 +42,8 @@ class Prompt:
         sample: the data row without media; rewards and metrics read it.
         answer: the gold completion, or "" when the task has none; supervised stages train on it.
         media_keys: content hash of each medium, in the order of the messages.
+        media_files: file of each medium, None where the row held bytes or a decoded object; tools look into them again.
+        tools: JSON schemas of the functions that the policy may call, as chat templates take them.
     """
 
     id: str
@@ -49,6 +51,8 @@ class Prompt:
     sample: Mapping[str, Any]
     answer: str = ""
     media_keys: tuple[str, ...] = ()
+    media_files: tuple[str | None, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A trajectory and its outcome: the `completion` (text, or an image for a diffusion policy) that rewards read."""
+    """A trajectory and its outcome.
+
+    Attributes:
+        rows: its decisions, in order.
+        completion: what rewards read: text, or an image for a diffusion policy. Of a conversation, the policy's own
+            turns, a line break between them; what tools or an environment answered is not in it.
+        messages: the conversation after the prompt, chat messages like `Prompt.messages`; empty for a single turn.
+        outcome: what happened on the way (number of valid tool calls, ...); rewards and metrics find it in the sample.
+    """
 
     rows: Sequence[Row]
     completion: Any
+    messages: Sequence[Mapping[str, Any]] = ()
+    outcome: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def truncated(self) -> bool:

@@ -14,13 +14,13 @@ from torch import Tensor
 from mmrl_core.engine import OnFinished, Sampled
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.media import resample_audio
-from mmrl_core.prompt_encoder import media_of
+from mmrl_core.prompt_encoder import Continuation, media_of, whole
 from mmrl_core.types import Prompt, Sampling
 from mmrl_core.vllm_server import Answer, AnyHost, Host, Job, RemoteHost, Request, ServerLostError, Start, num_processes
 
 if TYPE_CHECKING:
     from mmrl_core.language_model import LanguageModelPolicy
-    from mmrl_core.prompt_encoder import Encoded
+    from mmrl_core.prompt_encoder import Observation
 
 MODES = ("colocated", "server")
 
@@ -75,35 +75,36 @@ class VLLMEngine:
         self,
         policy: LanguageModelPolicy,
         prompts: Sequence[Prompt],
+        observations: Sequence[Observation],
         num_samples: int,
         sampling: Sampling,
-        on_finished: OnFinished | None = None,
-    ) -> list[list[Sampled]]:
+        on_finished: OnFinished,
+    ) -> None:
         """See `Engine.generate`. Logprobs are vLLM's own, and differ from the trainer's by rounding.
 
         Raises:
             PolicyError: vLLM does not start, sees a prompt as other tokens than the trainer, or its server ended twice.
         """
-        encoded = [policy.encoder.encode(prompt) for prompt in prompts]
+        converted: dict[int, Any] = {}
         requests = [
-            Request(index, _inputs(policy, prompt, observation), sampling.seed + index * num_samples)
-            for index, (prompt, observation) in enumerate(zip(prompts, encoded, strict=True))
+            Request(index, _inputs(policy, prompt, observation, converted), sampling.seed + index * num_samples)
+            for index, (prompt, observation) in enumerate(zip(prompts, observations, strict=True))
         ]
         tokenizer = policy.encoder.tokenizer
         banned = tokenizer.convert_ids_to_tokens(policy.model.banned_ids.tolist())
         stop_ids = sorted(policy.model.stop_ids)
         num_drawn = 1 if sampling.temperature == 0 else num_samples  # greedy completions are all the same
-        self._check_length(policy, max(map(len, encoded)), sampling.max_tokens)
-        done: dict[int, list[Sampled]] = {}
+        self._check_length(policy, max(map(len, observations)), sampling.max_tokens)
+        continues = any(isinstance(observation, Continuation) for observation in observations)
+        done: set[int] = set()
 
         def run(host: AnyHost) -> None:
             missing = [request for request in requests if request.index not in done]
-            for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned)):
-                _check_prompt(prompts[answer.index], encoded[answer.index], answer)
+            for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned, continues)):
+                _check_prompt(prompts[answer.index], observations[answer.index], answer)
                 policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
-                done[answer.index] = samples = _samples(answer) * (num_samples // num_drawn)
-                if on_finished is not None:
-                    on_finished(answer.index, samples)
+                done.add(answer.index)
+                on_finished(answer.index, _samples(answer) * (num_samples // num_drawn))
 
         with torch.autocast(policy.model.device.type, enabled=False):
             try:
@@ -118,7 +119,6 @@ class VLLMEngine:
         if self._sleep and self._host is not None:
             self._host.sleep()
             self._asleep = {"weights", "kv_cache"}
-        return [done[index] for index in range(len(prompts))]
 
     def weights_changed(self, policy: LanguageModelPolicy) -> None:
         """See `Engine.weights_changed`. Before the first rollout there is nothing to do: vLLM starts with them."""
@@ -181,6 +181,7 @@ class VLLMEngine:
             "enable_prefix_caching": True,
             "skip_mm_profiling": True,
             "mm_processor_cache_gb": 0,
+            "enable_chunked_prefill": not on_cpu,  # vLLM fails there on a seeded request whose prompt it splits
             "enforce_eager": on_cpu,
             "enable_sleep_mode": self._sleep,
             "distributed_executor_backend": "external_launcher" if several else None,
@@ -238,29 +239,57 @@ def _model_files(policy: LanguageModelPolicy) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _inputs(policy: LanguageModelPolicy, prompt: Prompt, encoded: Encoded) -> dict[str, Any]:
-    """A prompt as vLLM takes it: tokens, or text with one placeholder for each medium and the media."""
-    images, videos, audios = media_of(prompt)
+def _inputs(
+    policy: LanguageModelPolicy, prompt: Prompt, observation: Observation, converted: dict[int, Any]
+) -> dict[str, Any]:
+    """What is completed as vLLM takes it: tokens, or with media one placeholder for each medium and the media.
+
+    A prompt with media is given as text, which vLLM tokenises as the trainer did. A conversation is given as tokens,
+    since what was sampled need not be what its text is split into. What a medium was `converted` to is the same object
+    in all conversations, so that a server gets it once.
+    """
+    messages: list[Mapping[str, Any]] = []
+    turn = observation
+    while isinstance(turn, Continuation):
+        messages = [*turn.messages, *messages]
+        turn = turn.before
+    images, videos, audios = media_of([*prompt.messages, *messages])
+    input_ids = whole(observation).input_ids.tolist()
     if not images and not videos and not audios:
-        return {"prompt_token_ids": encoded.input_ids.tolist()}
+        return {"prompt_token_ids": input_ids}
     media: dict[str, list[Any]] = {}
     if images:
         media["image"] = images
     if videos:  # frames as uint8 [frames, height, width, 3]
         media["video"] = [
-            (torch.as_tensor(frames).movedim(1, -1).numpy(), {**metadata, "do_sample_frames": False})
+            (
+                converted.setdefault(id(frames), torch.as_tensor(frames).movedim(1, -1).numpy()),
+                {**metadata, "do_sample_frames": False},
+            )
             for frames, metadata in videos
         ]
     if audios:
         rate_hz = policy.encoder.processor.feature_extractor.sampling_rate
-        media["audio"] = [(np.asarray(resample_audio(*audio, rate_hz)), rate_hz) for audio in audios]
-    inputs = {"prompt": policy.encoder.render(prompt), "multi_modal_data": media}
+        media["audio"] = [
+            (converted.setdefault(id(audio[0]), np.asarray(resample_audio(*audio, rate_hz))), rate_hz)
+            for audio in audios
+        ]
+    inputs: dict[str, Any] = {"multi_modal_data": media}
+    if isinstance(observation, Continuation):
+        placeholders = policy.model.banned_ids.tolist()  # one stands for as many as the medium has tokens
+        inputs["prompt_token_ids"] = [
+            token
+            for token, before in zip(input_ids, [None, *input_ids[:-1]], strict=True)
+            if token not in placeholders or token != before
+        ]
+    else:
+        inputs["prompt"] = policy.encoder.render(prompt)
     return inputs | ({"mm_processor_kwargs": {"do_sample_frames": False}} if videos else {})
 
 
-def _check_prompt(prompt: Prompt, encoded: Encoded, answer: Answer) -> None:
+def _check_prompt(prompt: Prompt, observation: Observation, answer: Answer) -> None:
     """Completions of other tokens than the trainer sees would be off-policy without a sign of it."""
-    ours = encoded.input_ids.tolist()
+    ours = whole(observation).input_ids.tolist()
     if answer.prompt_ids != ours:
         raise PolicyError(
             f"prompt {prompt.id!r} has {len(ours)} tokens in training and {len(answer.prompt_ids)} in vLLM"

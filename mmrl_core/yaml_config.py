@@ -131,7 +131,9 @@ FILLED_BY_CORE = {
     "metric": _Filled(2, frozenset({"completions", "samples"})),
     "advantage": _Filled(2, frozenset({"advantages", "view", "reduce_sum"})),
     "loss": _Filled(1, frozenset({"inputs"})),
-    "strategy": _Filled(4, frozenset({"policy", "prompts", "group_size", "sampling", "on_group"})),
+    "strategy": _Filled(4, frozenset({"policy", "prompts", "group_size", "sampling", "on_group", "environment"})),
+    "environment": _Filled(2, frozenset({"tools", "media_root"})),
+    "tool": _Filled(0),
     "model": _Filled(0, frozenset({"directory", "on_progress"})),
     "engine": _Filled(0),
     "view": _Filled(2, frozenset({"completion", "sample"})),
@@ -187,6 +189,10 @@ def _components(config: RunConfig) -> Iterator[tuple[str, KeyPath, Component]]:
             yield "reward", (*path, "rewards", i), reward
         yield "engine", (*path, "rollout", "engine"), section.rollout.engine
         yield "strategy", (*path, "rollout", "strategy"), section.rollout.strategy
+        for i, tool in enumerate(section.rollout.tools):
+            yield "tool", (*path, "rollout", "tools", i), tool
+        if section.rollout.environment is not None:
+            yield "environment", (*path, "rollout", "environment"), section.rollout.environment
         for i, advantage in enumerate(section.algorithm.advantage):
             yield "advantage", (*path, "algorithm", "advantage", i), advantage
         yield "loss", (*path, "algorithm", "loss"), section.algorithm.loss

@@ -10,8 +10,9 @@ import torch
 from mmrl_core.config import LoraConfig, ModelConfig
 from mmrl_core.errors import TaskDataError
 from mmrl_core.language_model import LanguageModelPolicy
-from mmrl_core.media import Audio, load_video
+from mmrl_core.media import Audio
 from mmrl_core.types import Row, Sampling
+from mmrl_core.video import load_video
 
 KINDS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_audio", "gemma3_text")
 TEXT_KINDS = ("qwen2", "qwen3", "llama", "gemma2", "gemma3_text")

@@ -139,7 +139,7 @@ def test_media_that_the_model_does_not_take_are_refused(make_encoder, make_promp
 
 def test_media_of_a_prompt_in_the_order_of_its_messages(make_prompt, make_picture):
     pictures, audios = [make_picture(0), make_picture(1)], [noise(0.5), noise(0.25, rate=44100)]
-    media = media_of(make_prompt("p", "text", images=pictures, audios=audios))
+    media = media_of(make_prompt("p", "text", images=pictures, audios=audios).messages)
     assert media.images == pictures and media.videos == []
     assert [(len(samples), rate) for samples, rate in media.audios] == [(8000, 16000), (11025, 44100)]
 

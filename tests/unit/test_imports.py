@@ -15,10 +15,22 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "py
 
 LAYERS = (
     {"errors", "types", "hookspecs", "geometry"},
-    {"advantages", "charts", "losses", "media", "plugins", "builtin", "tiny", "data"},
-    {"config", "rewards", "rollout", "policy", "checkpoint", "engine", "prefetch", "shared_prefix", "towers"},
+    {"advantages", "charts", "losses", "media", "plugins", "builtin", "tiny", "data", "tools", "video"},
+    {
+        "checkpoint",
+        "config",
+        "engine",
+        "policy",
+        "prefetch",
+        "rewards",
+        "rollout",
+        "shared_prefix",
+        "tool_workers",
+        "towers",
+    },
     {
         "behaviour",
+        "environment",
         "generation",
         "metrics",
         "model_loading",

@@ -16,7 +16,7 @@ from mmrl_core.media import (
     content_hash,
     load_audio,
     load_image,
-    load_video,
+    media_file,
     resample_audio,
     resize_image,
     resized_size,
@@ -156,7 +156,7 @@ def test_no_path_leaves_the_root(red, tmp_path):
         with pytest.raises(MediaError, match="leads out of the folder"):
             content_hash(path, root=root)
         with pytest.raises(MediaError, match="leads out of the folder"):
-            load_video(path, root=root)
+            media_file(path, root=root)
 
 
 def png_header(width, height):
@@ -253,87 +253,6 @@ def test_extreme_aspect_ratio_is_a_media_error():
 def test_limits_out_of_order_are_refused(red):
     with pytest.raises(ValueError, match="out of order"):
         resize_image(red, 100, 50)
-
-
-# Videos
-
-
-@pytest.fixture(scope="module")
-def video_path(tmp_path_factory):
-    """20 frames of 64 x 48 pixels at 10 frames per second; frame i has grey value 12 i."""
-    av = pytest.importorskip("av")
-    pytest.importorskip("qwen_vl_utils")
-    pytest.importorskip("decord")
-    path = tmp_path_factory.mktemp("video") / "grey.mp4"
-    write_video(av, path, num_frames=20)
-    return path
-
-
-def write_video(av, path, num_frames):
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 12 * number, np.uint8), format="rgb24")
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-
-
-def test_video_frames_are_sampled_evenly_and_resized(video_path):
-    video = load_video(video_path.name, root=video_path.parent, fps=5, max_pixels=28 * 28 * 200)
-    assert tuple(video.frames.shape) == (10, 3, 280, 392) and str(video.frames.dtype) == "torch.uint8"
-    assert video.metadata["frames_indices"] == [0, 2, 4, 6, 8, 11, 13, 15, 17, 19]
-    assert video.metadata["fps"] == pytest.approx(10) and video.metadata["total_num_frames"] == 20
-    assert video.sampled_fps == pytest.approx(5)
-    greys = video.frames.float().mean((1, 2, 3)).tolist()
-    # The codec moves grey values by a few levels; neighbouring frames differ by 12.
-    assert greys == pytest.approx([12 * index for index in video.metadata["frames_indices"]], abs=6)
-
-
-@pytest.mark.parametrize(("num_frames", "expected"), [(8, 8), (20, 20), (64, 20)])
-def test_num_frames_is_a_limit(video_path, num_frames, expected):
-    assert len(load_video(video_path, num_frames=num_frames).frames) == expected
-
-
-def test_processor_takes_the_loaded_video(video_path, tmp_path):
-    from transformers import AutoProcessor
-
-    from mmrl_core.tiny import build_tiny
-
-    build_tiny("qwen2_5_vl", tmp_path / "model")
-    processor = AutoProcessor.from_pretrained(tmp_path / "model")
-    video = load_video(video_path, fps=5)
-    text = "<|vision_start|><|video_pad|><|vision_end|>"
-    inputs = processor(
-        text=[text], videos=[video.frames], video_metadata=[video.metadata], do_sample_frames=False, return_tensors="pt"
-    )
-    # Two frames make one temporal patch: 2 / 5 frames per second = 0.4 s.
-    assert float(inputs["second_per_grid_ts"][0]) == pytest.approx(0.4)
-    assert inputs["video_grid_thw"][0, 0] == 5
-
-
-def test_a_broken_video_is_a_media_error_with_its_cause(video_path, tmp_path):
-    data = video_path.read_bytes()
-    cases = {"torn.mp4": data[: len(data) // 2], "text.mp4": b"no video" * 50, "empty.mp4": b""}
-    for name, content in cases.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(MediaError, match=f"{name}.*torn or not a video"):
-            load_video(name, root=tmp_path)
-    with pytest.raises(MediaError, match="no such file"):
-        load_video("missing.mp4", root=tmp_path)
-
-
-def test_a_video_of_one_frame_is_a_media_error(video_path, tmp_path):
-    write_video(pytest.importorskip("av"), tmp_path / "one.mp4", num_frames=1)
-    with pytest.raises(MediaError, match="fewer than two frames"):
-        load_video(tmp_path / "one.mp4")
-
-
-def test_contradicting_limits_are_refused():
-    with pytest.raises(ValueError, match="exclude each other"):
-        load_video("v.mp4", fps=2, num_frames=8)
-    with pytest.raises(ValueError, match="at least 2"):
-        load_video("v.mp4", num_frames=1)
 
 
 # Audio

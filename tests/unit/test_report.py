@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import mmrl_core.report
 from mmrl_core.charts import Series, Stage, chart_uri, draw_chart
 from mmrl_core.errors import MMRLError
 from mmrl_core.media import content_hash
-from mmrl_core.report import format_change, format_number, write_report
+from mmrl_core.report import format_change, format_number, format_seconds, write_report
 from mmrl_core.rollout_log import RolloutLog
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
 
@@ -455,6 +456,9 @@ def test_odd_rollout_lines_are_shown_as_far_as_they_go(tmp_path: Path):
         {"prompt_id": 3, "media": "x", "rewards": [], "total": "high", "advantage": None, "completion": 7},
         {"prompt_id": "out", "media": ["../secret.png", "/etc/passwd", None], "completion_media": "../secret.png"},
         {"prompt_id": "\ud800", "completion": "\ud800", "num_tokens": "x", "group": [1], "sample": None},
+        {"prompt_id": "a", "turns": "x", "outcome": [1], "times_s": 3, "total": 10**400},
+        {"prompt_id": "b", "turns": [None, {}, {"role": 3, "text": None, "media": ["m"], "times_s": ["1", None]}]},
+        {"prompt_id": "c", "turns": [{"media": {}, "times_s": [math.nan]}], "outcome": {"deep": {"x": [10**400]}}},
     ]
     for split in ("train", "held_out"):
         path = tmp_path / "rollouts" / f"step-000001-{split}.jsonl"
@@ -481,6 +485,152 @@ def test_unsound_shapes_are_left_out_and_far_ones_are_cut(tmp_path: Path):
     boxes = {(box["x"], box["y"], box["width"], box["height"]) for tag, box in halos if tag == "rect"}
     assert boxes == {("-2.0%", "0.0%", "104.0%", "1.0%")}
     assert {(point["cx"], point["cy"]) for tag, point in halos if tag == "circle"} == {("50.0%", "25.0%")}
+
+
+def spans_of(completion: str, sample: dict[str, Any]) -> list[Any]:
+    """A view of time; each word of a completion is the end of a span in 40 seconds."""
+    ends = [float(word) for word in re.findall(r"[\d.]+", completion)]
+    unsound = [{"span": [1, 2]}, {"span": [1, 2, 3], "length_s": 4}, {"span": [math.nan, 2], "length_s": 4}]
+    unsound += [{"span": [1, 2], "length_s": length} for length in (0, -1, math.inf, "4", None)]
+    unsound += [{"span": "12", "length_s": 4}, {"span": [10**400, 2], "length_s": 4}]
+    gold = {"span": [10, 20], "length_s": 40, "kind": "gold"}
+    call = {"span": [5, 30], "length_s": 40, "kind": "call"}
+    return [*unsound, gold, *([call] if sample.get("calls") else [])] + [
+        {"span": [12, end], "length_s": 40.0, "kind": "predicted"} for end in ends
+    ]
+
+
+def film(times_s: list[float], brightness: int) -> dict[str, Any]:
+    frames = torch.arange(brightness, brightness + len(times_s), dtype=torch.uint8)
+    return {"type": "video", "video": frames.reshape(-1, 1, 1, 1).expand(-1, 3, 6, 8), "times_s": times_s}
+
+
+def conversation(ends: str, tool_text: str = "frames of the clip") -> Rollout:
+    """A call, what it brought, and an answer."""
+    turns = [("assistant", f"<think>look</think><tool_call>{{}}</tool_call>{HOSTILE}"), ("assistant", ends)]
+    first, second = ({"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns)
+    tool = {"role": "tool", "content": [{"type": "text", "text": tool_text}, film([10.0, 12.5], 200)]}
+    row = Row("p", "t", None, torch.zeros(2, dtype=torch.int64), 2)
+    return Rollout([row, row], ends, [first, tool, second], {"calls": 1, "why": HOSTILE, "ok": True, HOSTILE: None})
+
+
+def write_conversations(run: Path, *rollouts: Rollout, split: Any = "held_out", view: str = "spans_of") -> None:
+    write_config(run, f"{__file__}:{view}")
+    content = [film([0.0, 20.0, 40.0], 0), {"type": "text", "text": "when?"}]
+    group = RolloutGroup(Prompt("p", [{"role": "user", "content": content}], {}), list(rollouts))
+    advantages = [[1.0 - 2.0 * index for index in range(len(rollouts))]] if split == "train" else None
+    RolloutLog(run).write(0, "s", split, [group], None, advantages, 0.0)
+
+
+@pytest.mark.parametrize("split", ["held_out", "train"])
+def test_a_conversation_is_shown_turn_by_turn_with_frames_and_their_times(tmp_path: Path, split: str):
+    write_conversations(tmp_path, conversation("24"), split=split)
+    text = page_of(tmp_path).plain
+    parts = ["0.0 s 20.0 s 40.0 s", "assistant", "<think> look </think> <tool_call> {} </tool_call>"]
+    parts += ["tool", "frames of the clip[video]", "10.0 s 12.5 s", "assistant", "24"]
+    position = 0
+    for part in parts:
+        assert part in text[position:], part
+        position = text.index(part, position) + len(part)
+    for fact in ("calls 1 ", "why </div><script>", "ok true "):
+        assert fact in text[position:]
+
+
+def test_nothing_that_a_turn_or_a_fact_says_becomes_markup(tmp_path: Path):
+    write_conversations(tmp_path, conversation("24", HOSTILE))
+    path = tmp_path / "rollouts" / "step-000000-held_out.jsonl"
+    line = json.loads(path.read_text())
+    line["turns"][1]["role"] = line["turns"][1]["style"] = '"><b>tool'
+    path.write_text(json.dumps(line))
+    page = page_of(tmp_path)
+    assert page.plain.count("alert('owned')") == 4 and "><b>tool" in page.plain
+    assert not [tag for tag, _ in page.tags if tag in ("script", "iframe", "object", "link", "base", "form", "img")]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+
+
+def test_completions_stand_as_they_were_written(tmp_path: Path):
+    text = "a<answer></think>\n  <think><think>b</answer> <tool_call>\n<THINK>c"
+    row = Row("p", "t", None, torch.zeros(1), 1)
+    group = RolloutGroup(Prompt("p", [{"role": "user", "content": "?"}], {}), [Rollout([row], text)])
+    RolloutLog(tmp_path).write(0, "s", "held_out", [group], None, None, 0.0)
+    assert text in "".join(page_of(tmp_path).text)
+
+
+def test_turns_beyond_the_limit_are_counted(tmp_path: Path):
+    long = conversation("24")
+    write_conversations(tmp_path, Rollout(long.rows, "24", [*long.messages] * 5))
+    assert "3 more turns are in the rollout file." in page_of(tmp_path).plain
+
+
+def lanes_of(page: Page) -> list[tuple[list[tuple[str, str]], list[str]]]:
+    """Of each lane: (style, where it lies) of its spans, and where its frames are marked."""
+    lanes: list[tuple[list[tuple[str, str]], list[str]]] = []
+    for _, attributes in page.tags:
+        kind, _, style = (attributes.get("class") or "").partition(" ")
+        if kind == "lane":
+            lanes.append(([], []))
+        elif kind == "span":
+            lanes[-1][0].append((style, attributes["style"] or ""))
+        elif kind == "tick":
+            lanes[-1][1].append(attributes["style"] or "")
+    return lanes
+
+
+# In a length of 40 s, 10 s are a quarter: the gold lies at 25 % and is 25 % wide, the answer from 12 s to 24 s at 30 %.
+GOLD = ("gold", "left: 25.0%; width: 25.0%")
+CALL = ("call", "left: 12.5%; width: 62.5%")
+SEEN = ["left: 25.0%", "left: 31.25%"]
+
+
+def test_spans_and_frames_lie_on_a_timeline_where_they_are(tmp_path: Path):
+    write_conversations(tmp_path, conversation("24"))
+    page = page_of(tmp_path)
+    assert lanes_of(page) == [
+        ([GOLD], []),
+        ([], ["left: 0.0%", "left: 50.0%", "left: 100.0%"]),
+        ([CALL], SEEN),
+        ([("predicted", "left: 30.0%; width: 30.0%")], []),
+    ]
+    assert "gold 10.0 to 20.0 s frames tool calls 5.0 to 30.0 s predicted 12.0 to 24.0 s 0 40.0 s" in page.plain
+
+
+def test_a_group_has_a_lane_for_each_completion(tmp_path: Path):
+    silent = replace(conversation("none"), messages=[], outcome={})
+    write_conversations(tmp_path, conversation("24"), conversation("0 99"), silent, split="train")
+    lanes = lanes_of(page_of(tmp_path))
+    assert lanes[0] == ([GOLD], []) and len(lanes) == 2 + 3
+    assert lanes[2] == ([CALL, ("better", "left: 30.0%; width: 30.0%")], [])
+    # An end before the start is drawn as the same stretch, 0 to 12 s; what lies outside of the film ends at its edge.
+    worse = [("worse", "left: 0.0%; width: 30.0%"), ("worse", "left: 30.0%; width: 70.0%")]
+    assert lanes[3] == ([CALL, *worse], [])
+    assert lanes[4] == ([], [])
+
+
+def test_pictures_on_which_nothing_is_drawn_are_shown_once(tmp_path: Path):
+    write_conversations(tmp_path, conversation("24"))
+    old = tmp_path / "rollouts" / "step-000000-held_out.jsonl"
+    (tmp_path / "rollouts" / "step-000005-held_out.jsonl").write_text(old.read_text())
+    page = page_of(tmp_path)
+    used = [attributes["href"] for tag, attributes in page.tags if tag == "use"]
+    assert len(used) == 3 + 2 * 2  # the prompt's frames, and at each milestone those of the tool
+    assert len([tag for tag, _ in page.tags if tag == "image"]) == 3 + 2
+
+
+def test_a_view_reads_what_happened_on_the_way(tmp_path: Path):
+    write_conversations(tmp_path, replace(conversation("24"), outcome={"calls": 0}))
+    assert CALL not in [span for spans, _ in lanes_of(page_of(tmp_path)) for span in spans]
+
+
+def test_a_film_of_noise_is_not_kept_pixel_by_pixel(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    for name, image in (("noise", Image.fromarray(noise)), ("flat", Image.new("RGB", (224, 224)))):
+        group = RolloutGroup(
+            Prompt("p", [{"role": "user", "content": [{"type": "image", "image": image}]}], {}),
+            [replace(conversation("24"), messages=[])],
+        )
+        RolloutLog(tmp_path / name).write(0, "s", "held_out", [group], None, None, 0.0)
+        (uri,) = [attributes["href"] for tag, attributes in page_of(tmp_path / name).tags if tag == "image"]
+        assert (uri or "").startswith(f"data:image/{'jpeg' if name == 'noise' else 'png'};base64,")
 
 
 def test_a_policy_that_makes_pictures_is_shown(tmp_path: Path):
@@ -514,4 +664,10 @@ def test_numbers_are_written_for_reading():
         "±0.000",
         "±0.000",
         "–",
+    ]
+    assert [format_seconds(value) for value in (0, 12.04, 3600.0, 1e150)] == [
+        "0.0 s",
+        "12.0 s",
+        "3600.0 s",
+        "1.0e+150 s",
     ]

@@ -61,11 +61,14 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
         "group": 0,
         "prompt": "[image]\ndetect every 3",
         "media": [media],
+        "times_s": [None],
         "answer": "gold",
         "sample": {"solution": "s"},
         "index": 1,
         "completion": "b",
         "completion_media": None,
+        "turns": [],
+        "outcome": {},
         "rewards": {"iou": 0.0, "brevity": 0.5},
         "total": 0.5,
         "advantage": -0.5,
@@ -133,6 +136,85 @@ def test_video_is_stored_as_a_few_frames(tmp_path: Path):
     assert len(frames) == 8
     assert [frame.size for frame in frames] == [(6, 4)] * 8
     assert [frame.getpixel((0, 0))[0] for frame in (frames[0], frames[-1])] == [0, 19]
+
+
+def clip(first: int, count: int) -> torch.Tensor:
+    """uint8 [count, 3, 4, 6]: frame i is as bright as `first` + i."""
+    return torch.arange(first, first + count, dtype=torch.uint8).reshape(count, 1, 1, 1).expand(count, 3, 4, 6)
+
+
+def conversation(frames: torch.Tensor) -> Rollout:
+    """A call, the frames that it brought (the file's frames 100, 105, ... at 10 a second), and an answer."""
+    indices = list(range(100, 100 + 5 * len(frames), 5))
+    returned = {"type": "video", "video": frames, "metadata": {"fps": 10.0, "frames_indices": indices}}
+    messages = [
+        {"role": "assistant", "content": [{"type": "text", "text": "call"}]},
+        {"role": "tool", "content": [{"type": "text", "text": "Here it is: "}, returned]},
+        {"role": "assistant", "content": "answer"},
+    ]
+    row = Row("p", "t", None, torch.zeros(2, dtype=torch.int64), 2)
+    return Rollout([row, row], "call\nanswer", messages, {"valid_tool_calls": 1, "mean": math.nan, "names": {"b", "a"}})
+
+
+def test_a_conversation_is_written_turn_by_turn_with_the_frames_that_came_back(tmp_path: Path):
+    groups = [RolloutGroup(image_prompt(picture()), [conversation(clip(0, 3)), rollout("x")])]
+    path = RolloutLog(tmp_path).write(1, "grpo", "train", groups, None, None, 1.0)
+    spoken, single = read_rollouts(path)
+    assert [(turn["role"], turn["text"]) for turn in spoken["turns"]] == [
+        ("assistant", "call"),
+        ("tool", "Here it is: [video]\n"),
+        ("assistant", "answer"),
+    ]
+    assert [turn["times_s"] for turn in spoken["turns"]] == [[], [10.0, 10.5, 11.0], []]
+    frames = [Image.open(path.parent / name) for name in spoken["turns"][1]["media"]]
+    assert [frame.getpixel((0, 0)) for frame in frames] == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
+    assert spoken["outcome"] == {"valid_tool_calls": 1, "mean": None, "names": ["a", "b"]}
+    assert (single["turns"], single["outcome"]) == ([], {})
+
+
+def test_frames_that_several_rollouts_saw_are_stored_once(tmp_path: Path):
+    seen_by_both, by_one = clip(0, 3), clip(2, 3)  # which share the frame 2
+    rollouts = [conversation(seen_by_both), conversation(seen_by_both), conversation(by_one)]
+    path = RolloutLog(tmp_path).write(1, "s", "train", [RolloutGroup(Prompt("p", [], {}), rollouts)], None, None, 1.0)
+    assert len(list((path.parent / "media").iterdir())) == 5
+    first, second, third = (line["turns"][1]["media"] for line in read_rollouts(path))
+    assert first == second and first[2] == third[0]
+
+
+def test_writing_a_conversation_twice_gives_the_same_bytes(tmp_path: Path):
+    written = []
+    for name in ("a", "b"):
+        group = RolloutGroup(Prompt("p", [], {}), [conversation(clip(0, 20))])
+        RolloutLog(tmp_path / name).write(1, "s", "train", [group], None, None, 1.0)
+        files = sorted(file for file in (tmp_path / name).rglob("*") if file.is_file())
+        written.append([(file.relative_to(tmp_path / name), file.read_bytes()) for file in files])
+    assert written[0] == written[1] and len(written[0]) == 1 + 8
+
+
+# Of 20 frames, those at round(i * 19 / 7) are kept: 0, 3, 5, 8, 11, 14, 16, 19. At 4 of the file's frames a second, and
+# every second one sampled, frame i is at i / 2 seconds.
+KEPT_S = [0.0, 1.5, 2.5, 4.0, 5.5, 7.0, 8.0, 9.5]
+
+
+@pytest.mark.parametrize(
+    ("told", "times_s"),
+    [
+        ({"metadata": {"fps": 4.0, "frames_indices": list(range(0, 40, 2))}}, KEPT_S),
+        ({"metadata": {"fps": 4, "frames_indices": torch.arange(0, 40, 2)}}, KEPT_S),
+        ({"times_s": [i / 2 for i in range(20)], "metadata": {"fps": 9.0, "frames_indices": [0] * 20}}, KEPT_S),
+        ({"times_s": [1.0, 2.0]}, [None] * 8),  # of other frames
+        ({"metadata": {"fps": 0.0, "frames_indices": list(range(20))}}, [None] * 8),
+        ({"metadata": {"fps": 4.0}}, [None] * 8),
+        ({"metadata": None}, [None] * 8),
+        ({}, [None] * 8),
+    ],
+)
+def test_frames_of_a_prompt_have_their_times_where_they_are_known(tmp_path: Path, told: dict[str, Any], times_s: list):
+    content = [{"type": "image", "image": picture()}, {"type": "video", "video": clip(0, 20), **told}]
+    group = RolloutGroup(Prompt("v", [{"role": "user", "content": content}], {}), [rollout("x")])
+    path = RolloutLog(tmp_path).write(1, "grpo", "train", [group], None, None, 1.0)
+    (line,) = read_rollouts(path)
+    assert line["times_s"] == [None, *times_s] and len(line["media"]) == 9
 
 
 def test_a_media_key_cannot_lead_out_of_the_folder(tmp_path: Path):

@@ -155,24 +155,30 @@ class Decoder:
 class Sequences:
     """Completions that are being continued, and what each of them should be."""
 
-    def __init__(self, decoder, prompt_lengths, num_samples, next_positions=None):
+    def __init__(self, decoder, prompt_lengths, num_samples, next_positions=None, tails=None):
+        """`tails`: tokens that stand between the prompt and each completion."""
         self.decoder = decoder
         self.generator = torch.Generator().manual_seed(7)
         prompts = [self._tokens(length) for length in prompt_lengths]
-        packing = Packing(prompt_lengths, [], [], CPU, keep_keys=True)
+        row_prompts = [index for index in range(len(prompts)) for _ in range(num_samples)]
+        tail_lengths = tails or [0] * len(row_prompts)
+        tails = [self._tokens(length) for length in tail_lengths]
+        packing = Packing(prompt_lengths, tail_lengths, row_prompts, CPU, keep_keys=True)
+        parts = [*(prompts[i] for i in packing.prompt_order), *(tails[i] for i in packing.row_order)]
         hidden = run_decoder(
             decoder,
-            torch.cat([prompts[i] for i in packing.prompt_order])[None],
+            torch.cat(parts)[None],
             torch.zeros(1, packing.num_tokens, dtype=torch.long),
             packing,
         )[0]
         for prompt, start in zip(prompts, packing.prompt_starts, strict=True):
             torch.testing.assert_close(hidden[start : start + len(prompt)], decoder.whole(prompt), **EXACT)
-        self.starts = next_positions or list(prompt_lengths)
-        self.decoding = SharedDecoding(packing, prompt_lengths, torch.tensor(self.starts), num_samples)
+        self.starts = next_positions or [prompt_lengths[i] for i in row_prompts]
+        self.decoding = SharedDecoding(packing, prompt_lengths, tail_lengths, row_prompts, torch.tensor(self.starts))
         self.num_samples = num_samples
-        self.texts = [prompt for prompt in prompts for _ in range(num_samples)]  # of each completion
+        self.texts = [torch.cat([prompts[i], tails[row]]) for row, i in enumerate(row_prompts)]  # of each completion
         self.slots = list(range(len(self.texts)))  # the completion in each slot; None: its slot only fills up
+        assert self.decoding.rows.tolist() == self.slots
         self.num_steps = 0
 
     def _tokens(self, count):
@@ -187,7 +193,7 @@ class Sequences:
                 self.texts[completion] = torch.cat([self.texts[completion], tokens[slot : slot + 1]])
                 expected = self.decoder.whole(self.texts[completion])[-1]
                 torch.testing.assert_close(hidden[slot, 0], expected, **ROUNDED)
-                position = self.starts[completion // self.num_samples] + self.num_steps
+                position = self.starts[completion] + self.num_steps
                 assert self.decoder.positions[slot].tolist() == [position]
         self.num_steps += 1
 
@@ -212,10 +218,38 @@ def test_each_step_is_that_of_the_whole_sequence(prompt_lengths, windows, heads,
 
 def test_positions_go_on_from_those_that_are_given():
     """With pictures the next position is not the length of the prompt."""
-    sequences = Sequences(Decoder(), [5, 2, 7], 2, next_positions=[3, 11, 4])
+    sequences = Sequences(Decoder(), [5, 2, 7], 2, next_positions=[3, 3, 11, 12, 4, 4])
     sequences.step()
     sequences.end([0, 1, 4])
     sequences.step()
+
+
+@pytest.mark.parametrize("windows", [(None,), (3,), (None, 5)])
+@pytest.mark.parametrize("tails", [[1, 1, 1, 1], [0, 3, 2, 9], [0, 0, 0, 40]])
+def test_each_step_of_a_conversation_is_that_of_the_whole_sequence(windows, tails):
+    """Turns and replies of different lengths stand between the prompt and what is sampled."""
+    sequences = Sequences(Decoder(windows=windows), [5, 2], 2, tails=tails)
+    for step in range(FIRST_CAPACITY + 2):
+        sequences.step()
+        if step == 1:
+            sequences.end([1])
+
+
+def test_conversations_of_one_prompt_need_not_be_as_many_as_those_of_another():
+    decoder = Decoder()
+    packing = Packing([4, 3], [2, 1, 1], [1, 0, 1], CPU, keep_keys=True)
+    tokens = torch.randn(11, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    run_decoder(decoder, tokens[None], torch.zeros(1, 11, dtype=torch.long), packing)
+    decoding = SharedDecoding(packing, [4, 3], [2, 1, 1], [1, 0, 1], torch.tensor([5, 5, 4]))
+    assert decoding.rows.tolist() == [1, -1, 0, 2], "the prompt that has one fills up its line of the grid"
+    new = torch.randn(4, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hidden = decoding.advance(decoder, new[:, None])
+    for slot, row in ((0, 1), (2, 0), (3, 2)):
+        prompt = [1, 0, 1][row]
+        start, first = packing.row_starts[row], packing.prompt_starts[prompt]
+        past = [tokens[first : first + [4, 3][prompt]], tokens[start : start + [2, 1, 1][row]]]
+        expected = decoder.whole(torch.cat([*past, new[slot : slot + 1]]))[-1]
+        torch.testing.assert_close(hidden[slot, 0], expected, **ROUNDED)
 
 
 @pytest.mark.parametrize("windows", [(None,), (4, None)])

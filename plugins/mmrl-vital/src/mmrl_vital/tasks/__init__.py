@@ -1,0 +1,1 @@
+"""Task definitions of VITAL, one YAML a task."""
