@@ -234,7 +234,7 @@ def test_tutorial_plugin_passes_its_checks(tutorial):
 def test_tutorial_commands_train(tutorial):
     """All of its training commands, in order; the hook takes a tenth from every truncated completion."""
     commands = [command for command in commands_in(PLUGINS_PAGE) if command.startswith(("train ", "view "))]
-    assert len(commands) == 4
+    assert len(commands) == 5
     run(tutorial, *[command.split() for command in commands])
     assert (tutorial / "runs" / "colours" / "report.html").is_file()
     for name, num_turns in (("colours", 1), ("two_turns", 2)):
@@ -245,3 +245,5 @@ def test_tutorial_commands_train(tutorial):
             assert step["reward/total"] == pytest.approx(step["reward/colours/named"] - 0.1 * step["truncated"])
             assert step["completion_tokens/max"] <= 8 * num_turns
         assert max(step["completion_tokens/max"] for step in steps) > 8 * (num_turns - 1)
+    with_tools = (tutorial / "runs" / "with_tools" / "metrics.jsonl").read_text()
+    assert with_tools.count('"outcome/valid_tool_calls"') == 2, "of both GRPO steps"

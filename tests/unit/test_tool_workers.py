@@ -1,4 +1,4 @@
-"""Tools in processes of their own: results in order and side by side, and a tool that hangs or crashes harms no other."""
+"""Tools in processes of their own: results in order, calls side by side; one that hangs or crashes harms no other."""
 
 import logging
 import multiprocessing

@@ -65,8 +65,8 @@ class ClipTool(Tool):
         """
         if max_frames < 2 or fps <= 0 or min_clip_s <= 0 or not 0 < min_pixels <= max_pixels:
             raise ConfigError(
-                f"{self.name}: fps, min_clip_s and min_pixels must be positive, max_frames at least 2, and max_pixels at "
-                "least min_pixels."
+                f"{self.name}: fps, min_clip_s and min_pixels must be positive, max_frames at least 2, and max_pixels "
+                "at least min_pixels."
             )
         self._limits: dict[str, Any] = {
             "fps": fps,
