@@ -180,7 +180,7 @@ class VLLMEngine:
             "gpu_memory_utilization": 0.01,  # only checked at the start, where the trainer's memory would count
             "enable_prefix_caching": True,
             "skip_mm_profiling": True,
-            "mm_processor_cache_gb": 0,
+            "mm_processor_cache_gb": 1,  # conversations of a group show their prompt's media again, in each turn
             "enable_chunked_prefill": not on_cpu,  # vLLM fails there on a seeded request whose prompt it splits
             "enforce_eager": on_cpu,
             "enable_sleep_mode": self._sleep,

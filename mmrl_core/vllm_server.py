@@ -71,13 +71,18 @@ class Start:
 
 @dataclass(frozen=True)
 class Job:
-    """Requests that are sampled in one way; `banned` are token texts that are never sampled."""
+    """Requests that are sampled in one way.
+
+    `banned` are token texts that are never sampled. Requests that continue conversations find what the turns before
+    have computed.
+    """
 
     requests: Sequence[Request]
     num_samples: int
     sampling: Sampling
     stop_ids: Sequence[int]
     banned: Sequence[str] = field(default=())
+    continues: bool = False
 
 
 class AnyHost(Protocol):
@@ -148,8 +153,9 @@ class Host:
 
     def generate(self, job: Job) -> Iterator[Answer]:
         engine = self._llm.llm_engine
-        # Which prompts were seen before must not decide how a prompt is computed, and so the last bits of it.
-        self._llm.reset_prefix_cache()
+        if not job.continues:
+            # Which prompts were seen before must not decide how a prompt is computed, and so the last bits of it.
+            self._llm.reset_prefix_cache()
         self._temperature = job.sampling.temperature or 1.0
         names = [str(request.index) for request in job.requests]
         try:

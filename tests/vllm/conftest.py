@@ -17,7 +17,9 @@ from PIL import Image
 
 from mmrl_core import tiny
 from mmrl_core.config import ModelConfig
+from mmrl_core.environment import Reply
 from mmrl_core.language_model import LanguageModelPolicy
+from mmrl_core.rollout import multi_turn
 from mmrl_core.types import Prompt
 
 
@@ -79,14 +81,37 @@ def picture(seed, width=56, height=56):
     return Image.fromarray(pixels)
 
 
+def clip(seed, num_frames=4):
+    """Frames and metadata of a video, two frames a second.
+
+    It is no longer than wide, in tokens: from there on transformers 5 counts positions otherwise.
+    """
+    frames = np.random.default_rng(seed).integers(0, 255, (num_frames, 3, 56, 84), dtype=np.uint8)
+    indices = list(range(0, 12 * num_frames, 12))
+    metadata = {"fps": 24.0, "total_num_frames": 12 * num_frames, "frames_indices": indices, "video_backend": "decord"}
+    return torch.from_numpy(frames), metadata
+
+
+def sound(seed, seconds):
+    samples = np.random.default_rng(seed).standard_normal(round(seconds * 16000)).astype(np.float32) * 0.1
+    return samples, 16000
+
+
+def part(value):
+    """A part of a chat message: a text, a picture, (frames, metadata) or (samples, rate)."""
+    if isinstance(value, str):
+        return {"type": "text", "text": value}
+    if isinstance(value, Image.Image):
+        return {"type": "image", "image": value}
+    values, about = value
+    if isinstance(about, int):
+        return {"type": "audio", "audio": values, "sampling_rate": about}
+    return {"type": "video", "video": values, "metadata": about}
+
+
 def make_prompt(name, text, images=(), videos=(), audios=()):
     """A prompt of one user message; videos are (frames, metadata), audios (samples, rate)."""
-    content = [
-        *({"type": "image", "image": image} for image in images),
-        *({"type": "video", "video": frames, "metadata": metadata} for frames, metadata in videos),
-        *({"type": "audio", "audio": samples, "sampling_rate": rate} for samples, rate in audios),
-        {"type": "text", "text": text},
-    ]
+    content = [*map(part, images), *map(part, videos), *map(part, audios), part(text)]
     keys = tuple(f"{name}-{index}" for index in range(len(content) - 1))
     return Prompt(name, [{"role": "user", "content": content}], {"name": name}, "", keys)
 
@@ -108,6 +133,58 @@ def prompts():
 
 def rows_of(groups):
     return [row for group in groups for rollout in group.rollouts for row in rollout.rows]
+
+
+def generate(policy, prompts, num_samples, sampling, on_finished):
+    """The engine by itself, for prompts."""
+    observations = [policy.encoder.encode(prompt) for prompt in prompts]
+    policy.engine.generate(policy, prompts, observations, num_samples, sampling, on_finished)
+
+
+def told(policy, prompts, num_samples, sampling):
+    """What the engine tells: indices of prompts and their completions, in the order of telling."""
+    heard = []
+    generate(policy, prompts, num_samples, sampling, lambda *finished: heard.append(finished))
+    return heard
+
+
+class Answers:
+    """An environment that answers the first turns of conversations by given parts, of each another number of turns."""
+
+    def __init__(self, *replies):
+        self.replies = replies
+        self.num_begun = 0
+
+    def prepare(self, prompt):
+        return prompt
+
+    def begin(self, prompt):
+        self.num_begun += 1
+        return {"num_answered": 0, "num_answers": self.num_begun % (len(self.replies) + 1)}
+
+    def reply(self, episodes, texts, ask):
+        answers = []
+        for episode in episodes:
+            turn = episode["num_answered"]
+            if turn == episode["num_answers"]:
+                answers.append(None)
+            else:
+                episode["num_answered"] += 1
+                answers.append(Reply([{"role": "tool", "content": list(self.replies[turn])}]))
+        return answers
+
+    def outcome(self, episode):
+        return {}
+
+    def close(self):
+        pass
+
+
+def converse(policy, prompts, replies, sampling, group_size=4):
+    """Conversations that are told the replies, with the weights of now."""
+    policy.set_temperature(sampling.temperature or 1.0)
+    policy.publish_weights()
+    return multi_turn(policy, prompts, group_size, sampling, environment=Answers(*replies))
 
 
 def trainer_logprobs(policy, rows):
@@ -134,10 +211,16 @@ def change_weights(policy, scale=0.05, seed=0):
 
 class Helpers:
     change_weights = staticmethod(change_weights)
+    clip = staticmethod(clip)
+    converse = staticmethod(converse)
+    generate = staticmethod(generate)
     largest_difference = staticmethod(largest_difference)
     make_prompt = staticmethod(make_prompt)
     picture = staticmethod(picture)
+    part = staticmethod(part)
     rows_of = staticmethod(rows_of)
+    sound = staticmethod(sound)
+    told = staticmethod(told)
     trainer_logprobs = staticmethod(trainer_logprobs)
 
 

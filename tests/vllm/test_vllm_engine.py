@@ -1,6 +1,7 @@
 """vLLM in the training process samples what the trainer would, with the logprobs that the trainer computes."""
 
 import random
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -101,11 +102,20 @@ def test_equal_prompts_get_different_completions(text, prompts, helpers):
     assert [row.action.tolist() for row in rows[:4]] != [row.action.tolist() for row in rows[4:]]
 
 
-def test_each_prompt_is_reported_once_when_it_is_done(text, prompts):
-    told = {}
-    answers = text.engine.generate(text, prompts("qwen2"), 4, Sampling(12, seed=9), lambda i, s: told.update({i: s}))
-    assert sorted(told) == [0, 1, 2]
-    assert all(told[index] is samples for index, samples in enumerate(answers))
+def test_prompts_of_more_tokens_than_vllm_takes_in_a_step(text, helpers):
+    """On a CPU it takes 4096."""
+    asked = [helpers.make_prompt(str(index), f"{index} " + "really " * 100) for index in range(12)]
+    assert sum(map(text.prompt_length, asked)) > 4096
+    assert helpers.largest_difference(text, helpers.rows_of(roll_out(text, asked, Sampling(12, seed=1)))) < TOLERANCE
+
+
+def test_each_prompt_is_reported_once_with_its_completions(text, prompts, helpers):
+    told = helpers.told(text, prompts("qwen2"), 4, Sampling(12, seed=9))
+    assert sorted(index for index, _ in told) == [0, 1, 2]
+    groups = text.rollout(prompts("qwen2"), 4, Sampling(12, seed=9))
+    for index, samples in told:
+        rows = helpers.rows_of([groups[index]])
+        assert [sample.tokens.tolist() for sample in samples] == [row.action.tolist() for row in rows]
 
 
 def test_a_failing_listener_leaves_nothing_behind(text, prompts, helpers):
@@ -113,7 +123,7 @@ def test_a_failing_listener_leaves_nothing_behind(text, prompts, helpers):
         raise LookupError
 
     with pytest.raises(LookupError):
-        text.engine.generate(text, prompts("qwen2"), 4, Sampling(12, seed=9), fail)
+        helpers.generate(text, prompts("qwen2"), 4, Sampling(12, seed=9), fail)
     rows = helpers.rows_of(roll_out(text, prompts("qwen2")[:1], Sampling(12, seed=1)))
     assert len(rows) == 4 and helpers.largest_difference(text, rows) < TOLERANCE
 
@@ -124,8 +134,8 @@ def test_changed_weights_are_followed(vision, weights_restored, prompts, helpers
     before = helpers.rows_of(roll_out(vision, asked, sampling))
     helpers.change_weights(vision)
     assert helpers.largest_difference(vision, before) > 0.05
-    stale = vision.engine.generate(vision, asked, 4, sampling)  # not told yet
-    assert [sample.tokens.tolist() for group in stale for sample in group] == [row.action.tolist() for row in before]
+    stale = sorted(helpers.told(vision, asked, 4, sampling), key=itemgetter(0))  # not told yet
+    assert [sample.tokens.tolist() for _, group in stale for sample in group] == [row.action.tolist() for row in before]
     after = helpers.rows_of(roll_out(vision, asked, sampling))
     assert helpers.largest_difference(vision, after) < TOLERANCE
 
@@ -160,7 +170,9 @@ def test_media_placeholders_are_never_sampled(vision, weights_restored, prompts,
 
 def test_a_prompt_that_vllm_sees_otherwise_is_an_error(text, prompts, monkeypatch):
     monkeypatch.setattr(
-        vllm_engine, "_inputs", lambda policy, prompt, encoded: {"prompt_token_ids": [*encoded.input_ids.tolist(), 5]}
+        vllm_engine,
+        "_inputs",
+        lambda policy, prompt, encoded, converted: {"prompt_token_ids": [*encoded.input_ids.tolist(), 5]},
     )
     length = text.prompt_length(prompts("qwen2")[0])
     with pytest.raises(PolicyError, match=rf"'qwen2-0' has {length} tokens in training and {length + 1} in vLLM"):
@@ -173,19 +185,10 @@ def test_what_does_not_fit_is_an_error(text, prompts):
 
 
 def test_pixel_limits_and_videos(make_policy, helpers):
-    """Videos no longer than they are wide, in tokens: from there on transformers 5 counts positions otherwise."""
-    generator = np.random.default_rng(3)
-    frames = torch.from_numpy(generator.integers(0, 255, (4, 3, 56, 84), dtype=np.uint8))
-    metadata = {
-        "fps": 24.0,
-        "total_num_frames": 96,
-        "frames_indices": list(range(0, 96, 12)),
-        "video_backend": "decord",
-    }
     asked = [
         helpers.make_prompt("small", "What is this?", [helpers.picture(1, 224, 168)]),
-        helpers.make_prompt("video", "What happens?", videos=[(frames, metadata)]),
-        helpers.make_prompt("both", "Compare.", [helpers.picture(2)], [(frames.flip(0), metadata)]),
+        helpers.make_prompt("video", "What happens?", videos=[helpers.clip(3)]),
+        helpers.make_prompt("both", "Compare.", [helpers.picture(2)], [helpers.clip(4)]),
     ]
     policy = started(make_policy, "qwen2_5_vl", asked[0], max_pixels=8 * 28 * 28)
     try:
@@ -197,11 +200,10 @@ def test_pixel_limits_and_videos(make_policy, helpers):
 
 
 def test_audio(make_policy, helpers):
-    generator = np.random.default_rng(4)
-    sounds = [generator.standard_normal(length).astype(np.float32) * 0.1 for length in (16000, 22050)]
+    sounds = helpers.sound(1, 1.0), helpers.sound(2, 1.4)
     asked = [
-        helpers.make_prompt("sound", "What is heard?", audios=[(sounds[0], 16000)]),
-        helpers.make_prompt("two", "Compare them.", audios=[(sounds[1], 16000), (sounds[0], 16000)]),
+        helpers.make_prompt("sound", "What is heard?", audios=sounds[:1]),
+        helpers.make_prompt("two", "Compare them.", audios=sounds[::-1]),
         helpers.make_prompt("none", "Which colour is it?"),
     ]
     policy = started(make_policy, "qwen2_audio", asked[0])

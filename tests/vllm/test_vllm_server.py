@@ -50,7 +50,7 @@ def test_a_failing_listener_leaves_no_answers_behind(served, prompts, helpers):
         raise LookupError
 
     with pytest.raises(LookupError):
-        served.engine.generate(served, prompts("qwen2_5_vl"), 4, Sampling(12, seed=9), fail)
+        helpers.generate(served, prompts("qwen2_5_vl"), 4, Sampling(12, seed=9), fail)
     rows = helpers.rows_of(roll_out(served, prompts, Sampling(12, seed=1)))
     assert [row.prompt_id for row in rows[::4]] == [prompt.id for prompt in prompts("qwen2_5_vl")]
     assert helpers.largest_difference(served, rows) < TOLERANCE
@@ -67,20 +67,49 @@ def test_a_refused_prompt_is_an_error_and_not_the_end(served, prompts, helpers):
 def test_a_server_killed_while_it_samples_is_started_again(served, prompts, helpers, monkeypatch, capfd):
     """The weights have changed since the start; the answers are those of an undisturbed rollout, each told once."""
     monkeypatch.setattr(served.model, "stop_ids", set())
-    sampling, told = Sampling(400, seed=3), []
-    undisturbed = served.engine.generate(served, prompts("qwen2_5_vl"), 4, sampling)
+    sampling = Sampling(400, seed=3)
+    undisturbed = helpers.told(served, prompts("qwen2_5_vl"), 4, sampling)
     first = served.engine._host._process.pid
     timer = threading.Timer(0.5, kill, [served])
     timer.start()
-    answers = served.engine.generate(served, prompts("qwen2_5_vl"), 4, sampling, lambda index, _: told.append(index))
+    answers = helpers.told(served, prompts("qwen2_5_vl"), 4, sampling)
     timer.join()
     assert served.engine._host._process.pid != first
     assert capfd.readouterr().out == "the vLLM server is started again: it was ended by signal 9\n"
-    assert sorted(told) == [0, 1, 2]
-    for group, again in zip(undisturbed, answers, strict=True):
-        for sample, repeated in zip(group, again, strict=True):
+    assert sorted(index for index, _ in answers) == [0, 1, 2]
+    for index, again in answers:
+        for sample, repeated in zip(dict(undisturbed)[index], again, strict=True):
             assert torch.equal(sample.tokens, repeated.tokens) and len(sample.tokens) == 400
             assert torch.allclose(sample.logprobs, repeated.logprobs, atol=TOLERANCE)
+
+
+def test_a_conversation_goes_on_with_another_server(served, helpers, monkeypatch, capfd):
+    """The second turn of a server that knows nothing of the first is the same."""
+    prompts = [
+        helpers.make_prompt("picture", "What is this?", [helpers.picture(1, 84, 56)]),
+        helpers.make_prompt("video", "What moves here?", videos=[helpers.clip(2)]),
+    ]
+    replies = [[helpers.part("look"), helpers.part(helpers.picture(3))], [helpers.part(helpers.clip(4))]]
+
+    def conversations():
+        return helpers.rows_of(helpers.converse(served, prompts, replies, Sampling(12, seed=2)))
+
+    undisturbed = conversations()
+    assert {row.step_index for row in undisturbed} == {0, 1, 2}
+    assert helpers.largest_difference(served, undisturbed) < TOLERANCE
+    observe, first = served.observe, served.engine._host._process.pid
+
+    def observe_and_kill(*arguments):
+        if served.engine._host._process.pid == first:
+            kill(served)
+        return observe(*arguments)
+
+    monkeypatch.setattr(served, "observe", observe_and_kill)
+    rows = conversations()
+    assert served.engine._host._process.pid != first
+    assert capfd.readouterr().out.count("started again") == 1
+    assert [row.action.tolist() for row in rows] == [row.action.tolist() for row in undisturbed]
+    assert helpers.largest_difference(served, rows) < TOLERANCE
 
 
 def test_a_server_that_ends_twice_ends_the_run_with_its_log(served, prompts, monkeypatch, capfd):

@@ -37,7 +37,7 @@ def mmrl_register(registry: Registry) -> None:
     add("source", "nextgqa", f"{package}.data:nextgqa", "NExT-GQA questions with spans")
     add("source", "rextime", f"{package}.data:rextime", "ReXTime questions with spans")
     add("source", "video_mme", f"{package}.data:video_mme", "Video-MME questions")
-    add("source", "tool_videos", f"{package}.demo_data:tool_videos", "videos with short events, and questions about them")
+    add("source", "tool_videos", f"{package}.demo_data:tool_videos", "videos with short events and questions on them")
 
     add("metric", "temporal_grounding", f"{package}.metrics:temporal_grounding", "mIoU, R@0.3, R@0.5, R@0.7")
     add("metric", "accuracy", f"{package}.metrics:accuracy", "share of right choices, by a column")
