@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.errors import ConfigError
+from mmrl_core.errors import ConfigError, TaskDataError
 from mmrl_core.tools import schema
 from mmrl_vital.demo_data import CLASS_WORDS, VideoOptions, draw_frames, final_turn, problem, two_turns, video_events
 from mmrl_vital.demo_model import (
@@ -240,6 +240,8 @@ def test_nothing_is_overwritten_or_left_behind(tmp_path):
         build_clip_reader(tmp_path, tower_steps=1, num_videos=1)
     with pytest.raises(ConfigError, match="size_px is 60"):
         build_clip_reader(tmp_path / "model", videos={"size_px": 60})
+    with pytest.raises(TaskDataError, match="num_classes is 11"):
+        build_clip_reader(tmp_path / "model", videos={"num_classes": 11})
     with pytest.raises(ConfigError, match="size_pixels"):
         build_clip_reader(tmp_path / "model", videos={"size_pixels": 56})
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

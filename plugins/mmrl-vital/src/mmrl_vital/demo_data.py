@@ -198,7 +198,9 @@ def tool_videos(
         short_digits=short_digits,
         brightness=brightness,
     )
-    _check(split, num_rows, questions_per_video, aim_error_s, options)
+    check_options(
+        options, split=split, num_rows=num_rows, questions_per_video=questions_per_video, aim_error_s=aim_error_s
+    )
     folder = _cache_folder(cache_dir, split, seed, options)
     rows: list[dict[str, Any]] = []
     while len(rows) < num_rows:
@@ -260,9 +262,8 @@ def final_turn(letter: str) -> str:
 def two_turns(start_s: float, end_s: float, letter: str) -> str:
     """A call of the tool and, after a line break, the answer.
 
-    >>> print(two_turns(0, 4, "B").replace("<tool_call>", "\n<tool_call>"))
-    <think>Look closer.</think>
-    <tool_call>{"name": "get_video_clip_frame", "arguments": {"start_time": 0.0, "end_time": 4.0}}</tool_call>
+    >>> print(two_turns(0, 4, "B").removeprefix("<think>Look closer.</think><tool_call>"))
+    {"name": "get_video_clip_frame", "arguments": {"start_time": 0.0, "end_time": 4.0}}</tool_call>
     <think>Decide.</think><answer>B</answer>
     """
     call = json.dumps({"name": TOOL_NAME, "arguments": {"start_time": float(start_s), "end_time": float(end_s)}})
@@ -426,7 +427,15 @@ def _photos(brightness: float) -> list[np.ndarray]:
     return [(pixels * brightness).astype(np.uint8) for pixels in photos]
 
 
-def _check(split: str, num_rows: int, questions_per_video: int, aim_error_s: int, options: VideoOptions) -> None:
+def check_options(
+    options: VideoOptions,
+    *,
+    split: str = "train",
+    num_rows: int = 1,
+    questions_per_video: int = 1,
+    aim_error_s: int = 0,
+) -> None:
+    """Raise a TaskDataError that names every value out of range; see ``tool_videos`` for what they are."""
     smallest, largest = options.digit_px
     problems = {
         f"split {split!r} is none of {', '.join(PHOTO_SHARE)}": split not in PHOTO_SHARE,

@@ -25,6 +25,7 @@ from mmrl_vital.demo_data import (
     CLASS_WORDS,
     LETTERS,
     VideoOptions,
+    check_options,
     draw_frames,
     final_turn,
     problem,
@@ -104,7 +105,7 @@ def build_clip_reader(
     directory: str | Path,
     *,
     seed: int = 0,
-    tower_steps: int = 500,
+    tower_steps: int = 800,
     tower_batch: int = 64,
     tower_lr: float = 3e-3,
     num_videos: int = 500,
@@ -133,6 +134,7 @@ def build_clip_reader(
     Raises:
         ConfigError: the directory is not empty, ``videos`` has an unknown key, or their side is no multiple of 28
             pixels.
+        TaskDataError: an option of the videos is out of range.
     """
     import torch
 
@@ -140,6 +142,7 @@ def build_clip_reader(
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ConfigError(f"{directory} exists and is not an empty folder, and nothing is overwritten. Name another.")
     options = _video_options(videos or {})
+    check_options(options)
     if options.size_px % TOKEN_PX:
         raise ConfigError(
             f"size_px is {options.size_px}; the model sees squares of {TOKEN_PX} pixels: give a multiple."
