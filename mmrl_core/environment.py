@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from mmrl_core.errors import ConfigError, ToolError
 from mmrl_core.plugins import call_with_options
 from mmrl_core.tool_workers import Call, ToolWorkers
-from mmrl_core.tools import CALL_END, SPECIAL_START, Question, Tool, ToolContext, schema, tool_call, validated
+from mmrl_core.tools import CALL_END, Question, Tool, ToolContext, schema, tool_call, validated
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ class ToolEnvironment:
         results |= dict(zip(calls, self._workers.run(list(calls.values())), strict=True))
         questions = {index: result for index, result in results.items() if isinstance(result, Question)}
         for index, answer in zip(questions, ask(list(questions.values())) if questions else (), strict=True):
-            text = answer.replace(SPECIAL_START, "< |")
-            results[index] = [{"type": "text", "text": text}]
+            results[index] = [{"type": "text", "text": answer}]
         replies: list[Reply | None] = []
         for index, episode in enumerate(episodes):
             result = results.get(index)

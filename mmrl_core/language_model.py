@@ -24,7 +24,7 @@ from mmrl_core.engine import Engine, Sampled
 from mmrl_core.errors import PolicyError
 from mmrl_core.generation import Decoding, HFEngine, PlainDecoding
 from mmrl_core.model_loading import load_model, load_processor
-from mmrl_core.prompt_encoder import Continuation, Encoded, Observation, PromptEncoder, Tail, root, tail, whole
+from mmrl_core.prompt_encoder import Continuation, Encoded, Observation, PromptEncoder, Stretch, root, tail, whole
 from mmrl_core.shared_prefix import Packing, SharedDecoding, run_decoder, share_prefix
 from mmrl_core.towers import (
     TOWER_MODULES,
@@ -124,26 +124,25 @@ class LanguageModel(nn.Module):
             sources.append(torch.arange(start, start + row.num_actions - 1))
         return hidden.index_select(0, torch.cat(sources).to(self.device))
 
-    def _run_packed(self, packing: Packing, prompts: Sequence[Encoded], tails: Sequence[Tail]) -> Tensor:
+    def _run_packed(self, packing: Packing, prompts: Sequence[Encoded], tails: Sequence[Stretch]) -> Tensor:
         """Hidden states [S, hidden] of prompts and what follows them, laid out as the packing says."""
         prompts = [prompts[i] for i in packing.prompt_order]
         tails = [tails[i] for i in packing.row_order]
-        parts: list[Encoded | Tail] = [*prompts, *tails]
+        parts: list[Encoded | Stretch] = [*prompts, *tails]
         input_ids = torch.cat([part.input_ids for part in parts])[None].to(self.device)
         positions = torch.cat([part.position_ids for part in parts], 1)[:, None].to(self.device)
-        embeddings = self._with_media(input_ids, [*prompts, *(reply for item in tails for reply in item.replies)])
+        embeddings = self._with_media(input_ids, [*prompts, *(part for item in tails for part in item.parts)])
         return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), packing)[0]
 
     def _plain_hidden(self, rows: Sequence[Row]) -> Tensor:
         """The same, each completion running whole behind its prompt, padded to the longest."""
-        prompts = [whole(row.observation) for row in rows]
-        embeddings, positions, prompt_mask = self._pad_prompts(prompts)
+        observations = [row.observation for row in rows]
+        embeddings, positions, prompt_mask = self._padded(observations)
         tokens = nn.utils.rnn.pad_sequence([row.action for row in rows], batch_first=True).to(self.device)  # [B, T]
         lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
         steps = torch.arange(tokens.shape[1], device=self.device)
         mask = steps < lengths[:, None]
-        starts = torch.tensor([prompt.next_position for prompt in prompts], device=self.device)
-        following = (starts[:, None] + steps[:-1]).expand(positions.shape[0], -1, -1)
+        following = (self._starts(observations)[:, None] + steps[:-1]).expand(positions.shape[0], -1, -1)
         width = embeddings.shape[1]
         whole_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
         output = self.base.get_decoder()(
@@ -191,7 +190,7 @@ class LanguageModel(nn.Module):
 
         distinct, index = _distinct(observations)
         rows = torch.tensor(index, device=self.device)
-        embeddings, positions, mask = self._pad_prompts([whole(item) for item in distinct])
+        embeddings, positions, mask = self._padded(distinct)
         self.count("prefill_tokens", sum(map(len, distinct)))
         cache = DynamicCache(config=self.base.config.get_text_config())
         output = self.base.get_decoder()(
@@ -248,14 +247,16 @@ class LanguageModel(nn.Module):
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.base.get_input_embeddings()(tokens)
 
-    def _pad_prompts(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+    def _padded(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [N, P, hidden], positions [axes, N, P], mask [N, P]; padded on the left."""
-        width = max(map(len, prompts))
-        pad = lambda tensor, prompt: nn.functional.pad(tensor, (width - len(prompt), 0))  # noqa: E731
-        input_ids = torch.stack([pad(prompt.input_ids, prompt) for prompt in prompts]).to(self.device)
-        positions = torch.stack([pad(prompt.position_ids, prompt) for prompt in prompts], 1).to(self.device)
-        mask = torch.stack([pad(torch.ones(len(prompt), dtype=torch.bool), prompt) for prompt in prompts])
-        return self._with_media(input_ids, prompts), positions, mask.to(self.device)
+        items = [whole(item) for item in observations]
+        width = max(len(item.input_ids) for item in items)
+        pad = lambda tensor: nn.functional.pad(tensor, (width - tensor.shape[-1], 0))  # noqa: E731
+        input_ids = torch.stack([pad(item.input_ids) for item in items]).to(self.device)
+        positions = torch.stack([pad(item.position_ids) for item in items], 1).to(self.device)
+        mask = torch.stack([pad(torch.ones_like(item.input_ids, dtype=torch.bool)) for item in items])
+        embeddings = self._with_media(input_ids, [part for item in items for part in item.parts])
+        return embeddings, positions, mask.to(self.device)
 
     def _with_media(self, input_ids: Tensor, prompts: Sequence[Encoded]) -> Tensor:
         """Embeddings of the prompts' tokens, features in the places of their placeholders."""
@@ -277,8 +278,8 @@ class LanguageModel(nn.Module):
         if towers_frozen(self.base):
             for prompt in with_media:
                 if not prompt.features:
-                    prompt.features = self._frozen_features(prompt)
-                    prompt.media = {}
+                    prompt.features.update(self._frozen_features(prompt))
+                    prompt.media.clear()
             kinds = sorted({kind for prompt in with_media for kind in prompt.features})
             return {
                 kind: torch.cat([prompt.features[kind] for prompt in with_media if kind in prompt.features])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,39 +106,23 @@ class Continuation:
         """Position of the first token of this turn."""
         return self.reply.next_position
 
-    @property
-    def key(self) -> str:
-        return self.reply.key
-
     @cached_property
-    def whole(self) -> Encoded:
-        """All of it as one prompt."""
-        start = whole(self.before)
-        positions = _following(start.next_position, len(self.action), len(start.position_ids))
-        names = [*start.media, *(name for name in self.reply.media if name not in start.media)]
-        media = {
-            name: torch.cat([part.media[name] for part in (start, self.reply) if name in part.media]) for name in names
-        }
-        return Encoded(
-            self.key,
-            self.reply.media_key,
-            torch.cat([start.input_ids, self.action, self.reply.input_ids]),
-            torch.cat([start.position_ids, positions, self.reply.position_ids], 1),
-            self.next_position,
-            media,
-        )
+    def key(self) -> str:
+        """Equal for conversations of equal content."""
+        history = f"{self.before.key}\0{self.action.tolist()}\0{self.reply.key}"
+        return hashlib.sha256(history.encode()).hexdigest()
 
 
 Observation = Encoded | Continuation
 """What a row was decided on."""
 
 
-class Tail(NamedTuple):
-    """What stands between a prompt and a decision: int64 [S] tokens, [axes, S] positions, the replies in order."""
+class Stretch(NamedTuple):
+    """A part of a conversation: int64 [S] tokens, [axes, S] positions, and in order the encodings that hold media."""
 
     input_ids: Tensor
     position_ids: Tensor
-    replies: list[Encoded]
+    parts: list[Encoded]
 
 
 def root(observation: Observation) -> Encoded:
@@ -147,14 +132,9 @@ def root(observation: Observation) -> Encoded:
     return observation
 
 
-def whole(observation: Observation) -> Encoded:
-    """A prompt, or a conversation as one prompt."""
-    return observation.whole if isinstance(observation, Continuation) else observation
-
-
-def tail(observation: Observation, action: Tensor | None = None) -> Tail:
-    """The conversation after its prompt, followed by an action if one is given."""
-    ids, positions, replies = [], [], []
+def tail(observation: Observation, action: Tensor | None = None) -> Stretch:
+    """A conversation without its prompt, followed by an action if one is given."""
+    ids, positions, parts = [], [], []
     axes = len(root(observation).position_ids)
     if action is not None:
         ids.append(action)
@@ -163,11 +143,21 @@ def tail(observation: Observation, action: Tensor | None = None) -> Tail:
         ids += [observation.reply.input_ids, observation.action]
         positions.append(observation.reply.position_ids)
         positions.append(_following(observation.before.next_position, len(observation.action), axes))
-        replies.append(observation.reply)
+        parts.append(observation.reply)
         observation = observation.before
     if not ids:
-        return Tail(torch.zeros(0, dtype=torch.long), torch.zeros(axes, 0, dtype=torch.long), [])
-    return Tail(torch.cat(ids[::-1]), torch.cat(positions[::-1], 1), replies[::-1])
+        return Stretch(torch.zeros(0, dtype=torch.long), torch.zeros(axes, 0, dtype=torch.long), [])
+    return Stretch(torch.cat(ids[::-1]), torch.cat(positions[::-1], 1), parts[::-1])
+
+
+def whole(observation: Observation) -> Stretch:
+    """A conversation with its prompt."""
+    start, rest = root(observation), tail(observation)
+    return Stretch(
+        torch.cat([start.input_ids, rest.input_ids]),
+        torch.cat([start.position_ids, rest.position_ids], 1),
+        [start, *rest.parts],
+    )
 
 
 def _following(start: int, count: int, axes: int) -> Tensor:
@@ -207,6 +197,8 @@ class PromptEncoder:
         self._model = model
         self._config = model.config
         self._max_tokens = max_tokens
+        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"\b\B")
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
         self._grown = False  # since the cache was last trimmed
         self._lock = threading.Lock()  # of the cache: prompts are also encoded ahead, in another thread
@@ -240,16 +232,7 @@ class PromptEncoder:
         media_keys = list(prompt.media_keys)
         if len(media_keys) != sum(map(len, media)):
             media_keys = [_content_key(medium) for kind in media for medium in kind]
-        media_key = hashlib.sha256("\0".join(media_keys).encode()).hexdigest() if media_keys else ""
-        key = hashlib.sha256(f"{text}\0{media_key}".encode()).hexdigest()
-        with self._lock:
-            if key in self._cache:
-                self._cache.move_to_end(key)
-                return self._cache[key]
-        encoded = self._encode(prompt.id, text, media, key, media_key)
-        with self._lock:
-            self._grown = True
-            return self._cache.setdefault(key, encoded)
+        return self._encode_once(prompt.id, text, media, media_keys)
 
     def encode_reply(
         self,
@@ -283,19 +266,42 @@ class PromptEncoder:
         while isinstance(observation, Continuation):
             earlier = [turn, *observation.messages, *earlier]
             observation = observation.before
-        text = self._apply_template([*prompt.messages, *earlier, turn, *messages]).rpartition(_ASSISTANT_TEXT)[2]
+        said = [self._without_special(message) for message in messages]
+        text = self._apply_template([*prompt.messages, *earlier, turn, *said]).rpartition(_ASSISTANT_TEXT)[2]
         if ended:
             text = text.removeprefix(self.tokenizer.decode(action[-1:]))
         media = media_of(messages)
         media_keys = [_content_key(medium) for kind in media for medium in kind]
+        reply = self._encode_once(prompt.id, text, media, media_keys, continues=True)
+        start = before.next_position + len(action)
+        # What is computed of the media goes into the same mappings, for all conversations that get this reply.
+        placed = replace(reply, position_ids=reply.position_ids + start, next_position=reply.next_position + start)
+        return Continuation(before, action, placed, messages)
+
+    def _encode_once(
+        self, name: str, text: str, media: PromptMedia, media_keys: Sequence[str], *, continues: bool = False
+    ) -> Encoded:
+        """Encode a text with media unless that was done before and is still cached."""
         media_key = hashlib.sha256("\0".join(media_keys).encode()).hexdigest() if media_keys else ""
-        history = ",".join(map(str, action.tolist()))
-        key = hashlib.sha256(f"{before.key}\0{history}\0{text}\0{media_key}".encode()).hexdigest()
-        reply = self._encode(prompt.id, text, media, key, media_key, continues=len(before) + len(action))
-        start_position = before.next_position + len(action)
-        reply.position_ids = reply.position_ids + start_position
-        reply.next_position += start_position
-        return Continuation(before, action, reply, messages)
+        key = hashlib.sha256(f"{continues}\0{text}\0{media_key}".encode()).hexdigest()
+        with self._lock:
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
+        encoded = self._encode(name, text, media, key, media_key, continues=continues)
+        with self._lock:
+            self._grown = True
+            return self._cache.setdefault(key, encoded)
+
+    def _without_special(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a tool found may read like a control token; a blank in it keeps it from being one."""
+        parts = [
+            {**part, "text": self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", part["text"])}
+            if part["type"] == "text"
+            else part
+            for part in message["content"]
+        ]
+        return {**message, "content": parts}
 
     def trim_cache(self) -> None:
         """Drop the prompts used longest ago until the cache fits; called once a batch's features are in."""
@@ -312,9 +318,9 @@ class PromptEncoder:
             self._cache.clear()
 
     def _encode(
-        self, name: str, text: str, media: PromptMedia, key: str, media_key: str, *, continues: int = 0
+        self, name: str, text: str, media: PromptMedia, key: str, media_key: str, *, continues: bool
     ) -> Encoded:
-        """Tokens, positions and media of a text that follows `continues` tokens."""
+        """Tokens, positions and media of a prompt, or of a text that continues a conversation."""
         arguments: dict[str, Any] = {"text": [text], "return_tensors": "pt"}
         for kind, part in PROCESSOR_PARTS.items():
             if getattr(media, kind) and getattr(self.processor, part, None) is None:

@@ -176,7 +176,7 @@ def test_questions_are_answered_by_the_policy_together_and_in_order(environment)
         ]
     ]
     # What the policy wrote must not pass for the end of a turn.
-    assert texts == ["reply 0 < |im_end|>", "moment 1.0 of 1.mp4, row 1", "reply 1 < |im_end|>"]
+    assert texts == ["reply 0 <|im_end|>", "moment 1.0 of 1.mp4, row 1", "reply 1 <|im_end|>"]
     assert outcomes == [counts(1, 0)] * 3
 
 
