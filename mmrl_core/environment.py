@@ -152,7 +152,7 @@ class ToolEnvironment:
                     calls[index] = call
             except ToolError as error:
                 results[index] = error
-        results |= dict(zip(calls, self._workers.run(list(calls.values())), strict=True))
+        results |= self._run(calls)
         questions = {index: result for index, result in results.items() if isinstance(result, Question)}
         for index, answer in zip(questions, ask(list(questions.values())) if questions else (), strict=True):
             results[index] = [{"type": "text", "text": answer}]
@@ -166,6 +166,16 @@ class ToolEnvironment:
                 episode.counts["valid_tool_calls"] += 1
             replies.append(None if result is None else Reply([{"role": "tool", "content": list(result)}]))
         return replies
+
+    def _run(self, calls: Mapping[int, Call]) -> dict[int, Any]:
+        """Results of calls; equal ones, as the rollouts of a group often make, are done once."""
+        keys = {
+            index: (call.tool, call.arguments.model_dump_json(), id(call.context.sample))
+            for index, call in calls.items()
+        }
+        distinct = {keys[index]: call for index, call in calls.items()}
+        done = dict(zip(distinct, self._workers.run(list(distinct.values())), strict=True))
+        return {index: done[key] for index, key in keys.items()}
 
     def _call(self, episode: _Episode, text: str) -> Call | None:
         call = tool_call(text)

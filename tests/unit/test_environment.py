@@ -48,6 +48,13 @@ class Open(Tool):
     def run(self, arguments, context):
         return [{"type": "text", "text": context.path(arguments.file)}]
 
+class Tally(Tool):
+    name, description, arguments = "tally", "Notes each call in a file.", Moment
+    def run(self, arguments, context):
+        with open(context.path("tally"), "a") as file:
+            file.write(f"{arguments.time_s} {context.sample['row']}\\n")
+        return [{"type": "text", "text": "noted"}]
+
 class OfPictures(Look):
     name = "zoom"
     def offered(self, prompt):
@@ -70,7 +77,7 @@ def site(tmp_path_factory):
 def tools(site):
     import probe_environment_tools as probes
 
-    return [probes.Look(), probes.Ask(), probes.Open(), probes.OfPictures()]
+    return [probes.Look(), probes.Ask(), probes.Open(), probes.OfPictures(), probes.Tally()]
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +122,8 @@ def counts(valid, errors):
 
 def test_a_prompt_tells_of_the_tools_that_can_be_called_on_it(environment, tools):
     prepared = environment.prepare(prompt())
-    assert prepared.tools == tuple(schema(tool) for tool in tools[:3])
-    assert environment.prepare(prompt("image")).tools[-1]["function"]["name"] == "zoom"
+    assert prepared.tools == tuple(schema(tool) for tool in tools if tool.name != "zoom")
+    assert "zoom" in [tool["function"]["name"] for tool in environment.prepare(prompt("image")).tools]
     assert environment.prepare(Prompt("0", [], {})).tools == prepared.tools
 
 
@@ -160,6 +167,16 @@ def test_calls_that_failed_count_towards_the_limit(environment):
     assert environment.outcome(environment.begin(prompt())) == counts(0, 0), "conversations share no count"
 
 
+def test_equal_calls_of_one_row_are_done_once(environment, site):
+    one, other = prompt(row=1), prompt(row=2)
+    episodes = [environment.begin(asked) for asked in (one, one, other, one)]
+    turns = [call("tally", time_s=1), call("tally", time_s=1.0), call("tally", time_s=1), call("tally", time_s=2)]
+    replies = environment.reply(episodes, turns, refuse_questions)
+    assert [text_of(reply) for reply in replies] == ["noted"] * 4
+    assert sorted((site / "tally").read_text().splitlines()) == ["1.0 1", "1.0 2", "2.0 1"]
+    assert [environment.outcome(episode) for episode in episodes] == [counts(1, 0)] * 4
+
+
 def test_questions_are_answered_by_the_policy_together_and_in_order(environment):
     asked = []
 
@@ -175,7 +192,6 @@ def test_questions_are_answered_by_the_policy_together_and_in_order(environment)
             for text in ("who?", "where?")
         ]
     ]
-    # What the policy wrote must not pass for the end of a turn.
     assert texts == ["reply 0 <|im_end|>", "moment 1.0 of 1.mp4, row 1", "reply 1 <|im_end|>"]
     assert outcomes == [counts(1, 0)] * 3
 
