@@ -135,7 +135,7 @@ def test_each_conversation_is_answered_from_its_own_row(environment):
 
 
 def test_what_cannot_be_done_is_answered_by_the_reason_and_counted(environment):
-    offered = "ask, look, open"
+    offered = "ask, look, open, tally"
     texts, outcomes = answer(
         environment,
         call("look", time_s=50),
