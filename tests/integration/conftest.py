@@ -89,6 +89,27 @@ def make_prompt():
     return prompt
 
 
+@pytest.fixture(scope="session")
+def noise_video(tmp_path_factory):
+    """`noise_video(num_frames, width, height, seed)` -> all frames of an mp4 file of noise, two a second."""
+    import av
+
+    from mmrl_core.video import load_video
+
+    def video(num_frames, width, height, seed):
+        path = tmp_path_factory.mktemp("video") / "noise.mp4"
+        pixels = np.random.default_rng(seed).integers(0, 255, (num_frames, height, width, 3), dtype=np.uint8)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=2)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in pixels:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return load_video(path, num_frames=num_frames, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 8)
+
+    return video
+
+
 class PlainModel:
     """A transformers model and processor used as their documentation says: a forward for each completion."""
 

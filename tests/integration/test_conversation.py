@@ -16,26 +16,14 @@ from mmrl_core.media import Audio
 from mmrl_core.metrics import read_metrics
 from mmrl_core.rollout import demonstrate, multi_turn
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Sampling
-from mmrl_core.video import load_video
 
 TEMPERATURE = 0.9
 VIDEO_KINDS = ("qwen2_vl", "qwen2_5_vl")
 
 
 @pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    """Four frames of an mp4 file."""
-    import av
-
-    path = tmp_path_factory.mktemp("clip") / "noise.mp4"
-    pixels = np.random.default_rng(6).integers(0, 255, (4, 56, 56, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=2)
-        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
-        for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return load_video(path, num_frames=4, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 4)
+def clip(noise_video):
+    return noise_video(4, 56, 56, seed=6)
 
 
 def noise(seconds, seed=0):

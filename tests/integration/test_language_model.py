@@ -12,26 +12,14 @@ from mmrl_core.errors import TaskDataError
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.media import Audio
 from mmrl_core.types import Row, Sampling
-from mmrl_core.video import load_video
 
 KINDS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_audio", "gemma3_text")
 TEXT_KINDS = ("qwen2", "qwen3", "llama", "gemma2", "gemma3_text")
 
 
 @pytest.fixture(scope="session")
-def video(tmp_path_factory):
-    """Six frames of an mp4 file."""
-    import av
-
-    path = tmp_path_factory.mktemp("video") / "noise.mp4"
-    pixels = np.random.default_rng(5).integers(0, 255, (6, 56, 84, 3), dtype=np.uint8)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=2)
-        stream.width, stream.height, stream.pix_fmt = 84, 56, "yuv420p"
-        for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return load_video(path, num_frames=6, min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 8)
+def video(noise_video):
+    return noise_video(6, 84, 56, seed=5)
 
 
 @pytest.fixture
