@@ -73,7 +73,7 @@ TRAINING_CHARTS: Sequence[tuple[str, str, str, Mapping[str, str]]] = (
 NOT_DRAWN = ("kind", "stage", "stage_kind", "step", "elapsed_s", "set_aside", "policy_loss")  # or told elsewhere
 COUNTER_PREFIXES = ("count/", "failures/")
 # A rise in these is neither good nor bad.
-NEUTRAL_METRIC = re.compile(r"truncated|tokens|length|seconds|entropy|count|unscored|_std$")
+NEUTRAL_METRIC = re.compile(r"^outcome/|truncated|tokens|length|seconds|entropy|count|unscored|_std$")
 SMALLEST_CHANGE = 5e-4  # less rounds to 0.000
 
 _TEMPERATURE_METRIC = re.compile(r"(greedy|t[0-9][0-9.]*)/(.+)")
