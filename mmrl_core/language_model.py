@@ -112,8 +112,9 @@ class LanguageModel(nn.Module):
     def _packed_hidden(self, rows: Sequence[Row]) -> Tensor:
         """Hidden states [tokens, hidden] that predict the actions of all rows; each prompt and each turn runs once."""
         sequences = _Sequences(rows)
-        prompts, tails = sequences.prompts, sequences.tails
+        prompts = sequences.prompts
         packing = Packing(list(map(len, prompts)), sequences.lengths, sequences.prompt_of, self.device)
+        tails = [tail(row.observation, row.action[:-1]) for row in sequences.last]
         hidden = self._run_packed(packing, prompts, tails)
         self._count_pass(packing.num_tokens, 0)
         sources = []  # the first action is predicted by the token before it, any other by the action before it
@@ -326,9 +327,10 @@ class _Sequences:
 
     Attributes:
         prompts: each once.
-        tails: of each sequence, what follows its prompt, without its last action token, which nothing follows.
-        lengths, prompt_of: of each sequence.
-        places: of each row, its sequence and where in the tail its action starts.
+        last: the last row of each sequence.
+        lengths: tokens of each behind its prompt, without the last action token, which nothing follows.
+        prompt_of: of each sequence.
+        places: of each row, its sequence and where in it, counted from the prompt's end, its action starts.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -338,24 +340,22 @@ class _Sequences:
             while isinstance(observation, Continuation):
                 inside.add((id(observation.before), id(observation.action)))
                 observation = observation.before
-        last = [row for row in rows if (id(row.observation), id(row.action)) not in inside]
-        self.prompts, self.prompt_of = _distinct([root(row.observation) for row in last])
-        self.tails = [tail(row.observation, row.action[:-1]) for row in last]
-        self.lengths = [len(item.input_ids) for item in self.tails]
-        self._sequence_of: dict[tuple[int, int], int] = {}
-        for sequence, row in enumerate(last):
-            turn: tuple[Observation, Tensor] = row.observation, row.action
-            self._sequence_of[id(turn[0]), id(turn[1])] = sequence
-            while isinstance(turn[0], Continuation):
-                turn = turn[0].before, turn[0].action
-                self._sequence_of[id(turn[0]), id(turn[1])] = sequence
-        self.places = [
-            (
-                self._sequence_of[id(row.observation), id(row.action)],
-                len(row.observation) - len(root(row.observation)),
-            )
-            for row in rows
-        ]
+        self.last = [row for row in rows if (id(row.observation), id(row.action)) not in inside]
+        self.prompts, self.prompt_of = _distinct([root(row.observation) for row in self.last])
+        self.lengths = [_behind_prompt(row) + row.num_actions - 1 for row in self.last]
+        sequence_of: dict[tuple[int, int], int] = {}
+        for sequence, row in enumerate(self.last):
+            observation, action = row.observation, row.action
+            sequence_of[id(observation), id(action)] = sequence
+            while isinstance(observation, Continuation):
+                observation, action = observation.before, observation.action
+                sequence_of[id(observation), id(action)] = sequence
+        self.places = [(sequence_of[id(row.observation), id(row.action)], _behind_prompt(row)) for row in rows]
+
+
+def _behind_prompt(row: Row) -> int:
+    """Tokens between the prompt of a row's conversation and its action."""
+    return len(row.observation) - len(root(row.observation))
 
 
 def _row(prompt_id: str, trajectory_id: str, observation: Observation, item: Sampled, *, forced: bool = False) -> Row:
