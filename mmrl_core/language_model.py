@@ -348,7 +348,7 @@ class _Sequences:
             observation, action = row.observation, row.action
             sequence_of[id(observation), id(action)] = sequence
             while isinstance(observation, Continuation):
-                observation, action = observation.before, observation.action
+                action, observation = observation.action, observation.before
                 sequence_of[id(observation), id(action)] = sequence
         self.places = [(sequence_of[id(row.observation), id(row.action)], _behind_prompt(row)) for row in rows]
 
