@@ -445,6 +445,8 @@ def _preview(prompt: Prompt, folder: Path, encoder: Any, max_tokens: int) -> str
             image, what = (part["image"], "image") if part["type"] == "image" else _contact_sheet(part["video"])
             image.save(folder / name)
             lines.append(f"[{what}, {image.width} x {image.height} pixels: {name}]")
+    if prompt.tools:
+        lines += ["--- tools that may be called", *map(json.dumps, prompt.tools)]
     if prompt.answer:
         lines += ["--- gold answer", prompt.answer]
     lines += ["--- sample (what rewards read)", json.dumps(prompt.sample, ensure_ascii=False, default=str)]

@@ -252,6 +252,28 @@ def test_a_preview_shows_prompts_and_writes_their_media(folder: Path, tiny_model
         preview_task(RunConfig(name="empty"), 1, output)
 
 
+TOOL = """
+from pydantic import BaseModel
+from mmrl_core import Tool
+
+class Moment(BaseModel):
+    time_s: float
+
+class Look(Tool):
+    name, description, arguments = "look", "Shows a moment.", Moment
+    def run(self, arguments, context): return []
+"""
+
+
+def test_a_preview_shows_the_tools_that_the_model_is_told_of(folder: Path, tiny_model: Path) -> None:
+    (folder / "look.py").write_text(TOOL)
+    rollout = {"strategy": "multi_turn", "tools": [f"{folder / 'look.py'}:Look"]}
+    config = config_of(folder, "exact", model={"path": str(tiny_model)}, rollout=rollout)
+    text = preview_task(config, 1, folder / "preview")
+    assert '--- tools that may be called\n{"type": "function", "function": {"name": "look"' in text
+    assert "<tools>" in text.partition("--- as the model sees it")[2], "told in the system message"
+
+
 def test_frames_of_a_video_are_shown_side_by_side() -> None:
     import torch
 
