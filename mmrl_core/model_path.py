@@ -19,7 +19,7 @@ from mmrl_core.plugins import Plugins, call_with_options
 
 def cache_folder() -> Path:
     """Where built models and demo data are kept: $MMRL_CACHE, else ~/.cache/mmrl."""
-    return Path(os.environ.get("MMRL_CACHE", "~/.cache/mmrl")).expanduser()
+    return Path(os.environ.get("MMRL_CACHE") or "~/.cache/mmrl").expanduser()
 
 
 def local_model(path: str) -> Path | None:
@@ -79,6 +79,10 @@ def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[s
 
 
 def _source_digest(builder: Callable[..., Any]) -> str:
-    """Of the builder's module, so that a changed builder builds anew."""
-    path = inspect.getsourcefile(builder)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""
+    """Of the builder's module and of what the core gives to builders, so that a changed builder builds anew."""
+    core = [Path(__file__).with_name(name) for name in ("demo.py", "tiny.py")]
+    own = inspect.getsourcefile(builder)
+    digest = hashlib.sha256()
+    for path in [*([Path(own)] if own else []), *core]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

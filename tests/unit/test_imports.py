@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "py
 
 LAYERS = (
     {"errors", "types", "hookspecs", "geometry"},
-    {"advantages", "charts", "losses", "media", "plugins", "builtin", "tiny", "data", "tools", "video"},
+    {"advantages", "charts", "losses", "media", "plugins", "builtin", "tiny", "demo", "data", "tools", "video"},
     {
         "checkpoint",
         "config",
@@ -100,7 +100,7 @@ def test_nothing_of_a_plugin_is_imported_by_the_core():
 
 def test_importing_the_package_imports_nothing_heavy():
     assert (
-        loaded_by("import mmrl_core, mmrl_core.plugins, mmrl_core.errors, mmrl_core.hookspecs, mmrl_core.tiny") == set()
+        loaded_by("import mmrl_core, mmrl_core.plugins, mmrl_core.errors, mmrl_core.hookspecs, mmrl_core.demo") == set()
     )
 
 

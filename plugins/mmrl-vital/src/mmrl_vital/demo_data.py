@@ -22,40 +22,42 @@ looks in the wrong place; the reward reads the answer, so GRPO can teach it to a
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
-import os
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl_core.demo import (
+    CLASS_WORDS,
+    MIN_DIGIT_WIDTH_PX,
+    NUM_SCANS,
+    ink_masks,
+    photographs,
+    scan_ids_by_class,
+    write_aside,
+)
 from mmrl_core.errors import TaskDataError
+from mmrl_core.model_path import cache_folder
 
 if TYPE_CHECKING:
     import numpy as np
-    from PIL import Image
 
 Split = Literal["train", "held_out"]
 
-CLASS_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "ABCDEFGHIJ"
 TOOL_NAME = "get_video_clip_frame"
 PROBLEM = "The video lasts {duration:.1f} seconds. Which digit is shown at {asked:.1f} seconds?"
 SLOT_S = 4  # times in questions are the middles of slots, times in calls their ends
 
 FORMAT_VERSION = 1  # part of the cache key: raise it when the same options would give other videos
-NUM_SCANS = 1797
-NUM_TRAIN_SCANS = 1300
-SCAN_SHUFFLE_SEED = 0
+SCANS = {"train": (0, 1300), "held_out": (1300, NUM_SCANS)}  # ranges of the shuffled scans
 PHOTO_SHARE = {"train": (0.0, 0.5), "held_out": (0.5, 1.0)}  # of the photograph's width
 PAN_PX = 40  # how far the camera moves over a video
 MAX_SIZE_PX = 224  # half of the narrowest photograph
 DRIFT_PX = 8  # how far a digit moves, at most, along each axis
-INK_THRESHOLD = 0.3  # share of full ink from which a scan's row or column counts as written on
-MIN_DIGIT_WIDTH_PX = 8
 KEYFRAME_EVERY_S = 8  # a clip is decoded from the keyframe before it
 
 
@@ -208,7 +210,8 @@ def tool_videos(
         events = video_events(split, number, seed, options)
         path = folder / f"{number:05d}.mp4"
         if not path.is_file():
-            _write_video(path, split, number, seed, events, options)
+            with write_aside(path) as unfinished:
+                _encode(draw_frames(split, number, seed, events, options), options, unfinished)
         rng = random.Random(f"{seed}/{split}/{number}/questions")
         for event in _asked_events(events, questions_per_video, easy_share, rng):
             asked_slot = event.start_slot + rng.randrange(event.num_slots)
@@ -284,7 +287,7 @@ def hasty_window(
 def video_events(split: Split, number: int, seed: int, options: VideoOptions) -> list[Event]:
     """The digits of one video, in order of time, with an empty slot between neighbours."""
     rng = random.Random(f"{seed}/{split}/{number}/events")
-    scan_ids = _scan_ids_by_class(split)
+    scan_ids = scan_ids_by_class(*SCANS[split])
     taken: set[int] = set()
     events = []
     for num_events, num_slots in ((options.long_digits, options.long_slots), (options.short_digits, 1)):
@@ -322,7 +325,7 @@ def draw_frames(split: Split, number: int, seed: int, events: list[Event], optio
 
     rng = random.Random(f"{seed}/{split}/{number}/pixels")
     size = options.size_px
-    photo = rng.choice(_photos(options.brightness))
+    _, photo = rng.choice(photographs(options.brightness))
     first, last = (round(share * photo.shape[1]) for share in PHOTO_SHARE[split])
     pan = min(PAN_PX, last - first - size)
     left = rng.randint(first, last - size - pan)
@@ -331,7 +334,7 @@ def draw_frames(split: Split, number: int, seed: int, events: list[Event], optio
     lefts = left + np.round(pan * (progress if rng.random() < 0.5 else 1 - progress)).astype(int)
     frames = np.stack([photo[top : top + size, x : x + size] for x in lefts])
     for event in events:
-        ink = _ink_masks()[event.scan_id]
+        ink = ink_masks()[event.scan_id]
         height = rng.randint(*options.digit_px)
         width = min(size, max(MIN_DIGIT_WIDTH_PX, round(height * ink.width / ink.height)))
         opacity = np.asarray(ink.resize((width, height), Image.Resampling.BICUBIC), np.float32)[..., None] / 255
@@ -351,22 +354,6 @@ def _track(room: int, num_frames: int, rng: random.Random) -> list[int]:
     return [round(start + (end - start) * i / (num_frames - 1)) for i in range(num_frames)]
 
 
-def _write_video(path: Path, split: Split, number: int, seed: int, events: list[Event], options: VideoOptions) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _encode(draw_frames(split, number, seed, events, options), options, unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise TaskDataError(
-            f"the demo's videos cannot be written to {path}: {error.strerror or error}. "
-            "Name another folder with the environment variable MMRL_CACHE."
-        ) from error
-    finally:
-        if unfinished.exists():
-            unfinished.unlink()
-
-
 def _encode(frames: np.ndarray, options: VideoOptions, path: Path) -> None:
     import av
 
@@ -380,51 +367,6 @@ def _encode(frames: np.ndarray, options: VideoOptions, path: Path) -> None:
         for pixels in frames:
             file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         file.mux(stream.encode(None))
-
-
-@functools.cache
-def _scans() -> tuple[Any, Any]:
-    """uint8 [1797, 8, 8], ink 0..255; int [1797], digit. Read from scikit-learn's files."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    return np.clip(digits.images * (255.0 / 16.0), 0, 255).astype(np.uint8), digits.target
-
-
-@functools.cache
-def _scan_ids_by_class(split: Split) -> list[list[int]]:
-    """Scans of a split, for each digit 0..9."""
-    _, labels = _scans()
-    shuffled = list(range(NUM_SCANS))
-    random.Random(SCAN_SHUFFLE_SEED).shuffle(shuffled)
-    own = shuffled[:NUM_TRAIN_SCANS] if split == "train" else shuffled[NUM_TRAIN_SCANS:]
-    return [[scan_id for scan_id in own if labels[scan_id] == digit] for digit in range(10)]
-
-
-@functools.cache
-def _ink_masks() -> list[Image.Image]:
-    """Opacity of each scan's ink, cut to what is written on."""
-    import numpy as np
-    from PIL import Image
-
-    masks = []
-    for scan in _scans()[0]:
-        is_ink = scan > INK_THRESHOLD * 255
-        rows, columns = np.flatnonzero(is_ink.any(1)), np.flatnonzero(is_ink.any(0))
-        masks.append(Image.fromarray(scan[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
-    return masks
-
-
-@functools.cache
-def _photos(brightness: float) -> list[np.ndarray]:
-    """Darkened pixels of colour photographs inside scikit-learn and scikit-image, 451 to 640 pixels wide."""
-    import numpy as np
-    from skimage import data
-    from sklearn.datasets import load_sample_images
-
-    photos = [*load_sample_images().images, data.astronaut(), data.cat(), data.coffee(), data.rocket()]
-    return [(pixels * brightness).astype(np.uint8) for pixels in photos]
 
 
 def check_options(
@@ -464,7 +406,7 @@ def check_options(
 
 
 def _cache_folder(cache_dir: str | Path | None, split: str, seed: int, options: VideoOptions) -> Path:
-    folder = Path(cache_dir or os.environ.get("MMRL_CACHE") or Path.home() / ".cache" / "mmrl").absolute()
+    folder = Path(cache_dir or cache_folder()).absolute()
     key = {"version": FORMAT_VERSION, "split": split, "seed": seed, **asdict(options)}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     return folder / "tool_videos" / f"{split}-{digest}"

@@ -10,19 +10,28 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
-import os
 import random
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.demo import (
+    CLASS_WORDS,
+    TEMPORAL_PATCH,
+    build_model,
+    build_processor,
+    check_size_px,
+    cut_patches,
+    new_model_folder,
+    normalize_patches,
+    pretrain_tower,
+    split_pattern,
+    tower_features,
+)
 from mmrl_core.errors import ConfigError
-from mmrl_core.tiny import UNSAMPLED_TOKENS, train_tokenizer
+from mmrl_core.tiny import train_tokenizer
 from mmrl_core.tools import schema
 from mmrl_vital.demo_data import (
-    CLASS_WORDS,
     LETTERS,
     VideoOptions,
     check_options,
@@ -40,29 +49,15 @@ if TYPE_CHECKING:
     from transformers import (
         PreTrainedTokenizerFast,
         Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
         Qwen2VLImageProcessor,
     )
 
-PATCH_PX = 14
-MERGE = 2  # merged tokens are MERGE x MERGE patches
-TOKEN_PX = PATCH_PX * MERGE
-TEMPORAL_PATCH = 2  # frames in a token
 PAIRS_PER_VIDEO = 16
-ADAM_BETAS = (0.9, 0.98)
-WEIGHT_DECAY = 0.01
-MAX_GRAD_NORM = 1.0
-WARMUP_SHARE = 0.03
-FINAL_LR_RATIO = 0.05
-PROGRESS_EVERY_STEPS = 100
 
-# Numbers with their decimals, class words, option letters, and stretches between them.
-_ATOMS = rf"{'|'.join(CLASS_WORDS)}|[{LETTERS}](?=\. |</answer>)"
-SPLIT_PATTERN = rf"\p{{N}}{{1,4}}(?:\.\p{{N}}+)?|{_ATOMS}|(?:(?!{_ATOMS})[^\p{{N}}])+"
+ATOMS = rf"{'|'.join(CLASS_WORDS)}|[{LETTERS}](?=\. |</answer>)"  # class words and option letters
 TIME_STEP_S = 2  # multiples of this, with one decimal, are one token each; other numbers are spelt in pieces
 LAST_TIME_S = 128
 MAX_VOCAB = 1500
-VOCAB_MULTIPLE = 64
 
 CALL_RULE = "Call a tool within <tool_call></tool_call>."
 # Qwen's tool-call form, shortened: a system turn only where there are tools or a system message, tools as JSON schemas
@@ -136,50 +131,35 @@ def build_clip_reader(
             pixels.
         TaskDataError: an option of the videos is out of range.
     """
-    import torch
-
-    directory = Path(directory).absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory} exists and is not an empty folder, and nothing is overwritten. Name another.")
     options = _video_options(videos or {})
     check_options(options)
-    if options.size_px % TOKEN_PX:
-        raise ConfigError(
-            f"size_px is {options.size_px}; the model sees squares of {TOKEN_PX} pixels: give a multiple."
+    check_size_px(options.size_px)
+    with new_model_folder(directory, seed=seed) as unfinished:
+        tokenizer = build_tokenizer()
+        size_px = options.size_px
+        processor = build_processor(tokenizer, smallest_px=size_px, largest_px=size_px, max_frames=64)
+        model = build_model(
+            tokenizer,
+            size_px,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            vision_size=vision_size,
+            vision_layers=vision_layers,
+            num_heads=num_heads,
         )
-
-    tokenizer = build_tokenizer()
-    processor = build_processor(tokenizer, options.size_px)
-    unfinished = directory.with_name(f".{directory.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build_model(
-                tokenizer,
-                options.size_px,
-                hidden_size=hidden_size,
-                num_layers=num_layers,
-                vision_size=vision_size,
-                vision_layers=vision_layers,
-                num_heads=num_heads,
-            )
-            patches, class_ids = frame_pairs(num_videos, seed, options)
-            train_vision_tower(
-                model,
-                processor.image_processor,
-                patches,
-                class_ids,
-                steps=tower_steps,
-                batch_size=tower_batch,
-                lr=tower_lr,
-                on_progress=on_progress,
-            )
+        patches, class_ids = frame_pairs(num_videos, seed, options)
+        train_vision_tower(
+            model,
+            processor.image_processor,
+            patches,
+            class_ids,
+            steps=tower_steps,
+            batch_size=tower_batch,
+            lr=tower_lr,
+            on_progress=on_progress,
+        )
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        os.replace(unfinished, directory)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _video_options(given: Mapping[str, Any]) -> VideoOptions:
@@ -203,95 +183,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(
         _merge_corpus(),
         vocab_size=MAX_VOCAB,
-        split_pattern=SPLIT_PATTERN,
+        split_pattern=split_pattern(ATOMS),
         chat_template=CHAT_TEMPLATE,
         max_length=2048,
     )
-
-
-def build_processor(tokenizer: PreTrainedTokenizerFast, size_px: int) -> Qwen2_5_VLProcessor:
-    """Processor of the published kind that does not resize pictures of ``size_px`` x ``size_px`` pixels."""
-    from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-
-    size = {"shortest_edge": size_px**2, "longest_edge": size_px**2}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size, min_frames=2, max_frames=64, cap_pixels_per_frame=True),
-        chat_template=CHAT_TEMPLATE,
-    )
-
-
-def build_model(
-    tokenizer: PreTrainedTokenizerFast,
-    size_px: int,
-    *,
-    hidden_size: int,
-    num_layers: int,
-    vision_size: int,
-    vision_layers: int,
-    num_heads: int,
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL with random weights from torch's global generator.
-
-    The attention window of the vision tower covers the whole picture, so that its layers differ in nothing else.
-    """
-    from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    token_id = tokenizer.convert_tokens_to_ids
-    rotary_pairs = hidden_size // num_heads // 2  # shared out over time, height and width
-    spatial_pairs = (rotary_pairs - rotary_pairs // 4) // 2
-    config = Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=math.ceil(len(tokenizer) / VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
-            hidden_size=hidden_size,
-            intermediate_size=3 * hidden_size,
-            num_hidden_layers=num_layers,
-            num_attention_heads=num_heads,
-            num_key_value_heads=num_heads // 2,
-            max_position_embeddings=2048,
-            rms_norm_eps=1e-6,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            rope_parameters={
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [rotary_pairs - 2 * spatial_pairs, spatial_pairs, spatial_pairs],
-            },
-            tie_word_embeddings=False,
-        ),
-        vision_config=dict(
-            depth=vision_layers,
-            hidden_size=vision_size,
-            intermediate_size=2 * vision_size,
-            num_heads=num_heads,
-            out_hidden_size=hidden_size,
-            patch_size=PATCH_PX,
-            spatial_merge_size=MERGE,
-            temporal_patch_size=TEMPORAL_PATCH,
-            tokens_per_second=2,
-            window_size=size_px,
-            fullatt_block_indexes=[vision_layers - 1],
-        ),
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
-        vision_start_token_id=token_id("<|vision_start|>"),
-        vision_end_token_id=token_id("<|vision_end|>"),
-        tie_word_embeddings=False,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=[tokenizer.eos_token_id, tokenizer.pad_token_id],
-        suppress_tokens=token_id(list(UNSAMPLED_TOKENS)),
-    )
-    return model
 
 
 def frame_pairs(num_videos: int, seed: int, options: VideoOptions) -> tuple[Tensor, Tensor]:
@@ -323,11 +218,7 @@ def frame_pairs(num_videos: int, seed: int, options: VideoOptions) -> tuple[Tens
             pair = sorted((one, other))
             pairs.append(frames[pair])
             class_ids.append(shown[pair])
-    pixels = torch.from_numpy(np.stack(pairs))  # [pairs, 2, size, size, 3]
-    num_tokens = options.size_px // TOKEN_PX  # along each side
-    cut = pixels.reshape(len(pixels), TEMPORAL_PATCH, num_tokens, MERGE, PATCH_PX, num_tokens, MERGE, PATCH_PX, 3)
-    patches = cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(len(pixels), -1, 3 * TEMPORAL_PATCH * PATCH_PX**2)
-    return patches.contiguous(), torch.from_numpy(np.stack(class_ids))
+    return cut_patches(torch.from_numpy(np.stack(pairs))), torch.from_numpy(np.stack(class_ids))
 
 
 def train_vision_tower(
@@ -359,75 +250,25 @@ def train_vision_tower(
     tower = model.model.visual
     num_classes = len(CLASS_WORDS) + 1
     head = torch.nn.Linear(tower.config.out_hidden_size, TEMPORAL_PATCH * num_classes)
-    trained = [*tower.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY)
-    for step in range(1, steps + 1):
-        chosen = torch.randint(len(patches), (batch_size,))
+
+    def batch_loss(chosen: Tensor) -> tuple[Tensor, str]:
         features = tower_features(tower, normalize_patches(patches[chosen], image_processor))
         logits = head(features).unflatten(-1, (TEMPORAL_PATCH, num_classes))  # [B, tokens, 2, classes]
         gold = class_ids[chosen][:, None].expand(logits.shape[:-1])
-        loss = F.cross_entropy(logits.flatten(0, 2), gold.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * _schedule(step / steps)
-        optimizer.step()
-        if on_progress and (step % PROGRESS_EVERY_STEPS == 0 or step == steps):
-            is_digit = gold < len(CLASS_WORDS)
-            share = (logits.argmax(-1) == gold)[is_digit].float().mean()
-            on_progress(f"vision tower step {step}/{steps}: digit right in {share:.0%} of frames")
+        is_digit = gold < len(CLASS_WORDS)
+        share = (logits.argmax(-1) == gold)[is_digit].float().mean()
+        return F.cross_entropy(logits.flatten(0, 2), gold.flatten()), f"digit right in {share:.0%} of frames"
 
-
-def normalize_patches(patches: Tensor, image_processor: Qwen2VLImageProcessor) -> Tensor:
-    """uint8 pixels 0..255 to the processor's scale; float32 of the same shape [B, patches, 3 * 2 * 14 * 14]."""
-    import torch
-
-    values = TEMPORAL_PATCH * PATCH_PX**2
-    mean = torch.tensor(image_processor.image_mean).repeat_interleave(values)
-    std = torch.tensor(image_processor.image_std).repeat_interleave(values)
-    return (patches.float() * image_processor.rescale_factor - mean) / std
-
-
-def tower_features(tower: Any, patches: Tensor) -> Tensor:
-    """The vision tower on B pairs of square frames, several times faster than its own forward; equal to 1e-5.
-
-    Attention runs over the batch at once instead of pair by pair.
-
-    Args:
-        tower: the ``visual`` module of a Qwen2.5-VL whose attention window covers the frame.
-        patches: float32 [B, patches, 3 * 2 * 14 * 14], from ``normalize_patches``.
-
-    Returns:
-        float32 [B, tokens, hidden size of the text decoder], merged tokens row by row.
-    """
-    import torch
-    import torch.nn.functional as F
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision, get_vision_position_ids
-
-    batch_size, num_patches, _ = patches.shape
-    side = math.isqrt(num_patches)
-    hidden = F.linear(patches.flatten(0, 1), tower.patch_embed.proj.weight.flatten(1))
-    cos, sin = tower.rotary_pos_emb(hidden, get_vision_position_ids(torch.tensor([[1, side, side]]), MERGE, kwargs={}))
-    cos, sin = cos.repeat(batch_size, 1), sin.repeat(batch_size, 1)
-    for block in tower.blocks:
-        attention = block.attn
-        qkv = attention.qkv(block.norm1(hidden)).reshape(len(hidden), 3, attention.num_heads, -1)
-        query, key, value = qkv.unbind(1)
-        query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
-        query, key, value = (
-            part.reshape(batch_size, num_patches, attention.num_heads, -1).transpose(1, 2)
-            for part in (query, key, value)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(len(hidden), -1)
-        hidden = hidden + attention.proj(mixed)
-        hidden = hidden + block.mlp(block.norm2(hidden))
-    return tower.merger(hidden).view(batch_size, num_patches // MERGE**2, -1)
-
-
-def _schedule(progress: float) -> float:
-    """Factor on the peak learning rate at a share 0..1 of the training."""
-    return min(1.0, progress / WARMUP_SHARE) * (1.0 - (1.0 - FINAL_LR_RATIO) * progress)
+    pretrain_tower(
+        tower,
+        head,
+        batch_loss,
+        num_examples=len(patches),
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        on_progress=on_progress,
+    )
 
 
 def _merge_corpus() -> list[str]:
