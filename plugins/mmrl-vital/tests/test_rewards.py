@@ -289,7 +289,7 @@ def test_grounded_qa_refuses_bad_gold_and_options() -> None:
     for gold in ("(B)", "From 2 to 8.", {"span": [2, 8]}, {"answer": "B"}, {"span": "?", "answer": "B"}, [2, 8]):
         assert one(grounded_qa, answered("2 to 8, B"), gold) is None
     with pytest.raises(ValueError, match="'long'"):
-        grounded_qa([], [], span="long")  # type: ignore[arg-type]
+        grounded_qa([], [], span="long")
 
 
 # Format and tool bonus
