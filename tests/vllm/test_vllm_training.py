@@ -42,7 +42,7 @@ def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path
         trainer.close()
     steps = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "step"]
     assert len(steps) == 2
-    for record in steps:
-        assert record["grad_norm"] > 0 and record["count/decode_tokens"] > 0
+    assert all(record["grad_norm"] > 0 for record in steps)
+    assert sum(record.get("count/decode_tokens", 0) for record in steps) > 0  # ahead, both may count in the first
     assert steps[0]["importance_weight"] == pytest.approx(1, abs=1e-4)
     assert (abs(steps[1]["importance_weight"] - 1) < 1e-4) == (steps_ahead == 0)
