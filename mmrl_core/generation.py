@@ -170,7 +170,7 @@ class Decoding(Protocol):
 
     rows: Tensor
 
-    def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
+    def advance(self, embeddings: Tensor) -> Tensor:
         """Append a token to each, [R, 1, hidden]; what the text decoder makes of it, [R, 1, hidden]."""
         ...
 
@@ -182,24 +182,26 @@ class Decoding(Protocol):
 class PlainDecoding:
     """A key/value cache of transformers with a row for each completion, where a model cannot share prompts."""
 
-    def __init__(self, cache: Any, rows: Tensor, next_position: Tensor, mask: Tensor) -> None:
+    def __init__(self, decoder: Any, cache: Any, rows: Tensor, next_position: Tensor, mask: Tensor) -> None:
         """Take over a prefilled cache of N sequences.
 
         Args:
+            decoder: of transformers.
             cache: of transformers, N rows.
             rows: int64 [R], which of them each slot continues; in order.
             next_position: int64 [N].
             mask: bool [N, P], False on padding.
         """
         cache.batch_select_indices(rows)
+        self._decoder = decoder
         self.rows = torch.arange(len(rows), device=rows.device)
         self._cache = cache
         self._next_position = next_position[rows]
         self._mask = mask[rows]
 
-    def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
+    def advance(self, embeddings: Tensor) -> Tensor:
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        hidden = decoder(
+        hidden = self._decoder(
             inputs_embeds=embeddings,
             position_ids=self._next_position[:, None],
             attention_mask=self._mask,

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmrl_core.config import ModelConfig
+from mmrl_core.decode_step import DecodeStep, steps_alike
 from mmrl_core.engine import Engine, Sampled
 from mmrl_core.errors import PolicyError
 from mmrl_core.generation import Decoding, HFEngine, PlainDecoding
 from mmrl_core.model_loading import load_model, load_processor
 from mmrl_core.prompt_encoder import Continuation, Encoded, Observation, PromptEncoder, Stretch, root, tail, whole
-from mmrl_core.shared_prefix import Packing, SharedDecoding, run_decoder, share_prefix
+from mmrl_core.shared_prefix import LayerStep, Packing, SharedDecoding, run_decoder, share_prefix
 from mmrl_core.towers import (
     TOWER_MODULES,
     FeatureCache,
@@ -55,17 +56,19 @@ class LanguageModel(nn.Module):
     Attributes:
         temperature: logits are divided by it before the softmax, in rollout and update alike.
         plain_reason: why completions run whole, each with its prompt; None where a group shares its prompt.
+        lean_decoding: sampling runs the decoder by a `DecodeStep`.
         feature_cache: where features of frozen towers are kept on disk, if anywhere.
         counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
     """
 
     banned_ids: Tensor
 
-    def __init__(self, model: PreTrainedModel, *, plain_reason: str | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, *, plain_reason: str | None = None, lean_decoding: bool = False) -> None:
         super().__init__()
         self.model = model
         self.temperature = 1.0
         self.plain_reason = plain_reason
+        self.lean_decoding = lean_decoding
         self.feature_cache: FeatureCache | None = None
         self.counters: Counter[str] = Counter()
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a LoRA wrapper
@@ -183,7 +186,9 @@ class LanguageModel(nn.Module):
             packing.row_starts[row] + length - 1 if length else packing.prompt_starts[prompt] + lengths[prompt] - 1
             for row, (length, prompt) in enumerate(zip(tail_lengths, prompt_of, strict=True))
         ]
-        decoding = SharedDecoding(packing, lengths, tail_lengths, prompt_of, self._starts(observations))
+        decoder = self.base.get_decoder()
+        step = DecodeStep(decoder) if self.lean_decoding else LayerStep(decoder)
+        decoding = SharedDecoding(packing, lengths, tail_lengths, prompt_of, self._starts(observations), step)
         return decoding, hidden[torch.tensor(last, device=self.device)[decoding.rows.clamp(min=0)]]
 
     def _start_plain_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
@@ -201,7 +206,9 @@ class LanguageModel(nn.Module):
             past_key_values=cache,
             use_cache=True,
         )
-        return PlainDecoding(cache, rows, self._starts(distinct), mask), output.last_hidden_state[:, -1][rows]
+        return PlainDecoding(
+            self.base.get_decoder(), cache, rows, self._starts(distinct), mask
+        ), output.last_hidden_state[:, -1][rows]
 
     def _starts(self, observations: Sequence[Observation]) -> Tensor:
         """Position of the first token that follows each, int64."""
@@ -209,7 +216,7 @@ class LanguageModel(nn.Module):
 
     def decode(self, decoding: Decoding, tokens: Tensor) -> Tensor:
         """Append one token to each completion, int64 [R]; hidden states [R, hidden] that predict the next."""
-        return decoding.advance(self.base.get_decoder(), self._embed_tokens(tokens[:, None]))[:, 0]
+        return decoding.advance(self._embed_tokens(tokens[:, None]))[:, 0]
 
     # Parts of the above
 
@@ -226,7 +233,8 @@ class LanguageModel(nn.Module):
         """Logprobs, and entropies, of n tokens from n hidden states; LOGIT_CHUNK logits exist at a time."""
 
         def chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-            logits = self.logits(hidden).float()
+            logits = self.logits(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if self.temperature != 1.0:
                 logits = logits / self.temperature
             logprobs = -nn.functional.cross_entropy(logits, tokens, reduction="none")
@@ -412,6 +420,7 @@ class LanguageModelPolicy:
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         model = load_model(config, path, dtype)
         plain_reason = share_prefix(model)
+        lean_decoding = plain_reason is None and steps_alike(model)
         project_patches(model)
         freeze_parameters(model, config.freeze)
         if config.lora is not None:
@@ -424,7 +433,7 @@ class LanguageModelPolicy:
         _disable_dropout(model)
         if not on_gpu:
             _lay_out_by_columns(model)
-        self.model = LanguageModel(model, plain_reason=plain_reason).to(device)
+        self.model = LanguageModel(model, plain_reason=plain_reason, lean_decoding=lean_decoding).to(device)
         self.module: nn.Module = self.model  # the trainer puts accelerate's wrapper around it here
         self.encoder = PromptEncoder(load_processor(config, path), self.model.base, config.max_prompt_tokens)
         if config.feature_cache is not None:
@@ -620,6 +629,11 @@ class LanguageModelPolicy:
             loaded = type(self.model.base).from_pretrained(directory, dtype=dtype)
             self.model.model.load_state_dict(loaded.state_dict())
         self.encoder.clear_cache()
+
+    @staticmethod
+    def needs_base(directory: Path) -> bool:
+        """Whether a LoRA adapter was saved there, and not a whole model."""
+        return (directory / "adapter_config.json").is_file()
 
     def load_frozen(self, directory: Path) -> None:
         from safetensors.torch import load_file

@@ -456,6 +456,30 @@ def _expand_heads(tensor: Tensor, heads: int) -> Tensor:
     return tensor if tensor.shape[1] == heads else tensor.repeat_interleave(heads // tensor.shape[1], 1)
 
 
+class Step(Protocol):
+    """Runs a decoder on the next token of R sequences."""
+
+    def __call__(self, embeddings: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        """embeddings [R, 1, hidden] at int64 [R, 1] positions -> hidden states [R, 1, hidden]."""
+        ...
+
+    def restart(self) -> None:
+        """The sequences are others from now on."""
+        ...
+
+
+class LayerStep:
+    """The decoder's own layers."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def __call__(self, embeddings: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        return run_decoder(self._decoder, embeddings, positions, layout)
+
+    def restart(self) -> None: ...
+
+
 class SharedDecoding:
     """Keys and values while sampling: those of N prompts once, those of each sequence beside them.
 
@@ -474,6 +498,7 @@ class SharedDecoding:
         row_lengths: Sequence[int],
         row_prompts: Sequence[int],
         next_position: Tensor,
+        step: Step,
     ) -> None:
         """Take over the keys of a packing with `keep_keys` on.
 
@@ -481,8 +506,10 @@ class SharedDecoding:
             packing: made of the following three.
             prompt_lengths, row_lengths, row_prompts: N prompts and R sequences that follow them, as in `Packing`.
             next_position: int64 [R], position of the first token that is sampled.
+            step: runs the decoder.
         """
         assert packing.keys is not None
+        self._step = step
         device = next_position.device
         self._lengths = torch.tensor(prompt_lengths, device=device)
         rows_of: list[list[int]] = [[] for _ in prompt_lengths]
@@ -506,9 +533,9 @@ class SharedDecoding:
         self._own = packing.keys_at(starts[:, None] + steps) if self._num_steps else {}
         self._next_position = next_position[slots]
 
-    def advance(self, decoder: Any, embeddings: Tensor) -> Tensor:
+    def advance(self, embeddings: Tensor) -> Tensor:
         """Append a token to each completion, [N * L, 1, hidden]; what the decoder makes of it, [N * L, 1, hidden]."""
-        hidden = run_decoder(decoder, embeddings, self._next_position[:, None], self)
+        hidden = self._step(embeddings, self._next_position[:, None], self)
         self._num_steps += 1
         self._own_lengths = self._own_lengths + 1
         self._next_position = self._next_position + 1
@@ -581,6 +608,7 @@ class SharedDecoding:
         Returns:
             int64 [N' * L'], the old slot of each new one; slots that only fill the grid repeat one and are marked -1.
         """
+        self._step.restart()
         num_prompts = len(self._lengths)
         grid = live.view(num_prompts, -1)
         prompts = grid.any(1).nonzero()[:, 0]

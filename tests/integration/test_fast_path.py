@@ -270,7 +270,9 @@ def test_chunks_of_logits_change_nothing_and_hold_no_more_than_they_may(
     torch.manual_seed(0)  # of the adapters' first weights
     policy = load(tiny_model(kind), **settings)
     policy.set_temperature(0.7)
-    rows = rows_of(policy.rollout(text_prompts(3), 3, Sampling(max_tokens=8, temperature=0.7)))
+    num_prompts = 1 if kind == "gemma2" else 3  # its attention overflows in float64 where prompts are padded
+    rows = rows_of(policy.rollout(text_prompts(num_prompts), 9 // num_prompts, Sampling(max_tokens=8, temperature=0.7)))
+    policy.module.double()  # sums of float32 in another order differ by more than what is looked for
     num_tokens = sum(row.num_actions for row in rows)
     vocabulary = policy.model.base.config.get_text_config().vocab_size
     factors = torch.rand(len(rows), max(row.num_actions for row in rows), generator=torch.Generator().manual_seed(2))
@@ -293,10 +295,8 @@ def test_chunks_of_logits_change_nothing_and_hold_no_more_than_they_may(
     assert max(logit_rows) == chunk and sum(logit_rows) == 2 * num_tokens, "once forward and once more backward"
     assert not kept
     assert len(found) == len(expected) > 2
-    for value, right in zip(found[:2], expected[:2], strict=True):
-        torch.testing.assert_close(value, right, rtol=0, atol=5e-6)  # one row and several are multiplied otherwise
-    for value, right in zip(found[2:], expected[2:], strict=True):  # gradients, summed in another order
-        assert (value - right).norm() <= 1e-5 * right.norm().clamp(min=1e-3)
+    for value, right in zip(found, expected, strict=True):
+        assert (value - right).abs().max() <= 1e-6 * right.abs().max()
     logit_rows.clear()
     with torch.no_grad():
         assert torch.equal(policy.logprobs(rows).logprobs, found[0])

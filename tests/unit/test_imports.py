@@ -30,6 +30,7 @@ LAYERS = (
     },
     {
         "behaviour",
+        "decode_step",
         "environment",
         "generation",
         "metrics",

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from mmrl_core import shared_prefix
-from mmrl_core.shared_prefix import ATTENTION, FIRST_CAPACITY, Packing, SharedDecoding, run_decoder, share_prefix
+from mmrl_core.shared_prefix import (
+    ATTENTION,
+    FIRST_CAPACITY,
+    LayerStep,
+    Packing,
+    SharedDecoding,
+    run_decoder,
+    share_prefix,
+)
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 0, "atol": 1e-12}  # of float64
@@ -174,7 +182,9 @@ class Sequences:
         for prompt, start in zip(prompts, packing.prompt_starts, strict=True):
             torch.testing.assert_close(hidden[start : start + len(prompt)], decoder.whole(prompt), **EXACT)
         self.starts = next_positions or [prompt_lengths[i] for i in row_prompts]
-        self.decoding = SharedDecoding(packing, prompt_lengths, tail_lengths, row_prompts, torch.tensor(self.starts))
+        self.decoding = SharedDecoding(
+            packing, prompt_lengths, tail_lengths, row_prompts, torch.tensor(self.starts), LayerStep(decoder)
+        )
         self.num_samples = num_samples
         self.texts = [torch.cat([prompts[i], tails[row]]) for row, i in enumerate(row_prompts)]  # of each completion
         self.slots = list(range(len(self.texts)))  # the completion in each slot; None: its slot only fills up
@@ -186,7 +196,7 @@ class Sequences:
 
     def step(self):
         tokens = self._tokens(len(self.slots))
-        hidden = self.decoding.advance(self.decoder, tokens[:, None])
+        hidden = self.decoding.advance(tokens[:, None])
         assert hidden.shape[:2] == (len(self.slots), 1) and bool(torch.isfinite(hidden).all())
         for slot, completion in enumerate(self.slots):
             if completion is not None:
@@ -240,10 +250,10 @@ def test_conversations_of_one_prompt_need_not_be_as_many_as_those_of_another():
     packing = Packing([4, 3], [2, 1, 1], [1, 0, 1], CPU, keep_keys=True)
     tokens = torch.randn(11, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run_decoder(decoder, tokens[None], torch.zeros(1, 11, dtype=torch.long), packing)
-    decoding = SharedDecoding(packing, [4, 3], [2, 1, 1], [1, 0, 1], torch.tensor([5, 5, 4]))
+    decoding = SharedDecoding(packing, [4, 3], [2, 1, 1], [1, 0, 1], torch.tensor([5, 5, 4]), LayerStep(decoder))
     assert decoding.rows.tolist() == [1, -1, 0, 2], "the prompt that has one fills up its line of the grid"
     new = torch.randn(4, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    hidden = decoding.advance(decoder, new[:, None])
+    hidden = decoding.advance(new[:, None])
     for slot, row in ((0, 1), (2, 0), (3, 2)):
         prompt = [1, 0, 1][row]
         start, first = packing.row_starts[row], packing.prompt_starts[prompt]
