@@ -92,6 +92,12 @@ class CoreBehaviour:
         return [bool(part[0]) for part in varies.split(sizes.tolist())]
 
     @hookimpl
+    def mmrl_extend_groups(
+        self, groups: Sequence[RolloutGroup], scores: Scores
+    ) -> tuple[Sequence[RolloutGroup], Scores]:
+        return groups, scores
+
+    @hookimpl
     def mmrl_compute_advantages(self, run: Trainer, view: RewardView) -> Tensor:
         advantages = view.rewards
         for stage in run.stage.algorithm.advantage:
@@ -101,7 +107,7 @@ class CoreBehaviour:
                 options["reduce_sum"] = run.reduce_sum
             advantages = call_with_options(function, advantages, view, options=options, name=stage.name)
             check_advantages(advantages, view, f"advantage stage {stage.name!r}")
-        return advantages
+        return torch.where(advantages.isnan(), 0.0, advantages)  # NaN: unscored, and no stage has said so
 
     @hookimpl
     def mmrl_policy_loss(self, run: Trainer, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -151,6 +157,19 @@ def check_scores(scores: Any, groups: Sequence[RolloutGroup], hook: str) -> None
     for name, values in {"totals": scores.totals, **scores.components}.items():
         if tuple(values.shape) != expected:
             raise HookResultError(f"{hook} returned {name!r} of shape {tuple(values.shape)}; expected {expected}.")
+    for name, parts in {**scores.token_rewards, **scores.step_rewards}.items():
+        if len(parts) != expected[0]:
+            raise HookResultError(f"{hook} returned {name!r} for {len(parts)} rollouts; expected {expected[0]}.")
+
+
+def check_groups(result: Any, hook: str) -> None:
+    """Raises HookResultError unless a hook returned groups of rollouts, none empty, and scores of just these."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise HookResultError(f"{hook} returned {type(result).__name__}; expected a tuple of groups and Scores.")
+    groups, scores = result
+    if not groups or not all(group.rollouts for group in groups):
+        raise HookResultError(f"{hook} returned {'a group without rollouts' if groups else 'no groups'}.")
+    check_scores(scores, groups, hook)
 
 
 def check_advantages(advantages: Any, view: RewardView, source: str) -> None:

@@ -20,7 +20,7 @@ from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, RewardConfig
 from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError, MMRLError, PolicyError
 from mmrl_core.model_path import local_model
-from mmrl_core.plugins import KINDS, Plugins, TaskEntry, load_plugins
+from mmrl_core.plugins import CORE, KINDS, Plugins, TaskEntry, load_plugins
 from mmrl_core.rewards import Judgement, RewardRunner
 from mmrl_core.tasks import PromptSource
 from mmrl_core.types import Prompt
@@ -56,6 +56,26 @@ HOSTILE: Mapping[str, str] = {
 }
 """What a model may write at its worst, by description. No reward may raise, hang or overpay on any of it."""
 
+HOSTILE_PICTURES: Mapping[str, Image.Image] = {
+    "a black picture": Image.new("RGB", (64, 64)),
+    "a white picture": Image.new("RGB", (64, 64), "white"),
+    "a picture of one pixel": Image.new("RGB", (1, 1), "red"),
+    "a very wide picture": Image.new("RGB", (600, 3), "red"),
+    "a grey picture": Image.new("L", (64, 64), 128),
+    "a transparent picture": Image.new("RGBA", (64, 64)),
+}
+"""What a policy that makes pictures may make at its worst, by description."""
+
+HOSTILE_BY_KIND: Mapping[str, Mapping[str, Any]] = {
+    "text": HOSTILE,
+    "image": HOSTILE_PICTURES,
+    "video": {
+        **{f"three frames of {name}": [picture] * 3 for name, picture in HOSTILE_PICTURES.items()},
+        "a single frame": [HOSTILE_PICTURES["a black picture"]],
+    },
+}
+"""By the detail `reads` that a reward is registered with; "text" is meant where it has none."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -84,8 +104,9 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     `NUM_ROWS` rows of each can be read, with their media, and every one that cannot is named with file and reason; each
     reward gives the gold answer its maximum (the detail `maximum` of its registration, 1.0 if it declares none; None
     stands for "has none"); and on each completion in `HOSTILE` it gives, within its time, the same finite number twice,
-    not above its maximum, or leaves it unscored, and does not raise. If the model lies on this machine, the prompts
-    read are not longer than `model.max_prompt_tokens`.
+    not above its maximum, or leaves it unscored, and does not raise. What else than text a reward reads, the detail
+    `reads` of its registration says, see `HOSTILE_BY_KIND`. If the model is a language model and lies on this machine,
+    the prompts read are not longer than `model.max_prompt_tokens`.
 
     Args:
         config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
@@ -303,7 +324,10 @@ def _length_finding(where: str, prompts: Sequence[Prompt], encoder: Any, model: 
 def _reward_findings(section: _Section, prompts: Sequence[Prompt], plugins: Plugins) -> list[Finding]:
     findings = []
     for config in section.rewards:
-        quick = config.model_copy(update={"timeout_s": min(config.timeout_s, MAX_HOSTILE_S)})
+        reads = plugins.registry.get("reward", config.name).details.get("reads", "text")
+        # No picture can make a parser run for ever, and a network takes its time with the first one.
+        limit_s = min(config.timeout_s, MAX_HOSTILE_S) if reads == "text" else config.timeout_s
+        quick = config.model_copy(update={"timeout_s": limit_s})
         name = f"{section.name}reward {config.key!r}"
         runner = RewardRunner(plugins, [quick])
         try:
@@ -311,8 +335,12 @@ def _reward_findings(section: _Section, prompts: Sequence[Prompt], plugins: Plug
         except MMRLError as error:
             findings.append(Finding(True, f"{name}: skipped: {error}"))
             continue
-        findings.append(_gold_finding(name, runner, config, prompts))
-        findings += _hostile_findings(name, runner, config, prompts[:NUM_HOSTILE_ROWS])
+        if reads not in HOSTILE_BY_KIND:
+            findings.append(Finding(True, f"{name}: skipped: it reads {reads!r}; known: {', '.join(HOSTILE_BY_KIND)}"))
+            continue
+        if reads == "text":
+            findings.append(_gold_finding(name, runner, config, prompts))
+        findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], HOSTILE_BY_KIND[reads])
     return findings
 
 
@@ -344,16 +372,16 @@ def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts
 
 
 def _hostile_findings(
-    name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt]
+    name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt], hostile: Mapping[str, Any]
 ) -> Iterator[Finding]:
     maximum = runner.maximum(config.key)
     sound = True
-    for description, completion in HOSTILE.items():
+    for description, completion in hostile.items():
         for prompt in prompts:
             start = time.monotonic()
             first = runner.judge(config.key, [completion], [prompt.sample])[0]
             elapsed_s = time.monotonic() - start
-            too_slow = elapsed_s >= min(config.timeout_s, MAX_HOSTILE_S)
+            too_slow = elapsed_s >= config.timeout_s
             # A call that never lets go of the interpreter, as regular expressions do, is late without being abandoned.
             problem = f"takes {elapsed_s:.1f} s" if too_slow and first.failure is None else first.failure or ""
             if not problem:
@@ -366,7 +394,7 @@ def _hostile_findings(
                     return
                 break  # on one row is enough
     if sound:
-        yield Finding(True, f"{name}: {len(HOSTILE)} empty, garbage and hostile completions are safe")
+        yield Finding(True, f"{name}: {len(hostile)} empty, garbage and hostile completions are safe")
 
 
 def _hostile_problem(first: Judgement, second: Judgement, maximum: float | None) -> str:
@@ -397,9 +425,10 @@ def _shown(text: str) -> str:
 
 
 def _load_encoder(config: ModelConfig, findings: list[Finding]) -> Any:
-    """The `PromptEncoder` of a model that lies on this machine, without the model; None if there is none."""
+    """The `PromptEncoder` of a language model that lies on this machine, without the model; None if there is none."""
+    is_language_model = config.policy.name.removeprefix(f"{CORE}/") == "language_model"
     try:
-        path = None if config.path is None else local_model(config.path)
+        path = None if config.path is None or not is_language_model else local_model(config.path)
     except PolicyError as error:
         findings.append(Finding(False, str(error)))
         return None

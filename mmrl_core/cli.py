@@ -464,16 +464,18 @@ def _hook_rows(plugins: Plugins) -> list[dict[str, Any]]:
     ]
 
 
-def _tool_rows(plugins: Plugins) -> list[dict[str, Any]]:
-    return [_entry_row(entry) for entry in plugins.registry.entries("tool")]
+def _entry_rows(kind: str, plugins: Plugins) -> list[dict[str, Any]]:
+    return [_entry_row(entry) for entry in plugins.registry.entries(kind)]
 
 
-LISTS = {
+LISTS: Mapping[str, Callable[[Plugins], list[dict[str, Any]]]] = {
     "plugins": _plugin_rows,
     "tasks": _task_rows,
     "rewards": _reward_rows,
-    "tools": _tool_rows,
+    "tools": partial(_entry_rows, "tool"),
     "algorithms": _algorithm_rows,
+    "policies": partial(_entry_rows, "policy"),
+    "behaviours": partial(_entry_rows, "behaviour"),
     "hooks": _hook_rows,
 }
 
@@ -572,7 +574,9 @@ def _plugin_info(plugins: Plugins, name: str) -> str:
     provided = {kind: [e.id for e in plugins.registry.entries(kind) if e.id.startswith(f"{name}/")] for kind in KINDS}
     provided["task"] = [task.id for task in plugins.tasks.values() if task.plugin == name]
     provided["hook"] = [hook for hook in _hooks() if hook != "mmrl_register" and hasattr(plugin.module, hook)]
-    return "\n".join([*lines, "", *(f"{kind}s: {', '.join(ids)}" for kind, ids in provided.items() if ids)])
+    plural = {"policy": "policies", "strategy": "strategies"}
+    told = [f"{plural.get(kind, f'{kind}s')}: {', '.join(ids)}" for kind, ids in provided.items() if ids]
+    return "\n".join([*lines, "", *told])
 
 
 def _task_info(plugins: Plugins, name: str) -> str:

@@ -7,6 +7,7 @@ default of every stage; a stage overrides it under the same key.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import (
@@ -18,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     PrivateAttr,
+    field_validator,
     model_validator,
 )
 
@@ -130,7 +132,7 @@ class LoraConfig(Strict):
 class ModelConfig(Strict):
     path: str | None = Field(None, description="model folder or hub name")
     build: Component | None = Field(None, description="registered builder of a starting model, instead of a path")
-    policy: str = Field("language_model", description="registered policy")
+    policy: Component = Field(Component(name="language_model"), description="registered policy, with its options")
     revision: str | None = Field(None, description="hub revision")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
     precision: Literal["auto", "float32", "bfloat16", "bfloat16_mixed"] = Field(
@@ -217,6 +219,11 @@ class OverlongConfig(Strict):
 class AlgorithmConfig(Strict):
     advantage: list[Component] = Field([Component(name="group_relative")], description="advantage stages, in order")
     loss: Component = Field(Component(name="clipped"), description="policy-loss surrogate")
+    old_logprobs: Literal["trainer", "sampler"] = Field(
+        "trainer",
+        description="ratios are taken to the trainer's logprobs before a step's first update, or to those that each "
+        "rollout was sampled with, which rollouts of earlier steps need",
+    )
     aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = Field(
         "token_mean", description="how token losses become one number"
     )
@@ -239,9 +246,23 @@ class AlgorithmConfig(Strict):
     epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
     frozen_policies: dict[str, RefreshConfig] = Field({}, description="named frozen policies; 'reference' is the KL's")
 
+    @model_validator(mode="after")
+    def _one_correction(self) -> Self:
+        if self.old_logprobs == "sampler" and self.importance_correction is not None:
+            raise ValueError(
+                "with old_logprobs 'sampler' the ratio is taken to the sampler already, so that importance_correction "
+                "has nothing to correct: set it to null, or old_logprobs to 'trainer'"
+            )
+        return self
+
 
 class OptimizerConfig(Strict):
     lr: PositiveFloat = Field(1e-6, description="peak learning rate")
+    lr_scale: dict[str, PositiveFloat] = Field(
+        {},
+        description="factors of the learning rate for parameters in whose names a regular expression is found; "
+        "the first that is found counts",
+    )
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
     eps: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
     weight_decay: NonNegativeFloat = Field(0.0, description="on matrices; biases and norms have none")
@@ -249,6 +270,16 @@ class OptimizerConfig(Strict):
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
     warmup_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its peak")
     final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
+
+    @field_validator("lr_scale")
+    @classmethod
+    def _expressions(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return value
 
 
 class EvalConfig(Strict):
@@ -317,9 +348,10 @@ class StageConfig(Strict):
 
     def _check_steps_ahead(self) -> None:
         """Raises ValueError where rollouts cannot be older than the weights they train."""
-        if self.algorithm.importance_correction is None:
+        if self.algorithm.importance_correction is None and self.algorithm.old_logprobs == "trainer":
             raise ValueError(
-                "rollout.steps_ahead samples with weights one update old: set algorithm.importance_correction"
+                "rollout.steps_ahead samples with weights one update old: set algorithm.importance_correction, or "
+                "algorithm.old_logprobs to 'sampler'"
             )
         if self.algorithm.dynamic_sampling is not None:
             raise ValueError(
@@ -339,7 +371,9 @@ class RunConfig(Strict):
     version: PositiveInt = Field(1, description="raise it when prompts, data or rewards change")
     description: str = Field("", description="shown in the report")
     seed: NonNegativeInt = Field(0, description="of sampling, data order and built models")
-    plugins: list[str] = Field([], description="plugins whose behaviour hooks fire in this run")
+    plugins: list[Component] = Field(
+        [], description="plugins whose behaviour hooks fire in this run, and registered behaviours with their options"
+    )
     model: ModelConfig = Field(ModelConfig(), description="the model that is trained")
     data: DataConfig = Field(DataConfig(), description="rows to train on")
     prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt")

@@ -17,6 +17,7 @@ from mmrl_core.policy import make_policy
 from mmrl_core.rewards import RewardRunner
 from mmrl_core.tasks import PromptSource
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
+from mmrl_core.yaml_config import check_components
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
@@ -135,6 +136,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
 
     Raises:
         CheckpointError: there is no whole checkpoint.
+        ConfigError: the config names what is not installed, or options that it does not take.
     """
     from accelerate import Accelerator
 
@@ -142,10 +144,11 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
 
     plugins = load_plugins()
     device = Accelerator().device
+    check_components(config, plugins)
     plain_model = (checkpoint / "config.json").is_file()
     weights = checkpoint if plain_model else find_checkpoint(checkpoint) / "model"
-    # Adapters need the model they were trained on; everything else is whole in the checkpoint.
-    path = starting_model(config, plugins) if (weights / "adapter_config.json").is_file() else weights
+    policy_class = plugins.registry.get("policy", config.model.policy.name).load()
+    path = starting_model(config, plugins) if policy_class.needs_base(weights) else weights
     policy = make_policy(config, plugins, path=path, device=device)
     try:
         if path is not weights:

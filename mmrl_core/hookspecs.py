@@ -1,10 +1,12 @@
 """Every hook, in the order in which a run calls them. Nothing is called here.
 
 *Registration*: `mmrl_register` runs once for each installed plugin and must stay light (no torch).
-*Behaviour*: everything else fires only for plugins that the task config names under `plugins:`, so that installing a
-package never changes somebody else's run. The core's own behaviour is a plugin too and answers last. Hooks that return
-something are `firstresult`: the first plugin to return other than None decides. To change what others return, write a
-wrapper (`@hookimpl(wrapper=True)`: `result = yield`, then return the new one). A plugin may leave out arguments.
+*Behaviour*: everything else fires only for what the task config names under `plugins:`, so that installing a package
+never changes somebody else's run: plugins, whose module holds the hooks, and registered behaviours, classes that hold
+them as methods, of which each run makes an object of its own with the options in its config. The core's own behaviour
+is a plugin too and answers last. Hooks that return something are `firstresult`: the first plugin to return other than
+None decides. To change what others return, write a wrapper (`@hookimpl(wrapper=True)`: `result = yield`, then return
+the new one). A plugin may leave out arguments.
 
 `run` is the running `mmrl_core.trainer.Trainer`: read `run.config`, `run.stage`, `run.policy`, `run.state`. With
 `rollout.steps_ahead`, `mmrl_rollout`, `mmrl_after_rollout` and `mmrl_score` of the next step run in another thread,
@@ -110,6 +112,22 @@ def mmrl_select_groups(run: Trainer, groups: Sequence[RolloutGroup], scores: Sco
 
 
 @hookspec(firstresult=True)
+def mmrl_extend_groups(
+    run: Trainer, groups: Sequence[RolloutGroup], scores: Scores
+) -> tuple[Sequence[RolloutGroup], Scores] | None:
+    """Choose what the selected groups are trained with, such as rollouts of earlier steps beside those of this one.
+
+    What is added says its own logprobs (`sampler_logprobs` of its rows); set `algorithm.old_logprobs: sampler`, so that
+    ratios are taken to them. Metrics of rollouts, and the rollouts that are written, stay those of this step.
+
+    :param groups: what was selected, sampled in this step (with `steps_ahead`, during the one before).
+    :param scores: of their rollouts, in the order of the groups.
+    :returns: groups, none without rollouts, and scores in the order of their rollouts; rollouts that are kept stay the
+        same objects. None to leave it to others. The core returns both as they are.
+    """
+
+
+@hookspec(firstresult=True)
 def mmrl_compute_advantages(run: Trainer, view: RewardView) -> Tensor | None:
     """Turn rewards into advantages, once a step.
 
@@ -169,10 +187,11 @@ def mmrl_stage_end(run: Trainer) -> None:
 
 @hookspec
 def mmrl_save_state() -> Any:
-    """The plugin's own state. Called for each checkpoint, in the main process alone, which writes it; and, where one
-    process trains, before each step, in case the step fails and is undone.
+    """The state of the plugin, or of the behaviour's object. Called for each checkpoint, in the main process alone,
+    which writes it; and, where one process trains, before each step, in case the step fails and is undone.
 
-    :returns: numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name.
+    :returns: numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name, or the
+        behaviour's id.
     """
 
 
@@ -180,5 +199,5 @@ def mmrl_save_state() -> Any:
 def mmrl_load_state(state: Mapping[str, Any]) -> None:
     """Restore what `mmrl_save_state` returned, in every process, before the stage starts.
 
-    :param state: plugin name -> its state, for every plugin that saved one.
+    :param state: plugin name, or behaviour id -> its state, for all that saved one.
     """

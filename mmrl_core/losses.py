@@ -3,7 +3,9 @@
     loss = aggregate(surrogate(logprobs) * importance weights) + kl_coefficient * aggregate(kl) - entropy bonus
 
 A surrogate is ``surrogate(inputs, **options) -> (token_losses [B, T], metrics)``: what is minimised, token by token,
-before padding is removed and before any mean is taken. The algorithms as combinations:
+before padding is removed and before any mean is taken. Registered with ``needs=("entropy", ...)``, it is given these
+quantities of the policy too: ``inputs.entropy``, and any other as ``inputs.extras[name]``. The algorithms as
+combinations:
 
               surrogate                        aggregation        usual options
     GRPO      clipped                          sequence_mean      clip 0.2, 0.2; usually kl 0.001 to 0.04
@@ -425,6 +427,7 @@ def _zero_where_not_trained(inputs: LossInputs) -> LossInputs:
         sampler_logprobs=zeroed(inputs.sampler_logprobs),
         ref_logprobs=zeroed(inputs.ref_logprobs),
         entropy=zeroed(inputs.entropy),
+        extras={name: torch.where(inputs.mask, values, 0.0) for name, values in inputs.extras.items()},
     )
 
 

@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import torch
 from torch import nn
 
 from mmrl_core.config import StageConfig
+from mmrl_core.errors import ConfigError
+
+MAX_SHOWN = 8  # parameters that an error names
 
 
 def make_optimizer(module: nn.Module, stage: StageConfig) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters; weight decay spares biases and norms (one-dimensional parameters)."""
+    """AdamW over the trained parameters; weight decay spares biases and norms (one-dimensional parameters).
+
+    Parameters of one factor of `lr_scale` and one weight decay form a group; those without a factor come first, then in
+    the order of `lr_scale`.
+
+    Args:
+        module: without a wrapper around it, which would change the names of parameters.
+
+    Raises:
+        ConfigError: an expression of `lr_scale` is the first to be found in no trained parameter's name.
+    """
     settings = stage.optimizer
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    patterns = [None, *settings.lr_scale]
+    members: dict[tuple[str | None, bool], list[nn.Parameter]] = {(p, d): [] for p in patterns for d in (True, False)}
+    for name, parameter in named:
+        pattern = next((pattern for pattern in settings.lr_scale if re.search(pattern, name)), None)
+        members[pattern, parameter.dim() > 1].append(parameter)
+    for pattern in settings.lr_scale:
+        if not members[pattern, True] and not members[pattern, False]:
+            names = ", ".join(name for name, _ in named[:MAX_SHOWN])
+            raise ConfigError(
+                f"optimizer.lr_scale: {pattern!r} applies to no trained parameter; the first expression that is found "
+                f"in a name counts. Parameters: {names}{', ...' if len(named) > MAX_SHOWN else ''}."
+            )
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "lr_scale": 1.0 if pattern is None else settings.lr_scale[pattern],
+        }
+        for (pattern, decays), parameters in members.items()
+        if parameters
     ]
-    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
@@ -34,5 +65,6 @@ def learning_rate(stage: StageConfig, step: int, total: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, stage: StageConfig, step: int, total: int) -> None:
+    """Give each group the learning rate of a step, times its factor."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(stage, step, total)
+        group["lr"] = learning_rate(stage, step, total) * group["lr_scale"]

@@ -20,12 +20,15 @@ from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from mmrl_core import hookspecs
 from mmrl_core.errors import MMRLError, PluginError
+
+if TYPE_CHECKING:
+    from mmrl_core.config import Component
 
 PLUGIN_GROUP = "mmrl"
 TASK_GROUP = "mmrl.tasks"
@@ -41,8 +44,9 @@ KINDS = {
     "tool": "tools that a policy may call in a rollout: subclasses of mmrl_core.tools.Tool, made with (**options)",
     "environment": "what a policy talks to over several turns: (tools, media_root, **options) -> Environment",
     "engine": "rollout engines of the language-model policy",
-    "policy": "policies: (config, ...) -> object of the Policy protocol",
+    "policy": "policies: classes of the Policy protocol, made with (config, *, path, device, engine, **options)",
     "model": "builders of starting models: (directory, *, seed, **options)",
+    "behaviour": "hooks with options and state: classes whose methods are hooks, made with (**options) for each run",
     "view": "what the report draws on a rollout's media: (completion, sample, **options) -> list of shapes",
 }
 
@@ -199,22 +203,30 @@ class Plugins:
     registry: Registry
     tasks: Mapping[str, TaskEntry]
 
-    def hooks(self, enabled: Iterable[str], *extra: object) -> pluggy.PluginManager:
-        """A plugin manager with the behaviour of the enabled plugins, for one run.
+    def hooks(self, enabled: Iterable[Component], *extra: object) -> pluggy.PluginManager:
+        """A plugin manager with the plugins, and the behaviours, that a run enables.
 
         Args:
-            enabled: plugin names, in the order in which they are asked first.
+            enabled: plugins and registered behaviours, in the order in which they are asked first. Of each behaviour an
+                object is made with the options.
             extra: objects with hook implementations registered before them, so that they answer last; the core's own.
 
         Raises:
-            PluginError: one is not installed, or failed to load.
+            PluginError: one is not installed, failed to load, has no such option, or no hook.
         """
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         for plugin in extra:
             manager.register(plugin, name=CORE)
-        for name in reversed(list(enabled)):
-            manager.register(self.require(name), name=name)
+        for component in reversed(list(enabled)):
+            if not is_behaviour(component.name):
+                manager.register(self.require(component.name), name=component.name)
+                continue
+            entry = self.registry.get("behaviour", component.name)
+            made = call_with_options(entry.load(), options=component.options, name=f"behaviour {entry.id!r}")
+            manager.register(made, name=entry.id)
+            if not manager.get_hookcallers(made):
+                raise PluginError(f"behaviour {entry.id!r} has no hook: mark its methods with @hookimpl.")
         _refuse_unknown_hooks(manager)
         return manager
 
@@ -240,6 +252,11 @@ class Plugins:
         if failed is not None and failed.error is not None:
             raise PluginError(f"{message}; plugin {namespace!r} failed to load:\n{failed.error}")
         raise PluginError(f"{message} (tasks: {', '.join(sorted(self.tasks)) or 'none'}).")
+
+
+def is_behaviour(name: str) -> bool:
+    """Whether an item of `plugins` in a config names a registered behaviour, and not a plugin."""
+    return "/" in name or ".py:" in name
 
 
 def _refuse_unknown_hooks(manager: pluggy.PluginManager) -> None:

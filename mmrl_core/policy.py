@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Policy(Protocol):
     """Acts on prompts, and says how likely its actions are.
 
-    Made as `policy(config.model, path=..., device=..., engine=...)`; `path` is a hub name, a folder that `save` wrote,
-    or what the registered builder in `model.build` wrote in the same form.
+    Made as `policy(config.model, path=..., device=..., engine=..., **options)`; `path` is a hub name, a folder that
+    `save` wrote, or what the registered builder in `model.build` wrote in the same form; the options are those of
+    `model.policy`.
 
     `module` holds the parameters that are trained; its forward is `module(rows, needs) -> TokenStats`, so that
     accelerate can wrap it (DDP needs to see the forward pass).
@@ -106,11 +107,14 @@ class Policy(Protocol):
 
         Args:
             rows: B rows; those of a group stand next to each other and share their observation.
-            needs: further quantities: "entropy".
+            needs: further quantities: "entropy", and those of the policy's own, which come as `extras`.
             frozen: name of a frozen policy to ask instead of the trained one; then without gradient.
 
         Returns:
             float32 [B, T], T the most actions of a row, 0 on padding.
+
+        Raises:
+            PolicyError: the policy does not know what it is asked for.
         """
         ...
 
@@ -150,6 +154,11 @@ class Policy(Protocol):
         """Restore what `save` wrote, bit for bit."""
         ...
 
+    @staticmethod
+    def needs_base(directory: Path) -> bool:
+        """Whether what `save` wrote there is a part, such as an adapter, to be loaded over the starting model."""
+        ...
+
     def save_frozen(self, directory: Path) -> None:
         """Write the frozen policies into an existing folder."""
         ...
@@ -167,5 +176,6 @@ def make_policy(config: RunConfig, plugins: Plugins, *, path: str | Path, device
     """The policy and the rollout engine that a config names."""
     engine = config.rollout.engine
     made_engine = plugins.registry.get("engine", engine.name).load()(**engine.options)
-    policy_class = plugins.registry.get("policy", config.model.policy).load()
-    return cast(Policy, policy_class(config.model, path=path, device=device, engine=made_engine))
+    policy = config.model.policy
+    policy_class = plugins.registry.get("policy", policy.name).load()
+    return cast(Policy, policy_class(config.model, path=path, device=device, engine=made_engine, **policy.options))

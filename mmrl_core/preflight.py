@@ -10,6 +10,7 @@ from mmrl_core.metrics import check_trackers
 from mmrl_core.model_path import starting_model
 from mmrl_core.plugins import load_plugins
 from mmrl_core.tasks import PromptSource
+from mmrl_core.yaml_config import check_components
 
 PROMPTS_ENCODED = 8
 """Training prompts encoded by a dry run, to find over-long ones and show their lengths."""
@@ -35,15 +36,15 @@ def check_run(config: RunConfig) -> list[str]:
         if stage.kind == "grpo" and not stage.rewards:
             raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
     plugins = load_plugins()
+    check_components(config, plugins)
     check_trackers(config.log.trackers)
     plugins.hooks(config.plugins).hook.mmrl_configure(config=config)
     wrong = [finding for finding in check_task(config, plugins) if not finding.ok]
     if any(not finding.tolerable for finding in wrong):
         raise ConfigError("\n".join(finding.what for finding in wrong))
     path = starting_model(config, plugins)
-    policy = plugins.registry.get("policy", config.model.policy).load()(
-        config.model, path=path, device=Accelerator().device
-    )
+    policy_class = plugins.registry.get("policy", config.model.policy.name).load()
+    policy = policy_class(config.model, path=path, device=Accelerator().device, **config.model.policy.options)
     parameters = list(policy.module.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     lines = [

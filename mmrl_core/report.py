@@ -18,19 +18,30 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import jinja2
 import yaml
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from mmrl_core.charts import Series, Stage, chart_uri, draw_chart
 from mmrl_core.errors import MediaError, MMRLError
 from mmrl_core.media import load_image
 from mmrl_core.plugins import load_plugins
-from mmrl_core.rollout_log import FOLDER, RolloutFile, read_json_lines, read_rollouts, rollout_files, written_aside
+from mmrl_core.rollout_log import (
+    FILM_SUFFIX,
+    FOLDER,
+    MAX_MADE_FRAMES,
+    RolloutFile,
+    encode_film,
+    read_json_lines,
+    read_rollouts,
+    rollout_files,
+    written_aside,
+)
 
 TEMPLATE = "report.html.j2"
 MAX_COMPARED_PROMPTS = 6
@@ -48,6 +59,7 @@ MAX_SET_ASIDE_ROWS = 200
 MAX_CHARTS = 36  # of a section
 MAX_CURVES = 6  # of a chart
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
+MAX_SMALL_SIDE = 256  # smaller pictures are shown with their pixels
 MAX_PNG_BYTES = 32_000  # small pictures are kept exactly, but not where that would make a report of films huge
 
 TRAINING, UPDATE, COMPLETIONS, OTHER = "Reward in training", "Update", "Completions and time", "Other numbers"
@@ -291,11 +303,13 @@ def _facts(run: Path, config: Any, steps: Sequence[Record], stages: Sequence[Sta
 
 def _model(config: Any) -> str:
     model, build = _at(config, "model"), _at(config, "model", "build")
+    policy = _at(model, "policy", "name") or _at(model, "policy")
     options = build.items() if isinstance(build, Mapping) else ()
     frozen = _at(model, "freeze")
     details = {
         "": _at(build, "name") or build or _at(model, "path"),
         "built with ": ", ".join(f"{key}={value}" for key, value in options if key != "name"),
+        "policy ": "" if policy == "language_model" else policy,
         "revision ": _at(model, "revision"),
         "LoRA rank ": _at(model, "lora", "rank"),
         "frozen: ": ", ".join(map(str, frozen)) if isinstance(frozen, list) else frozen,
@@ -459,10 +473,27 @@ class _Media:
                 self._known[str(path)] = None
         return self._known[str(path)]
 
+    def film(self, path: Any) -> dict[str, Any] | None:
+        """width, height and uri of a video that the policy made; None if it is none, or cannot be read."""
+        if not isinstance(path, str) or not path.endswith(FILM_SUFFIX):
+            return None
+        try:
+            load_image(path, root=self._root)  # refuses what is no picture, too large, or elsewhere
+            frames: list[Image.Image] = []
+            with Image.open(self._root / path) as film:
+                for frame in islice(ImageSequence.Iterator(film), MAX_MADE_FRAMES):
+                    frames.append(frame.convert("RGB"))
+                    frames[-1].thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
+            width, height = frames[0].size
+            uri = f"data:image/webp;base64,{base64.b64encode(encode_film(frames)).decode()}"
+        except Exception:  # format plugins raise anything on torn data
+            return None
+        return {"width": width, "height": height, "is_small": max(width, height) <= MAX_SMALL_SIDE, "uri": uri}
+
     def _embed(self, image: Image.Image) -> dict[str, Any]:
         # Shapes are drawn on a canvas whose longer side is 1000.
         width, height = (round(1000 * side / max(image.size), 1) for side in image.size)
-        is_small = max(image.size) <= 256
+        is_small = max(image.size) <= MAX_SMALL_SIDE
         image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
         buffer, kind = io.BytesIO(), "png"
         if is_small:
@@ -604,6 +635,7 @@ def _shown_rollout(rollout: Record, media: _Media) -> dict[str, Any]:
     """What is told of a rollout beside its prompt."""
     rewards, turns = _mapping(rollout, "rewards"), _list(rollout, "turns")
     made, text = rollout.get("completion_media"), rollout.get("completion")
+    film = media.film(made)
     return {
         "completion": _told_apart(text if isinstance(text, str) else ""),
         "turns": [
@@ -617,7 +649,8 @@ def _shown_rollout(rollout: Record, media: _Media) -> dict[str, Any]:
         ],
         "num_turns_left_out": max(0, len(turns) - MAX_TURNS_OF_COMPLETION),
         "outcome": _told_outcome(_mapping(rollout, "outcome")),
-        "made": media.picture(made) if isinstance(made, str) else None,
+        "made": media.picture(made) if isinstance(made, str) and film is None else None,
+        "film": film,
         "rewards": {name: _finite(rewards[key]) for key, name in _readable(rewards).items()},
         "total": _finite(rollout.get("total")),
         "advantage": _finite(rollout.get("advantage")),
@@ -746,6 +779,7 @@ def _training_group(rollouts: Sequence[Record], media: _Media) -> dict[str, Any]
         "timeline": _timeline(rollouts[: len(told)], shapes),
         "rollouts": told,
         "reward_names": list(dict.fromkeys(name for shown in told for name in shown["rewards"])),
+        "is_made": all(shown["made"] or shown["film"] for shown in told),
         "has_advantages": any(shown["advantage"] is not None for shown in told),
         "num_left_out": len(rollouts) - len(told),
         "is_flat": len(totals) > 1 and max(totals) - min(totals) < 1e-6,

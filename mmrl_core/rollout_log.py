@@ -4,19 +4,22 @@
     rollouts/step-000120-held_out.jsonl       held-out prompts after step 120, greedy
     rollouts/step-000120-held_out-t1.jsonl    the same at temperature 1
     rollouts/media/<content hash>.png         pictures of prompts and conversations, and pictures that a policy made
+    rollouts/media/<content hash>.webp        videos that a policy made, animated
 
 A line holds step, stage, split, temperature, prompt_id, group (position in the step), index (position in the group),
 prompt (text; media are written as [image]), media (paths from rollouts/), times_s (for each of the media the time of a
-video's frame, in seconds, or null), answer (the gold completion), sample, completion (null if it is a picture),
-completion_media (its path, or null), turns (of a conversation, in order: role, text, media, times_s; empty for a single
-turn), outcome (facts of the conversation), rewards (name -> number, null = unscored), total, advantage, truncated,
-num_tokens. Of a video up to MAX_FRAMES frames are kept. Numbers that are not finite are null.
+video's frame, in seconds, or null), answer (the gold completion), sample, completion (null if it is a picture or a
+video), completion_media (its path, or null), turns (of a conversation, in order: role, text, media, times_s; empty for
+a single turn), outcome (facts of the conversation), rewards (name -> number, null = unscored), total, advantage,
+truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made the first
+MAX_MADE_FRAMES. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 FOLDER = "rollouts"
 MAX_FRAMES = 8  # frames kept of a video: enough to see what happens, without storing the data set again
+MAX_MADE_FRAMES = 64  # kept of a video that a policy made
+FRAME_MS = 125  # that a frame of such a video is shown
+FILM_SUFFIX = ".webp"
+MAX_LOSSLESS_SIDE = 64  # of films; in small ones every pixel is seen
 MAX_DEPTH = 12  # of a sample; deeper values are written as text
 MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
 
@@ -137,6 +144,8 @@ class RolloutLog:
         completion = rollout.completion
         if isinstance(completion, Image.Image):
             return {"completion": None, "completion_media": self._save_image(completion, content_hash(completion))}
+        if is_film(completion):
+            return {"completion": None, "completion_media": self._save_film(completion)}
         text = completion if isinstance(completion, str) else repr(completion)
         return {"completion": text, "completion_media": None}
 
@@ -173,6 +182,36 @@ class RolloutLog:
             with written_aside(path) as aside:
                 writable.save(aside, format="PNG")
         return f"{self._media.name}/{path.name}"
+
+    def _save_film(self, frames: Sequence[Image.Image]) -> str:
+        path = self._media / f"{content_hash(frames)}{FILM_SUFFIX}"
+        if not path.exists():
+            with written_aside(path) as aside:
+                aside.write_bytes(encode_film(frames[:MAX_MADE_FRAMES]))
+        return f"{self._media.name}/{path.name}"
+
+
+def is_film(completion: Any) -> bool:
+    """Whether a completion is a list of PIL images, the frames of a video."""
+    is_list = isinstance(completion, list | tuple) and bool(completion)
+    return is_list and all(isinstance(frame, Image.Image) for frame in completion)
+
+
+def encode_film(frames: Sequence[Image.Image]) -> bytes:
+    """Frames as an endless animated WebP, a seventh of the size of an animated PNG; small ones without loss."""
+    first, *others = [frame.convert("RGB") for frame in frames]
+    buffer = io.BytesIO()
+    first.save(
+        buffer,
+        format="WEBP",
+        save_all=True,
+        append_images=others,
+        duration=FRAME_MS,
+        loop=0,
+        quality=90,
+        lossless=max(first.size) <= MAX_LOSSLESS_SIDE,
+    )
+    return buffer.getvalue()
 
 
 def rollout_files(run: Path) -> list[RolloutFile]:

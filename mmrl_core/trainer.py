@@ -1,6 +1,6 @@
 """The trainer: stages of steps. A step reads top to bottom in `Trainer.grpo_step`:
 
-    prompts -> rollout -> score -> shape rewards -> select groups
+    prompts -> rollout -> score -> shape rewards -> select groups -> extend groups
             -> advantages -> pack -> logprobs -> policy loss -> update
 
 A supervised step is the same with answers from the data in place of rollouts. Each arrow is a hook (`hookspecs.py`);
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrl_core.behaviour import REFERENCE, CoreBehaviour, check_advantages, check_scores
+from mmrl_core.behaviour import REFERENCE, CoreBehaviour, check_advantages, check_groups, check_scores
 from mmrl_core.checkpoint import (
     TrainState,
     generator_states,
@@ -47,7 +47,7 @@ from mmrl_core.metrics import (
     read_metrics,
 )
 from mmrl_core.model_path import starting_model
-from mmrl_core.optimizer import make_optimizer, set_learning_rate
+from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import load_plugins
 from mmrl_core.policy import Policy, make_policy
 from mmrl_core.prefetch import PromptStream
@@ -193,7 +193,7 @@ class Trainer:
         self._stream = PromptStream(lambda position: self._draw_from(source, position, count), self.policy.prepare)
         self.rewards = RewardRunner(self.plugins, self.stage.rewards)
         self.policy.set_temperature(self.stage.rollout.temperature if self.stage.kind == "grpo" else 1.0)
-        self.optimizer = make_optimizer(self.policy.module, self.stage)
+        self.optimizer = make_optimizer(self.accelerator.unwrap_model(self.policy.module), self.stage)
         if training is None or training["optimizer"] is None:
             for policy_name in self._frozen_names():
                 self.policy.freeze(policy_name)
@@ -225,16 +225,19 @@ class Trainer:
 
     def grpo_step(self) -> dict[str, float]:
         """One step of group-relative policy optimisation; returns its metrics."""
-        groups, scores = self._collect_groups()
+        sampled, scores = self._collect_groups()
         self._sample_ahead()
+        extended = self.hooks.mmrl_extend_groups(run=self, groups=sampled, scores=scores)
+        check_groups(extended, "mmrl_extend_groups")
+        groups, trained_scores = extended
         batch = self._pack(groups)
-        batch = self._add_advantages(batch, groups, scores)
+        batch = self._add_advantages(batch, groups, trained_scores)
         batch = self._add_logprobs(batch)
         metrics = self._update(batch)
-        self._log_rollouts(batch, groups, scores)
+        self._log_rollouts(batch, groups, sampled, scores)
         self.hooks.mmrl_after_update(run=self, batch=batch, post_update=self._post_update(batch))
         self.hooks.mmrl_refresh_policies(run=self)
-        return {**_rollout_metrics(groups, scores, batch), **metrics}
+        return {**_rollout_metrics(sampled, scores, batch), **metrics}
 
     def sft_step(self) -> dict[str, float]:
         """One supervised step: the answers of the data are trained on, all with advantage 1."""
@@ -372,7 +375,14 @@ class Trainer:
         """Old logprobs where the update is not on-policy throughout, reference logprobs where a penalty needs them."""
         algorithm = self.stage.algorithm
         with self.clock("logprobs"):
-            if algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
+            if algorithm.old_logprobs == "sampler":
+                if batch.sampler_logprobs is None:
+                    raise PolicyError(
+                        "algorithm.old_logprobs is 'sampler', but rollouts came without the logprobs that they were "
+                        "sampled with. Set it to 'trainer', or let the policy or plugin that made them report them."
+                    )
+                batch = replace(batch, old_logprobs=batch.sampler_logprobs)
+            elif algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
                 with torch.no_grad():
                     old = [self.policy.logprobs(part.rows).logprobs.cpu() for part in self._micro_batches(batch)]
                 batch = replace(batch, old_logprobs=_stack(old, batch.mask))
@@ -450,9 +460,18 @@ class Trainer:
         if algorithm.entropy_coefficient:
             needs.add("entropy")
         stats = self.policy.logprobs(batch.rows, needs=needs)
+        given = {name for name, values in stats.extras.items() if values.shape == stats.logprobs.shape}
+        if missing := needs - given - {"entropy"}:
+            raise PolicyError(
+                f"the loss {algorithm.loss.name!r} needs {', '.join(sorted(missing))}, which the policy "
+                f"{self.config.model.policy.name!r} did not give as {tuple(stats.logprobs.shape)}."
+            )
         device = stats.logprobs.device
         put = lambda tensor: None if tensor is None else tensor.to(device)  # noqa: E731
-        old = stats.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs.to(device)
+        old = current = stats.logprobs.detach()
+        if batch.old_logprobs is not None:
+            old = batch.old_logprobs.to(device)
+            old = torch.where(old.isnan(), current, old)  # the sampler could not score it: counts as equal
         inputs = LossInputs(
             logprobs=stats.logprobs,
             old_logprobs=old,
@@ -462,6 +481,7 @@ class Trainer:
             sampler_logprobs=put(batch.sampler_logprobs),
             ref_logprobs=put(batch.frozen_logprobs.get(REFERENCE)),
             entropy=stats.entropy,
+            extras=stats.extras,
             rewards=put(batch.rewards),
             group_ids=put(batch.group_ids),
         )
@@ -470,7 +490,7 @@ class Trainer:
             raise HookResultError("mmrl_policy_loss must return a scalar that has a gradient, and metrics.")
         loss, metrics = result
         if inputs.sampler_logprobs is not None:
-            gap = (stats.logprobs.detach() - inputs.sampler_logprobs).abs().nan_to_num()
+            gap = (current - inputs.sampler_logprobs).abs().nan_to_num()
             metrics = {**metrics, "sampler_gap": (gap * inputs.mask).sum() / (totals.num_computed or 1.0)}
         if not bool(torch.isfinite(loss)):
             raise HookResultError(
@@ -671,7 +691,6 @@ class Trainer:
         metrics = self._reduce_metrics(metrics)
         seconds = time.perf_counter() - started
         self.state.elapsed_s += seconds
-        assert self.optimizer is not None
         broken = [{"stage": name, **asdict(row)} for row in self._set_aside]
         self._broken |= {f"{name}/{row['id']}": row for row in self._gather(broken)}
         record = {
@@ -681,7 +700,7 @@ class Trainer:
             "step": self.state.step,
             "seconds": seconds,
             "elapsed_s": self.state.elapsed_s,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(self.stage, self.state.stage_step - 1, total),  # groups may scale it
             "set_aside": len(self._broken),
             **metrics,
         }
@@ -742,28 +761,33 @@ class Trainer:
 
         return list(gather_object(items))
 
-    def _log_rollouts(self, batch: Batch, groups: Sequence[RolloutGroup], scores: Scores) -> None:
-        """Write some groups of some steps, and say so when a reward stops telling rollouts apart."""
+    def _log_rollouts(
+        self, batch: Batch, groups: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], scores: Scores
+    ) -> None:
+        """Write some groups of some steps, and say so when a reward stops telling rollouts apart.
+
+        Args:
+            batch: what was trained on, made of `groups`.
+            sampled: what is written of them, the groups of this step, with their scores.
+        """
         for message in self.alarm.update(scores.components):
             self.log.print(f"warning: {message}")
         settings = self.config.log
         if not self.is_main or self.state.stage_step % settings.rollouts_every_steps:
             return
-        shown = list(groups[: settings.rollouts_per_step])
-        num_shown = sum(len(group.rollouts) for group in shown)
-        by_row = (batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)).tolist()
-        by_trajectory = [
-            [value for value, owner in zip(by_row, batch.trajectory_ids.tolist(), strict=True) if owner == trajectory]
-            for trajectory in range(num_shown)
-        ]
-        means = iter([sum(values) / len(values) for values in by_trajectory])
-        advantages = [[next(means) for _ in group.rollouts] for group in shown]
+        shown = list(sampled[: settings.rollouts_per_step])
+        by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
+        num_rows = batch.trajectory_ids.bincount()
+        means = (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
+        trained = [rollout for group in groups for rollout in group.rollouts]
+        advantage_of = {id(rollout): mean for rollout, mean in zip(trained, means, strict=True)}
+        advantages = [[advantage_of.get(id(rollout), math.nan) for rollout in group.rollouts] for group in shown]
         self.rollout_log.write(
             self.state.step + 1,
             stage_name(self.config, self.state.stage),
             "train",
             shown,
-            join_scores(split_scores(scores, groups)[: len(shown)]),
+            join_scores(split_scores(scores, sampled)[: len(shown)]),
             advantages,
             self.stage.rollout.temperature,
         )

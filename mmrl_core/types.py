@@ -1,6 +1,6 @@
 """What the stages of a step pass on to each other.
 
-    prompts -> rollout -> score -> shape rewards -> select groups
+    prompts -> rollout -> score -> shape rewards -> select groups -> extend groups
             -> advantages -> pack -> logprobs -> policy loss -> update
 
 Letters mean one thing everywhere: N trajectories, B rows, G rollouts of a prompt, T actions of a row (completion tokens
@@ -115,8 +115,9 @@ class Rollout:
 
     Attributes:
         rows: its decisions, in order.
-        completion: what rewards read: text, or an image for a diffusion policy. Of a conversation, the policy's own
-            turns, a line break between them; what tools or an environment answered is not in it.
+        completion: what rewards read: text; a PIL image, or a list of them, the frames of a video, from a policy that
+            makes pictures. Of a conversation, the policy's own turns, a line break between them; what tools or an
+            environment answered is not in it.
         messages: the conversation after the prompt, chat messages like `Prompt.messages`; empty for a single turn.
         outcome: what happened on the way (number of valid tool calls, ...); rewards and metrics find it in the sample.
     """
@@ -201,7 +202,8 @@ class Batch:
         sampler_logprobs: float32 [B, T], 0 on padding; None if a row has none.
         advantages: float32 [B, T], 0 where not trained.
         rewards: float32 [B], total of the trajectory.
-        old_logprobs: float32 [B, T] or None while the update is on-policy, when they equal the current ones.
+        old_logprobs: float32 [B, T] that ratios are taken to, see `algorithm.old_logprobs`; None while the update is
+            on-policy, when they equal the current ones.
         frozen_logprobs: name of a frozen policy -> float32 [B, T].
     """
 
@@ -248,13 +250,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What a policy says of rows: logprobs float32 [B, T] of their actions, and entropy [B, T] if it was asked for.
+    """What a policy says of rows: logprobs float32 [B, T] of their actions, and what else it was asked for.
+
+    Attributes:
+        entropy: [B, T], if it was asked for.
+        extras: quantities of the policy's own that a loss asked for, by name, each [B, T]; with gradient where they
+            depend on the weights.
 
     Values on padding are 0.
     """
 
     logprobs: Tensor
     entropy: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -278,13 +286,15 @@ class LossInputs:
 
     Attributes:
         logprobs: [B, T], current policy, with gradient.
-        old_logprobs: [B, T], the trainer's when sampling, without gradient; on-policy equal to logprobs.
+        old_logprobs: [B, T], the trainer's when sampling, without gradient, on-policy equal to logprobs; with
+            `algorithm.old_logprobs: sampler` those that the rows were sampled with.
         advantages: [B, T], 0 where not trained.
         mask: bool [B, T], trained tokens.
         totals: counts that normalise the loss over the optimizer step.
         sampler_logprobs: [B, T], as the rollout engine reported them.
         ref_logprobs: [B, T], of the reference policy.
         entropy: [B, T], if the loss asked for it.
+        extras: what else the loss asked the policy for, by name, each [B, T]; see `TokenStats.extras`.
         rewards: [B], total of the trajectory.
         group_ids: int64 [B].
     """
@@ -297,5 +307,6 @@ class LossInputs:
     sampler_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     entropy: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
     group_ids: Tensor | None = None

@@ -36,7 +36,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from mmrl_core.config import STAGE_SECTIONS, Component, Origins, RewardConfig, RunConfig, StageConfig
 from mmrl_core.errors import ConfigError, PluginError
-from mmrl_core.plugins import CORE, Plugins, load_plugins, presets
+from mmrl_core.plugins import CORE, Plugins, is_behaviour, load_plugins, presets
 
 COMMAND_LINE = "command line"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -136,6 +136,8 @@ FILLED_BY_CORE = {
     "tool": _Filled(0),
     "model": _Filled(0, frozenset({"directory", "on_progress"})),
     "engine": _Filled(0),
+    "policy": _Filled(1, frozenset({"config", "path", "device", "engine"})),
+    "behaviour": _Filled(0),
     "view": _Filled(2, frozenset({"completion", "sample"})),
 }
 """Parameters that a config must not set as options, by kind."""
@@ -153,12 +155,7 @@ def check_components(config: RunConfig, plugins: Plugins) -> None:
 
 def component_problems(config: RunConfig, plugins: Plugins) -> list[str]:
     """What `check_components` would complain of; empty if all is well."""
-    problems = []
-    for i, name in enumerate(config.plugins):
-        try:
-            plugins.require(name)
-        except PluginError as error:
-            problems.append(f"{config.where('plugins', i)}: {error}")
+    problems = list(_plugin_problems(config, plugins))
     for kind, path, component in _components(config):
         try:
             target = plugins.registry.get(kind, component.name).load()
@@ -170,9 +167,31 @@ def component_problems(config: RunConfig, plugins: Plugins) -> list[str]:
     return list(dict.fromkeys(problems))  # what stages inherit is met once for each of them
 
 
+def _plugin_problems(config: RunConfig, plugins: Plugins) -> Iterator[str]:
+    """What is wrong with `plugins`, behaviours and their options apart."""
+    seen: set[str] = set()
+    for i, component in enumerate(config.plugins):
+        where, name = config.where("plugins", i), component.name.removeprefix(f"{CORE}/")
+        if name in seen:
+            yield f"{where}: {name!r} stands twice in 'plugins'."
+        seen.add(name)
+        if is_behaviour(component.name):
+            continue
+        try:
+            plugins.require(name)
+        except PluginError as error:
+            yield f"{where}: {error}"
+        if component.options:
+            known = [e.id for e in plugins.registry.entries("behaviour") if e.id.startswith(f"{name}/")]
+            yield f"{where}: plugin {name!r} takes no options. Behaviours, which do: {', '.join(known) or 'none'}."
+
+
 def _components(config: RunConfig) -> Iterator[tuple[str, KeyPath, Component]]:
     """Kind, path and component of everything that a config names."""
-    yield "policy", ("model", "policy"), Component(name=config.model.policy)
+    for i, component in enumerate(config.plugins):
+        if is_behaviour(component.name):
+            yield "behaviour", ("plugins", i), component
+    yield "policy", ("model", "policy"), config.model.policy
     if config.model.build is not None:
         yield "model", ("model", "build"), config.model.build
     for i, metric in enumerate(config.eval.metrics):
@@ -200,7 +219,7 @@ def _components(config: RunConfig) -> Iterator[tuple[str, KeyPath, Component]]:
 
 def option_names(kind: str, target: Any) -> dict[str, inspect.Parameter]:
     """The parameters of a registered function that a config may set; `**options` is left out."""
-    filled = FILLED_BY_CORE.get(kind, _Filled(0))
+    filled = FILLED_BY_CORE[kind]
     parameters = list(inspect.signature(target).parameters.values())
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     taken = {*positional[: filled.positional], *filled.keywords}
@@ -210,8 +229,6 @@ def option_names(kind: str, target: Any) -> dict[str, inspect.Parameter]:
 
 def _option_problems(kind: str, component: Component, target: Any) -> Iterator[tuple[str, str]]:
     """Option (or "") and what is wrong with it."""
-    if kind not in FILLED_BY_CORE:  # policies take no options from a config
-        return
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):  # not callable, or written in C without a signature

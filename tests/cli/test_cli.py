@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mmrl_core import cli, evaluation, preflight, trainer
-from mmrl_core.plugins import load_plugins, presets
+from mmrl_core.plugins import KINDS, load_plugins, presets
 from mmrl_core.yaml_config import dump_config, load_config
 
 COMMANDS = ("train", "eval", "score", "check", "preview", "list", "info", "view", "tiny")
@@ -121,8 +121,45 @@ def test_list_is_fast_and_complete(folder):
 def test_list_json_holds_rows_of_one_kind(kind, folder, capsys):
     assert cli.main(["list", kind, "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)
-    assert list(tables) == [kind] and tables[kind]
+    assert list(tables) == [kind] and (tables[kind] or kind == "behaviours")  # of which the core has none
     assert all("name" in row or "id" in row for row in tables[kind])
+
+
+def test_policies_and_behaviours_of_plugins_are_listed(folder):
+    info = folder / "mmrl_probe-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mmrl-probe\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mmrl]\nprobe = probe_parts\n")
+    (folder / "probe_parts.py").write_text(PARTS)
+    path = {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    assert b"probe/replay  adds earlier rollouts" in mmrl("list", "behaviours", cwd=folder, env=path).stdout
+    assert b"probe/noise     acts once" in mmrl("list", "policies", cwd=folder, env=path).stdout
+    told = mmrl("info", "probe/replay", cwd=folder, env=path).stdout.decode()
+    assert "behaviour probe/replay: adds earlier" in told and "options:\n  per_prompt: int = 4" in told
+    told = mmrl("info", "probe/noise", cwd=folder, env=path).stdout.decode()
+    assert told.endswith("options:\n  num_steps: int = 10\n\nActs once.\n\n")
+    told = mmrl("info", "probe", cwd=folder, env=path).stdout.decode()
+    assert "policies: probe/noise" in told and "behaviours: probe/replay" in told
+
+
+PARTS = '''
+from mmrl_core import hookimpl
+
+@hookimpl
+def mmrl_register(registry):
+    registry.add("policy", "noise", "probe_parts:Noise", "acts once")
+    registry.add("behaviour", "replay", "probe_parts:Replay", "adds earlier rollouts")
+
+class Noise:
+    """Acts once."""
+
+    def __init__(self, config, *, path, device="cpu", engine=None, num_steps: int = 10): ...
+
+class Replay:
+    """Adds earlier rollouts."""
+
+    def __init__(self, *, per_prompt: int = 4): ...
+'''
 
 
 def test_a_plugin_that_failed_to_load_is_a_visible_row(folder):
@@ -162,7 +199,7 @@ def test_info_shows_what_an_id_is(name, wanted, folder, capsys):
 
 def test_info_shows_everything_that_is_registered(folder, capsys):
     registry = load_plugins().registry
-    for kind in ("reward", "source", "metric", "advantage", "loss", "strategy", "engine", "policy", "model", "view"):
+    for kind in KINDS:
         for entry in registry.entries(kind):
             assert cli.main(["info", entry.id]) == 0
     for name in [*presets(), *cli._hooks()]:

@@ -1,15 +1,21 @@
 """The trainer knows a protocol: policies without tokens and strategies of several turns train through it unchanged."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.metrics import read_metrics
+from mmrl_core.preflight import check_run
+from mmrl_core.types import BatchTotals, Rollout, RolloutGroup, Row
 
 GAUSSIAN = """
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,42 +24,91 @@ from torch import nn
 
 from mmrl_core import hookimpl
 from mmrl_core.errors import PolicyError
-from mmrl_core.types import Rollout, RolloutGroup, Row, TokenStats
+from mmrl_core.types import Rollout, RolloutGroup, Row, Scores, TokenStats
 
 DIM, STD, OPTIMUM = 4, 0.5, torch.tensor([1.0, -1.0, 0.5, 2.0])
+LOSSES, BATCHES = [], []  # (step, mean, inputs) of each policy loss; (step, batch) of each update
 
 @hookimpl
 def mmrl_register(registry):
     registry.add("policy", "gaussian", "probe_gaussian:GaussianPolicy", "a Gaussian over latents, one mean for all")
     registry.add("policy", "pictures", "probe_gaussian:PicturePolicy", "the same, seen as grey pictures")
+    registry.add("policy", "films", "probe_gaussian:FilmPolicy", "the same, seen as grey films")
+    registry.add("policy", "shifted", "probe_gaussian:ShiftedPolicy", "the same, saved as the shift from its start")
+    registry.add("behaviour", "replay", "probe_gaussian:Replay", "adds earlier rollouts of the same prompt")
+    registry.add("loss", "with_prior", "probe_gaussian:with_prior", "pulled to the origin", needs=("prior_kl",))
     registry.add("model", "origin", "probe_gaussian:build", "mean at the origin")
     registry.add("reward", "near", "probe_gaussian:near", "minus the squared distance to the optimum", maximum=0.0)
-    registry.add("reward", "image", "probe_gaussian:image", "brightness of the picture")
+    registry.add("reward", "image", "probe_gaussian:image", "brightness of the picture", reads="image")
 
 def near(completions, samples):
     return [-float((completion - OPTIMUM).square().sum()) for completion in completions]
 
 def image(completions, samples):
-    return [sum(completion.getpixel((0, 0))) / 765 for completion in completions]
+    return [sum(completion.convert("RGB").getpixel((0, 0))) / 765 for completion in completions]
 
 def build(directory, *, seed=0):
     directory.mkdir()
     save_file({"mean": torch.zeros(DIM)}, directory / "gaussian.safetensors")
 
+def with_prior(inputs, *, weight=0.1):
+    kl = inputs.extras["prior_kl"]
+    return -inputs.advantages * inputs.logprobs + weight * kl, {}
+
+class Replay:
+    def __init__(self, *, per_prompt: int = 2):
+        self.per_prompt, self.kept = per_prompt, {}  # prompt id -> [(step, action, sampler_logprobs, reward)]
+
+    @hookimpl
+    def mmrl_extend_groups(self, run, groups, scores):
+        extended, totals = [], []
+        parts = scores.totals.split([len(group.rollouts) for group in groups])
+        for group, part in zip(groups, parts, strict=True):
+            earlier = self.kept.get(group.prompt.id, [])
+            rows = [Row(group.prompt.id, f"from {s}", None, a, 1, sampler_logprobs=lp) for s, a, lp, _ in earlier]
+            extended.append(replace(group, rollouts=[*group.rollouts, *(Rollout([r], r.action) for r in rows)]))
+            totals += [part, torch.tensor([reward for *_, reward in earlier])]
+            first = zip((g.rows[0] for g in group.rollouts[: self.per_prompt]), part.tolist(), strict=False)
+            self.kept[group.prompt.id] = [(run.state.step, r.action, r.sampler_logprobs, reward) for r, reward in first]
+        return extended, Scores(torch.cat(totals), {}, {})
+
+    @hookimpl(wrapper=True)
+    def mmrl_policy_loss(self, run, inputs):
+        LOSSES.append((run.state.step, run.policy.module.mean.detach().clone(), inputs))
+        return (yield)
+
+    @hookimpl
+    def mmrl_after_update(self, run, batch):
+        BATCHES.append((run.state.step, batch))
+
+    @hookimpl
+    def mmrl_save_state(self):
+        return self.kept
+
+    @hookimpl
+    def mmrl_load_state(self, state):
+        self.kept = state["probe_gaussian/replay"]
+
 class Gaussian(nn.Module):
-    def __init__(self, mean):
+    def __init__(self, mean, std=STD):
         super().__init__()
-        self.mean = nn.Parameter(mean)
+        self.mean, self.std = nn.Parameter(mean), std
 
     def forward(self, rows, needs=()):
+        if unknown := set(needs) - {"prior_kl"}:
+            raise PolicyError(f"a Gaussian cannot compute {unknown}.")
         actions = torch.stack([row.action for row in rows])  # [B, dim]
-        density = torch.distributions.Normal(self.mean, STD)
-        return TokenStats(density.log_prob(actions).sum(-1, keepdim=True))  # [B, 1]
+        density = torch.distributions.Normal(self.mean, self.std)
+        kl = (self.mean.square().sum() / 2).expand(len(rows), 1)  # but for a constant
+        return TokenStats(
+            density.log_prob(actions).sum(-1, keepdim=True),  # [B, 1]
+            extras={"prior_kl": kl} if needs else {},
+        )
 
 class GaussianPolicy:
-    def __init__(self, config, *, path, device="cpu", engine=None):
-        self.module = Gaussian(load_file(Path(path) / "gaussian.safetensors")["mean"]).to(device)
-        self.frozen = {}
+    def __init__(self, config, *, path, device="cpu", engine=None, std: float = STD, tells_logprobs: bool = True):
+        self.module = Gaussian(load_file(Path(path) / "gaussian.safetensors")["mean"], std).to(device)
+        self.std, self.tells_logprobs, self.frozen = std, tells_logprobs, {}
 
     def prepare(self, prompts): ...
 
@@ -66,8 +121,11 @@ class GaussianPolicy:
             rollouts = []
             for index in range(group_size):
                 noise = torch.randn(DIM, generator=generator)
-                latent = mean + (STD if sampling.temperature else 0.0) * noise
+                latent = mean + (self.std if sampling.temperature else 0.0) * noise
+                logprob = torch.distributions.Normal(mean, self.std).log_prob(latent).sum()[None]
                 row = Row(prompt.id, f"{prompt.id}/{index}", observation=prompt.id, action=latent, num_actions=1)
+                if self.tells_logprobs:
+                    row = replace(row, sampler_logprobs=logprob)
                 rollouts.append(Rollout([row], self.decode(latent)))
             groups.append(RolloutGroup(prompt, rollouts))
             if on_group is not None:
@@ -89,7 +147,7 @@ class GaussianPolicy:
         if frozen is None:
             return self.module(rows, needs)
         with torch.no_grad():
-            return Gaussian(self.frozen[frozen])(rows, needs)
+            return Gaussian(self.frozen[frozen], self.std)(rows, needs)
 
     def freeze(self, name):
         self.frozen[name] = next(self.module.parameters()).detach().clone()
@@ -100,7 +158,7 @@ class GaussianPolicy:
     def set_temperature(self, temperature): ...
 
     def describe(self):
-        return ["acts once"]
+        return [f"acts once, std {self.std:g}"]
 
     def prompt_length(self, prompt):
         return None
@@ -113,6 +171,10 @@ class GaussianPolicy:
 
     def load(self, directory):
         next(self.module.parameters()).data.copy_(load_file(directory / "gaussian.safetensors")["mean"])
+
+    @staticmethod
+    def needs_base(directory):
+        return False
 
     def save_frozen(self, directory):
         save_file(self.frozen, directory / "frozen.safetensors") if self.frozen else None
@@ -127,6 +189,25 @@ class PicturePolicy(GaussianPolicy):
 
         level = int((latent[:3].sigmoid().mean() * 255).round())
         return Image.new("RGB", (4, 4), (level, level, level))
+
+class FilmPolicy(PicturePolicy):
+    def decode(self, latent):
+        return [super(FilmPolicy, self).decode(latent + step) for step in (-1, 0, 1)]
+
+class ShiftedPolicy(GaussianPolicy):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.start = self.module.mean.detach().clone()
+
+    def save(self, directory):
+        save_file({"shift": self.module.mean.detach() - self.start}, directory / "shift.safetensors")
+
+    def load(self, directory):
+        self.module.mean.data.copy_(self.start + load_file(directory / "shift.safetensors")["shift"])
+
+    @staticmethod
+    def needs_base(directory):
+        return (directory / "shift.safetensors").exists()
 """
 
 
@@ -190,6 +271,191 @@ def test_completions_may_be_pictures(make_trainer, gaussian_config):
     assert all((trainer.output / "rollouts" / rollout["completion_media"]).exists() for rollout in rollouts)
     rewards = [record["reward/total"] for record in read_metrics(trainer.output) if record["kind"] == "step"]
     assert rewards[-1] > rewards[0]
+
+
+def test_films_that_a_policy_makes_are_written(make_trainer, gaussian_config):
+    trainer = make_trainer(gaussian_config(1, "probe_gaussian/films", f"{__file__}:number_of_frames"))
+    trainer.run(resume=False)
+    rollouts = [json.loads(line) for line in (trainer.output / "rollouts/step-000001-held_out.jsonl").open()]
+    assert [rollout["total"] for rollout in rollouts] == [3.0, 3.0]
+    assert all((trainer.output / "rollouts" / rollout["completion_media"]).exists() for rollout in rollouts)
+
+
+def number_of_frames(completions, samples):
+    return [float(len(completion)) for completion in completions]
+
+
+def test_a_policy_is_made_with_the_options_of_the_config(make_trainer, gaussian_config):
+    trainer = make_trainer(gaussian_config(1, {"name": "probe_gaussian/gaussian", "std": 2.0}))
+    trainer.run(resume=False)
+    # the mean starts at the origin: the expected reward is -(1 + 1 + 0.25 + 4) - 4 * 2^2
+    reward = next(r["reward/total"] for r in read_metrics(trainer.output) if r["kind"] == "step")
+    assert reward == pytest.approx(-22.25, abs=6)  # the mean of 32 draws, whose deviation is about 2
+    with pytest.raises(ConfigError, match=r"policy 'probe_gaussian/gaussian': no option 'sdt'. Did you mean 'std'\?"):
+        make_trainer(gaussian_config(1, {"name": "probe_gaussian/gaussian", "sdt": 2.0}))
+
+
+def test_a_dry_run_makes_policy_and_behaviours_with_their_options(make_config, gaussian_config):
+    values = gaussian_config(1, {"name": "probe_gaussian/pictures", "std": 2.0}, "probe_gaussian/image")
+    lines = check_run(make_config({**values, "plugins": [{"name": "probe_gaussian/replay", "per_prompt": 2}]}))
+    assert "acts once, std 2" in lines
+    with pytest.raises(ConfigError, match=r"behaviour 'probe_gaussian/replay': no option 'per_promt'"):
+        check_run(make_config({**values, "plugins": [{"name": "probe_gaussian/replay", "per_promt": 2}]}))
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "shifted"])
+def test_a_checkpoint_is_evaluated_whole_or_over_its_start(make_trainer, make_config, gaussian_config, policy):
+    values = gaussian_config(5, f"probe_gaussian/{policy}")
+    trainer = make_trainer(values)
+    trainer.run(resume=False)
+    last = [record for record in read_metrics(trainer.output) if record["kind"] == "eval"][-1]
+    found = evaluate_checkpoint(make_config(values), trainer.output)
+    assert "greedy/reward/probe_gaussian/near" in found and found == {name: last[name] for name in found}
+
+
+# Quantities of a policy's own in the loss
+
+
+def batch_of(trainer, actions, advantages):
+    rows = [Row("p", str(index), None, torch.tensor(action), 1) for index, action in enumerate(actions)]
+    batch = trainer._pack([RolloutGroup(None, [Rollout([row], None) for row in rows])])
+    return replace(batch, advantages=torch.tensor(advantages)[:, None])
+
+
+def test_a_loss_gets_what_it_needs_of_the_policy_with_gradient(make_trainer, gaussian_config):
+    """Two rows with advantages 1 and -2, and 0.1 * |mean|^2 / 2, each a mean over the rows.
+
+    d/dmean of -A * logprob is -A * (action - mean) / 0.25. With mean [1, 0, 0, 2]:
+      row 1, action [2, 0, 1, 2]: -1 * [1, 0, 1, 0] / 0.25 = [-4, 0, -4, 0]
+      row 2, action [1, 1, 0, 1]:  2 * [0, 1, 0, -1] / 0.25 = [0, 8, 0, -8]
+      mean of both [-2, 4, -2, -4], plus 0.1 * mean = [0.1, 0, 0, 0.2]
+    """
+    values = gaussian_config()
+    values["algorithm"] = {"loss": "probe_gaussian/with_prior"}
+    trainer = make_trainer(values)
+    trainer.policy.module.mean.data.copy_(torch.tensor([1.0, 0.0, 0.0, 2.0]))
+    batch = batch_of(trainer, [[2.0, 0.0, 1.0, 2.0], [1.0, 1.0, 0.0, 1.0]], [1.0, -2.0])
+    totals = BatchTotals(num_tokens=2.0, num_rows=2.0)
+    for part in [batch.select(torch.tensor([0])), batch.select(torch.tensor([1]))]:
+        trainer.loss(part, totals)[0].backward()
+    expected = torch.tensor([-1.9, 4.0, -2.0, -3.8])
+    torch.testing.assert_close(trainer.policy.module.mean.grad, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_a_loss_needs_and_the_policy_does_not_give_is_named(make_trainer, gaussian_config, monkeypatch):
+    values = gaussian_config()
+    values["algorithm"] = {"loss": "probe_gaussian/with_prior"}
+    trainer = make_trainer(values)
+    batch, logprobs = batch_of(trainer, [[0.0] * 4] * 2, [1.0, 1.0]), trainer.policy.logprobs
+    for wrong in ({}, {"prior_kl": torch.zeros(2)}):
+        answer = replace(logprobs(batch.rows, needs={"prior_kl"}), extras=wrong)
+        monkeypatch.setattr(trainer.policy, "logprobs", lambda rows, answer=answer, **_: answer)
+        with pytest.raises(PolicyError, match=r"loss 'probe_gaussian/with_prior' needs prior_kl, .* as \(2, 1\)"):
+            trainer.loss(batch, BatchTotals(2.0, 2.0))
+
+
+# Rollouts of earlier steps
+
+
+@pytest.fixture
+def replay_config(gaussian_config):
+    """`replay_config(**algorithm)`: 4 groups of 8 rollouts a step; when a prompt comes again, 2 earlier ones are added.
+
+    There are 16 prompts, so that those of the steps 0 to 3 come again in each four steps, in another order.
+    """
+
+    def config(**algorithm):
+        values = gaussian_config(12)
+        values["stages"][0]["micro_batch_rows"] = 7
+        return {
+            **values,
+            "plugins": [{"name": "probe_gaussian/replay", "per_prompt": 2}],
+            "log": {"rollouts_every_steps": 1},
+            "optimizer": {"lr": 0.05, "lr_scale": {"^mean$": 2.0}},
+            "algorithm": {"old_logprobs": "sampler", **algorithm},
+        }
+
+    return config
+
+
+def test_replayed_rollouts_have_the_ratio_to_the_policy_that_sampled_them(make_trainer, replay_config):
+    """log ratio = sum of ((a - mean when sampled)^2 - (a - mean now)^2) / (2 * 0.5^2)."""
+    make_trainer(replay_config()).run(resume=False)
+    import probe_gaussian
+
+    means = {step: mean for step, mean, _ in probe_gaussian.LOSSES}
+    assert len(means) == 12 and not torch.equal(means[0], means[11])
+    for step, batch in probe_gaussian.BATCHES:
+        parts = [inputs for at, _, inputs in probe_gaussian.LOSSES if at == step]
+        ratios = torch.cat([(part.logprobs - part.old_logprobs).exp() for part in parts])[:, 0].tolist()
+        assert len(parts) > 1 and len(ratios) == len(batch.rows) == (32 if step < 4 else 40)
+        replayed = 0
+        for row, ratio in zip(batch.rows, ratios, strict=True):
+            if not row.trajectory_id.startswith("from "):
+                assert ratio == pytest.approx(1.0, abs=1e-5)
+                continue
+            replayed += 1
+            before, now = means[int(row.trajectory_id.removeprefix("from "))], means[step]
+            log_ratio = float((row.action - before).square().sum() - (row.action - now).square().sum()) / (2 * 0.25)
+            assert ratio == pytest.approx(math.exp(log_ratio), rel=1e-4) and abs(log_ratio) > 1e-3
+        assert replayed == (0 if step < 4 else 8)
+
+
+def test_ratios_to_the_sampler_need_no_pass(make_trainer, replay_config, monkeypatch):
+    for old_logprobs, without_gradient in (("sampler", 0), ("trainer", 12)):
+        values = replay_config(old_logprobs=old_logprobs, updates_per_rollout=2)
+        values["stages"][0]["micro_batch_rows"] = None
+        trainer = make_trainer(values)
+        passes, logprobs = [], trainer.policy.logprobs
+
+        def counted(rows, passes=passes, logprobs=logprobs, **options):
+            passes.append(torch.is_grad_enabled())
+            return logprobs(rows, **options)
+
+        monkeypatch.setattr(trainer.policy, "logprobs", counted)
+        trainer.run(resume=False)
+        assert (passes.count(True), passes.count(False)) == (24, without_gradient)
+
+
+def test_what_is_told_of_rollouts_is_of_those_of_the_step(make_trainer, replay_config):
+    trainer = make_trainer(replay_config())
+    trainer.run(resume=False)
+    import probe_gaussian
+
+    steps = [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
+    for record, (step, batch) in zip(steps, probe_gaussian.BATCHES, strict=True):
+        path = trainer.output / f"rollouts/step-{step + 1:06d}-train.jsonl"
+        lines = [json.loads(line) for line in path.open()]
+        assert len(lines) == 32
+        assert record["reward/total"] == pytest.approx(sum(line["total"] for line in lines) / 32, rel=1e-5)
+        assert record["completion_tokens/mean"] == 1.0 and record["lr"] == 0.05
+        for group in range(4):  # advantages are those trained with: relative to the replayed ones too
+            rewards = batch.rewards[batch.group_ids == group].double()
+            expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+            own = [line for line in lines if line["group"] == group]
+            assert [line["total"] for line in own] == pytest.approx(rewards[:8].tolist())
+            assert [line["advantage"] for line in own] == pytest.approx(expected[:8].tolist(), abs=1e-4)
+
+
+def test_a_behaviour_with_state_is_resumed_bit_for_bit(make_trainer, replay_config, tmp_path, without_times):
+    values = replay_config(updates_per_rollout=2)
+    whole = make_trainer(values)
+    whole.run(resume=False)
+    resumed_folder = tmp_path / "resumed"
+    shutil.copytree(whole.output, resumed_folder)
+    shutil.rmtree(resumed_folder / "checkpoints" / "step-12")
+    resumed = make_trainer(values, resumed_folder)
+    resumed.run(resume=True)
+    assert torch.equal(resumed.policy.module.mean, whole.policy.module.mean)
+    kept = [[without_times(record) for record in read_metrics(run.output)] for run in (whole, resumed)]
+    assert kept[0] == kept[1] and len(kept[0]) == 14  # 12 steps, 2 evaluations
+
+
+def test_ratios_to_the_sampler_need_its_logprobs(make_trainer, replay_config):
+    values = replay_config()
+    values["model"]["policy"] = {"name": "probe_gaussian/gaussian", "tells_logprobs": False}
+    with pytest.raises(PolicyError, match="old_logprobs is 'sampler', but rollouts came without the logprobs"):
+        make_trainer(values).run(resume=False)
 
 
 TWO_TURNS = """

@@ -400,6 +400,7 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_score",
         "mmrl_shape_rewards",
         "mmrl_select_groups",
+        "mmrl_extend_groups",
         "mmrl_compute_advantages",
         "mmrl_policy_loss",
         "mmrl_after_update",

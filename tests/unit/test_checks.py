@@ -66,6 +66,16 @@ def unscored(completions, samples):
     return [None] * len(completions)
 
 
+def brightness(completions, samples):
+    """Of a picture that has three channels."""
+    return [sum(c.getpixel((0, 0))) / 765 for c in completions]
+
+
+def steadiness(completions, samples):
+    """1 for frames that are equal; of a film of several frames."""
+    return [float(c[0].tobytes() == c[1].tobytes()) for c in completions]
+
+
 def reads_rollouts(completions, samples, rollouts):
     """Counts tokens."""
     return [float(r.num_actions) for r in rollouts]
@@ -157,15 +167,39 @@ def test_rewards_that_cannot_be_checked_are_skipped_aloud(folder: Path) -> None:
     assert any("skipped, the rows have none" in finding.what for finding in check_task(without_gold))
 
 
-@pytest.mark.parametrize("maximum", [0.5, None])
-def test_the_registered_maximum_counts(folder: Path, maximum: float | None) -> None:
+def check_registered(folder: Path, name: str, **details: Any) -> list[str]:
+    """Problems of a task with one reward of the file, registered with these details."""
     found = load_plugins()
     registry = Registry()
     registry._entries = {kind: dict(entries) for kind, entries in found.registry._entries.items()}
-    entry = registry.get("reward", f"{folder / 'rewards.py'}:half")
-    registry.add("reward", "half", entry.target, "half", maximum=maximum)
-    config = config_of(folder, rewards=[{"name": "half"}])
-    assert problems(check_task(config, Plugins(found.plugins, registry, found.tasks))) == []
+    entry = registry.get("reward", f"{folder / 'rewards.py'}:{name}")
+    registry.add("reward", name, entry.target, name, **details)
+    config = config_of(folder, rewards=[{"name": name}])
+    return problems(check_task(config, Plugins(found.plugins, registry, found.tasks)))
+
+
+@pytest.mark.parametrize("maximum", [0.5, None])
+def test_the_registered_maximum_counts(folder: Path, maximum: float | None) -> None:
+    assert check_registered(folder, "half", maximum=maximum) == []
+
+
+def test_rewards_of_pictures_are_given_hostile_pictures(folder: Path) -> None:
+    assert any("has no attribute 'getpixel'" in problem for problem in check_registered(folder, "brightness"))
+    (problem,) = check_registered(folder, "brightness", reads="image")
+    assert "a grey picture, on train:0" in problem and "int" in problem
+    (problem,) = check_registered(folder, "steadiness", reads="video")
+    assert "a single frame, on train:0" in problem and "out of range" in problem
+    assert check_registered(folder, "brightness", reads="latent") == [], "there are none, so it is skipped"
+
+
+def test_a_model_that_is_no_language_model_has_no_processor(folder: Path) -> None:
+    policy = folder / "policy.py"
+    policy.write_text("class Policy:\n    def __init__(self, config, *, path, device, engine): ...\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "model_index.json").write_text("{}")
+    model = {"path": str(folder / "model"), "policy": f"{policy}:Policy"}
+    assert problems(check_task(config_of(folder, "exact", model=model))) == []
+    assert any("cannot be loaded" in p for p in problems(check_task(config_of(folder, model={"path": model["path"]}))))
 
 
 def test_missing_data_and_unknown_columns_are_one_finding_each(folder: Path) -> None:

@@ -202,6 +202,23 @@ def test_local_token_mean_of_one_row_is_sequence_mean():
     torch.testing.assert_close(local[1], value_and_gradient(inputs, aggregation="sequence_mean")[1], **TOLERANCE)
 
 
+def test_extras_reach_the_surrogate_and_nothing_of_them_where_not_trained():
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    extra = f64([[1, 2, NAN], [4, NAN, NAN]]).requires_grad_()
+    inputs = LossInputs(
+        *[torch.zeros(2, 3, dtype=torch.float64)] * 3, mask, totals_of(mask), extras={"prior_kl": extra}
+    )
+
+    def surrogate(inputs):
+        return inputs.extras["prior_kl"].square(), {}
+
+    loss, _ = losses.policy_loss(inputs, surrogate=surrogate)
+    loss.backward()
+    assert loss.item() == pytest.approx((1 + 4 + 16) / 3)
+    # d/dx of the mean of x^2 over three tokens: 2 x / 3
+    torch.testing.assert_close(extra.grad, f64([[2 / 3, 4 / 3, 0], [8 / 3, 0, 0]]))
+
+
 @every_surrogate
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_batch_without_trained_tokens_gives_zero_not_nan(options, aggregation):

@@ -6,6 +6,7 @@ import textwrap
 import pytest
 
 from mmrl_core import plugins as plugins_module
+from mmrl_core.config import Component
 from mmrl_core.errors import PluginError
 from mmrl_core.plugins import KINDS, Registry, call_with_options, load_plugins, presets
 
@@ -85,7 +86,7 @@ def test_a_plugin_that_fails_to_load_is_kept_with_its_error_and_others_load(inst
     with pytest.raises(
         PluginError, match=r"plugin 'probe_broken' \(mmrl-probe_broken\) failed to load:(.|\n)*not_installed"
     ):
-        found.hooks(["probe_broken"])
+        found.hooks([Component(name="probe_broken")])
 
 
 def test_a_failed_registration_fails_the_plugin_not_the_listing(install):
@@ -117,12 +118,70 @@ def test_only_enabled_plugins_act_and_the_first_named_is_asked_first(install):
 
     def seen(enabled):
         metrics = {"seen_by": []}
-        found.hooks(enabled).hook.mmrl_step_end(run=None, metrics=metrics)
+        found.hooks([Component(name=name) for name in enabled]).hook.mmrl_step_end(run=None, metrics=metrics)
         return metrics["seen_by"]
 
     assert seen([]) == []
     assert seen(["probe_one"]) == ["probe_one"]
     assert seen(["probe_two", "probe_one"]) == ["probe_two", "probe_one"]
+
+
+BEHAVIOUR = """
+from mmrl_core import hookimpl
+
+@hookimpl
+def mmrl_register(registry):
+    registry.add("behaviour", "counting", "probe:Counting", "counts steps")
+    registry.add("behaviour", "idle", "probe:Idle", "does nothing")
+
+class Counting:
+    def __init__(self, *, by=1):
+        self.by, self.count = by, 0
+
+    @hookimpl
+    def mmrl_step_end(self, metrics):
+        self.count += self.by
+        metrics["seen_by"].append(self.count)
+
+    @hookimpl
+    def mmrl_save_state(self):
+        return self.count
+
+class Idle:
+    def mmrl_step_end(self): ...
+"""
+
+
+def test_a_behaviour_is_an_object_of_its_run_made_with_its_options(install):
+    install_probe(install, source=BEHAVIOUR)
+    found, metrics = load_plugins(), {"seen_by": []}
+    runs = [found.hooks([Component(name="probe/counting", by=by)]) for by in (1, 10)]
+    for run in (runs[0], runs[1], runs[1]):
+        run.hook.mmrl_step_end(run=None, metrics=metrics)
+    assert metrics["seen_by"] == [1, 10, 20]
+    (saved,) = runs[1].hook.mmrl_save_state.get_hookimpls()
+    assert (saved.plugin_name, saved.function()) == ("probe/counting", 20)
+
+
+def test_behaviours_stand_in_the_order_of_the_config_and_may_lie_in_a_file(install, tmp_path):
+    install_probe(install, "probe_one")
+    (tmp_path / "probe_file.py").write_text(BEHAVIOUR)
+    name = f"{tmp_path}/probe_file.py:Counting"
+    metrics = {"seen_by": []}
+    manager = load_plugins().hooks([Component(name=name, by=2), Component(name="probe_one")])
+    manager.hook.mmrl_step_end(run=None, metrics=metrics)
+    assert metrics["seen_by"] == [2, "probe_one"]
+    assert [impl.plugin_name for impl in manager.hook.mmrl_save_state.get_hookimpls()] == [name]
+
+
+def test_a_behaviour_without_hooks_or_with_an_option_that_it_has_not_is_refused(install):
+    install_probe(install, source=BEHAVIOUR)
+    with pytest.raises(PluginError, match=r"behaviour 'probe/idle' has no hook: mark its methods with @hookimpl"):
+        load_plugins().hooks([Component(name="probe/idle")])
+    with pytest.raises(PluginError, match=r"behaviour 'probe/counting' has no option 'bye'; its options: by"):
+        load_plugins().hooks([Component(name="probe/counting", bye=3)])
+    with pytest.raises(PluginError, match=r"no installed plugin provides behaviour 'probe/countin'. Did you mean"):
+        load_plugins().hooks([Component(name="probe/countin")])
 
 
 def test_tasks_share_the_namespace_of_their_distribution(install):

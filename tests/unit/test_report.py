@@ -1,5 +1,7 @@
 """The report of a run: complete, safe to open, and sound for runs that hold little."""
 
+import base64
+import io
 import json
 import math
 import random
@@ -638,7 +640,49 @@ def test_a_policy_that_makes_pictures_is_shown(tmp_path: Path):
     made = [Rollout([row], scene(seed)[0]) for seed in (1, 2)]
     group = RolloutGroup(Prompt("p", [{"role": "user", "content": "a 3"}], {}), made)
     RolloutLog(tmp_path).write(4, "grpo", "train", [group], None, [[0.5, -0.5]], 1.0)
-    assert [tag for tag, _ in page_of(tmp_path).tags].count("image") == 2
+    page = page_of(tmp_path)
+    assert [tag for tag, _ in page.tags].count("image") == 2
+    assert "table" not in [tag for tag, _ in page.tags], "they stand in a gallery"
+    assert "advantage +0.500" in page.plain and "advantage −0.500" in page.plain
+
+
+def test_pictures_made_of_a_held_out_prompt_stand_side_by_side(tmp_path: Path):
+    write_metrics(tmp_path)
+    log, row = RolloutLog(tmp_path), Row("p", "t", None, torch.zeros(1), 1)
+    for step, grey in ((0, 10), (SFT_STEPS, 100), (LAST, 200)):
+        groups = [
+            RolloutGroup(
+                Prompt(f"held_out:{index}", [{"role": "user", "content": text}], {}),
+                [Rollout([row], Image.new("RGB", (8, 8), (grey + index,) * 3))],
+            )
+            for index, text in enumerate(("a fox on ice", "a green rabbit"))
+        ]
+        log.write(step, "grpo", "held_out", groups, None, None, 0.0)
+    page = page_of(tmp_path)
+    greys = {}
+    for tag, attributes in page.tags:
+        if tag == "image":
+            data = base64.b64decode((attributes["href"] or "").partition(",")[2])
+            greys[f"#{attributes['id']}"] = Image.open(io.BytesIO(data)).getpixel((0, 0))[0]
+    shown = [greys[attributes["href"]] for tag, attributes in page.tags if tag == "use"]
+    assert shown == [10, 100, 200, 11, 101, 201]
+    text = page.plain
+    assert text.index("a fox on ice") < text.index("untrained greedy") < text.index("a green rabbit")
+
+
+def test_a_video_that_the_policy_made_is_shown_moving(tmp_path: Path):
+    row = Row("p", "t", None, torch.zeros(1), 1)
+    film = [Image.new("RGB", (800, 400), (level,) * 3) for level in (0, 120, 240)]
+    group = RolloutGroup(Prompt("p", [{"role": "user", "content": "a fox runs"}], {}), [Rollout([row], film)])
+    path = RolloutLog(tmp_path).write(4, "grpo", "train", [group], None, [[0.5]], 1.0)
+    (image,) = [a for tag, a in page_of(tmp_path).tags if tag == "img" and a["alt"] == "video made by the policy"]
+    assert (image["src"] or "").startswith("data:image/webp;base64,")
+    shown = Image.open(io.BytesIO(base64.b64decode((image["src"] or "").partition(",")[2])))
+    assert (shown.n_frames, shown.size) == (3, (640, 320)), "scaled down like other large pictures"
+
+    (torn,) = (path.parent / "media").iterdir()
+    torn.write_bytes(torn.read_bytes()[:-40])
+    assert "video made by the policy" not in [a.get("alt") for _, a in page_of(tmp_path).tags]
 
 
 def test_a_run_in_progress_shows_its_newest_evaluation(tmp_path: Path):

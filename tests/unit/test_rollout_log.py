@@ -125,6 +125,31 @@ def test_a_picture_as_completion_is_stored_as_media(tmp_path: Path):
     assert Image.open(path.parent / line["completion_media"]).tobytes() == made.tobytes()
 
 
+@pytest.mark.parametrize(("size", "off_by"), [((8, 6), 0), ((96, 72), 6)])  # small ones are kept without loss
+def test_a_list_of_pictures_as_completion_is_stored_as_an_animation(tmp_path: Path, size: tuple[int, int], off_by: int):
+    films = [[Image.new(mode, size, colour) for colour in ("black", "gray", "white")] for mode in ("RGB", "L")]
+    rollouts = [rollout(films[0]), rollout(tuple(films[1])), rollout([picture(1, size)])]
+    path = RolloutLog(tmp_path).write(1, "g", "train", [RolloutGroup(Prompt("p", [], {}), rollouts)], None, None, 1.0)
+    lines = read_rollouts(path)
+    assert [line["completion"] for line in lines] == [None] * 3
+    assert lines[0]["completion_media"] == lines[1]["completion_media"], "equal pictures are stored once"
+    with Image.open(path.parent / lines[0]["completion_media"]) as film:
+        assert (film.n_frames, film.size, film.info["loop"]) == (3, size, 0)
+        for index, level in enumerate((0, 128, 255)):
+            film.seek(index)
+            assert film.convert("L").getpixel((3, 3)) == pytest.approx(level, abs=off_by)
+            assert film.info["duration"] == 125
+    with Image.open(path.parent / lines[2]["completion_media"]) as film:
+        assert film.n_frames == 1
+
+
+def test_lists_that_are_not_pictures_are_written_as_text(tmp_path: Path):
+    group = RolloutGroup(Prompt("p", [], {}), [rollout([]), rollout([picture(), "x"]), rollout([1.5])])
+    lines = read_rollouts(RolloutLog(tmp_path).write(1, "g", "train", [group], None, None, 1.0))
+    assert [line["completion_media"] for line in lines] == [None] * 3
+    assert (lines[0]["completion"], lines[2]["completion"]) == ("[]", "[1.5]")
+
+
 def test_video_is_stored_as_a_few_frames(tmp_path: Path):
     class Clip:
         frames = torch.arange(20, dtype=torch.uint8).reshape(20, 1, 1, 1).expand(20, 3, 4, 6)

@@ -457,6 +457,70 @@ def test_options_are_checked_against_signatures_without_calling(write):
         check_components(load_config(path), load_plugins())
 
 
+PARTS_FILE = """
+class Policy:
+    def __init__(self, config, *, path, device="cpu", engine=None, num_steps: int = 10): raise AssertionError("called")
+class Replay:
+    def __init__(self, *, per_prompt: int): raise AssertionError("called")
+"""
+
+
+def test_options_of_policies_and_behaviours_are_checked_without_calling(write):
+    write(PARTS_FILE, "my.py")
+    path = write(
+        "name: x\n"
+        "model:\n"
+        "  policy: {name: my.py:Policy, num_step: 3, num_steps: many, path: here, config: 1}\n"
+        "plugins:\n"
+        "  - my.py:Replay\n"
+        "  - {name: my.py:Replay, per_prompt: 2, capacity: 3}\n"
+        "  - {name: visual_rft, per_prompt: 2}\n"
+        "  - visual_rft\n"
+        "  - visual_rft/absent\n"
+    )
+    expected = [
+        "run.yaml:8: 'visual_rft' stands twice in 'plugins'.",
+        "run.yaml:6: 'my.py:Replay' stands twice in 'plugins'.",
+        "run.yaml:7: plugin 'visual_rft' takes no options. Behaviours, which do: none.",
+        "run.yaml:5: behaviour 'my.py:Replay': missing option 'per_prompt', which has no default.",
+        "run.yaml:6: behaviour 'my.py:Replay': no option 'capacity'. Options: per_prompt.",
+        "run.yaml:9: no installed plugin provides behaviour 'visual_rft/absent' (installed: ",
+        "run.yaml:3: policy 'my.py:Policy': no option 'num_step'. Did you mean 'num_steps'? Options: num_steps.",
+        "run.yaml:3: policy 'my.py:Policy': option 'num_steps' should be a whole number; got 'many'.",
+        "run.yaml:3: policy 'my.py:Policy': 'path' is passed by the run and cannot be set. Options: num_steps.",
+        "run.yaml:3: policy 'my.py:Policy': 'config' is passed by the run and cannot be set. Options: num_steps.",
+    ]
+    found = component_problems(load_config(path), load_plugins())
+    assert len(found) == len(expected)
+    for line in expected:
+        assert any(problem.startswith(line) for problem in found), line
+
+
+def test_policies_and_plugins_stand_with_or_without_options(write):
+    text = "name: x\nmodel: {policy: find/noise}\nplugins: [vital, {name: find/replay, per_prompt: 4}]"
+    config = load_config(write(text), ["model.policy.num_steps=5", "plugins.replay.capacity=9"])
+    assert (config.model.policy.name, config.model.policy.options) == ("find/noise", {"num_steps": 5})
+    assert [(plugin.name, plugin.options) for plugin in config.plugins] == [
+        ("vital", {}),
+        ("find/replay", {"per_prompt": 4, "capacity": 9}),
+    ]
+    Path("saved.yaml").write_text(dump_config(config))
+    assert load_config("saved.yaml") == config
+
+
+def test_a_ratio_to_the_sampler_needs_no_correction_for_it(write):
+    path = write("name: x\nalgorithm:\n  old_logprobs: sampler\n" + GRPO_STAGE)
+    assert "has nothing to correct" in problems(path, "algorithm.importance_correction={}")[0]
+    ahead = "rollout={steps_ahead: 1, engine: {name: hf, copy: true}}"
+    assert load_config(path, [ahead]).stages[0].algorithm.old_logprobs == "sampler"
+    assert "or algorithm.old_logprobs to 'sampler'" in problems(path, ahead, "algorithm.old_logprobs=trainer")[0]
+
+
+def test_a_scale_of_the_learning_rate_is_a_regular_expression(write):
+    (problem,) = problems(write("name: x\noptimizer:\n  lr_scale: {'mean(': 2}"))
+    assert problem.startswith("run.yaml:3: 'mean(' is no regular expression: ")
+
+
 def test_rewards_of_the_command_line_take_checked_options(write):
     write("def good(completions, samples, *, threshold: float = 0.5): ...", "my.py")
     assert load_reward("my.py:good", ["threshold=0.7", "timeout_s=1"]).options == {"threshold": 0.7}
