@@ -1,0 +1,1 @@
+"""Task definitions of FIND, one YAML a task."""
