@@ -1,4 +1,4 @@
-"""Curves as pictures: series in, a data URI out. matplotlib is imported by what draws, not by importing this module.
+"""Curves and sounds as pictures. matplotlib is imported by what draws, not by importing this module.
 
 Drawn through the object API with fixed settings: the same numbers give the same bytes, whatever a user's matplotlibrc.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -18,12 +19,16 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
 SIZE_INCHES = (4.2, 2.3)  # about 400 CSS pixels wide: text stays readable from 0.8 to 1.5 times that
 SMOOTHED_FROM = 40  # points of a stage from which on a moving average is drawn over them
 POINTS_DPI = 200  # single points are a picture in the drawing: thousands as shapes would take megabytes
 KEYS_OF_ROW = 3  # of the legend
 ROUND_STEPS = (1, 2, 2.5, 5, 10)  # between ticks
+SPECTROGRAM_PX = (480, 128)
+SPECTROGRAM_WINDOW_S = 0.032
+SPECTROGRAM_RANGE_DB = 70.0  # from black to bright
 
 # Okabe and Ito, without yellow and with the light ones darker: distinct for colour-blind readers on white. Dashes tell
 # curves apart without colour; as 7 and 4 share no factor, 28 curves differ.
@@ -186,3 +191,31 @@ def _mark_stages(axes: Any, stages: Sequence[Stage]) -> None:
                 color="#5d6675",
             )
         start = end
+
+
+def draw_spectrogram(samples: np.ndarray, sampling_rate: int) -> Image.Image:
+    """A sound as a picture of `SPECTROGRAM_PX`: time to the right, frequency upwards on the mel scale, loud is bright.
+
+    Args:
+        samples: float [samples], at least one.
+        sampling_rate: samples a second; the top of the picture is half of it, in hertz.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    width, height = SPECTROGRAM_PX
+    size = max(2, round(SPECTROGRAM_WINDOW_S * sampling_rate))
+    padded = np.pad(samples, (size // 2, size - size // 2))
+    starts = np.linspace(0, len(samples), width, endpoint=False).astype(int)
+    frames = padded[starts[:, None] + np.arange(size)] * np.hanning(size)  # [width, size]
+    power = np.abs(np.fft.rfft(frames)) ** 2  # [width, bins]
+    mels = np.linspace(0, _mel(sampling_rate / 2), height + 1)
+    edges = 700 * (10 ** (mels / 2595) - 1) / sampling_rate * size  # of the rows, in bins
+    rows = [power[:, int(low) : max(int(low) + 1, math.ceil(high))].max(1) for low, high in itertools.pairwise(edges)]
+    level_db = 10 * np.log10(np.stack(rows[::-1]) + 1e-12)  # [height, width]
+    shown = 1 + (level_db - max(level_db.max(), 0.0)) / SPECTROGRAM_RANGE_DB  # a silent sound stays black
+    return Image.fromarray((colormaps["magma"](np.clip(shown, 0, 1))[..., :3] * 255).astype(np.uint8))
+
+
+def _mel(hz: float) -> float:
+    return 2595 * math.log10(1 + hz / 700)

@@ -1,7 +1,7 @@
 """`mmrl view`: a run directory as one HTML file that needs no network, no script and nothing beside it.
 
 What is read: config.yaml, metrics.jsonl, rollouts/, set_aside.jsonl. All of it may be missing, torn or unfinished, and
-completions are untrusted: the template escapes everything, pictures are decoded and encoded again, and a content
+completions are untrusted: the template escapes everything, media are decoded and encoded again, and a content
 security policy in the page forbids scripts and addresses.
 """
 
@@ -27,14 +27,16 @@ import jinja2
 import yaml
 from PIL import Image, ImageSequence
 
-from mmrl_core.charts import Series, Stage, chart_uri, draw_chart
+from mmrl_core.charts import Series, Stage, chart_uri, draw_chart, draw_spectrogram
 from mmrl_core.errors import MediaError, MMRLError
-from mmrl_core.media import load_image
+from mmrl_core.media import load_audio, load_image
 from mmrl_core.plugins import load_plugins
 from mmrl_core.rollout_log import (
     FILM_SUFFIX,
     FOLDER,
     MAX_MADE_FRAMES,
+    MAX_SOUND_S,
+    SOUND_SUFFIX,
     RolloutFile,
     encode_film,
     read_json_lines,
@@ -60,6 +62,7 @@ MAX_CHARTS = 36  # of a section
 MAX_CURVES = 6  # of a chart
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
 MAX_SMALL_SIDE = 256  # smaller pictures are shown with their pixels
+SOUND_HZ = 16_000  # sounds are played, and drawn, as audio encoders hear them
 MAX_PNG_BYTES = 32_000  # small pictures are kept exactly, but not where that would make a report of films huge
 
 TRAINING, UPDATE, COMPLETIONS, OTHER = "Reward in training", "Update", "Completions and time", "Other numbers"
@@ -442,7 +445,7 @@ def _training_charts(columns: Mapping[str, Points], stages: Sequence[Stage]) -> 
 
 
 class _Media:
-    """Pictures of a run, embedded once each and shown by their id, and the view that draws shapes on them.
+    """Media of a run, pictures embedded once each and shown by their id, and the view that draws shapes on them.
 
     A view that cannot be loaded, or fails, is told in `problem` and leaves pictures without shapes. `has_areas` and
     `has_spans` tell what it drew: on pictures, of time.
@@ -455,6 +458,7 @@ class _Media:
         self._view: Callable[..., Any] | None = None
         self._root = root
         self._known: dict[str, dict[str, Any] | None] = {}
+        self._sounds: dict[str, dict[str, Any] | None] = {}
         component = _at(config, "log", "view")
         component = {"name": component} if isinstance(component, str) else component
         if isinstance(component, Mapping):
@@ -472,6 +476,25 @@ class _Media:
             except MediaError:
                 self._known[str(path)] = None
         return self._known[str(path)]
+
+    def sound(self, path: Any) -> dict[str, Any] | None:
+        """uri, and the spectrogram as `picture`; None if it is no sound, or cannot be read."""
+        if not isinstance(path, str) or not path.endswith(SOUND_SUFFIX):
+            return None
+        if path not in self._sounds:
+            try:
+                sound = load_audio(path, root=self._root, sampling_rate=SOUND_HZ, max_seconds=MAX_SOUND_S + 1)
+            except MediaError:
+                self._sounds[path] = None
+            else:
+                import soundfile
+
+                buffer = io.BytesIO()
+                soundfile.write(buffer, sound.samples, SOUND_HZ, format="MP3")
+                uri = f"data:audio/mpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+                picture = self._embed(draw_spectrogram(sound.samples, SOUND_HZ))
+                self._sounds[path] = {"uri": uri, "picture": picture}
+        return self._sounds[path]
 
     def film(self, path: Any) -> dict[str, Any] | None:
         """width, height and uri of a video that the policy made; None if it is none, or cannot be read."""
@@ -523,15 +546,20 @@ class _Media:
         return shapes
 
     def panels(self, message: Record, shapes: Sequence[dict[str, Any]] = ()) -> list[Any]:
-        """The pictures of a prompt or turn with shapes on them, gold on top; None for one that cannot be read."""
+        """The media of a prompt or turn with shapes on them, gold on top; None for one that cannot be read.
+
+        A sound is shown by its spectrogram, with a player below it.
+        """
         paths, times = _list(message, "media"), _list(message, "times_s")
         panels: list[Any] = []
         for position, path in enumerate(paths[:MAX_PICTURES_OF_MESSAGE]):
             drawn = [shape for shape in shapes if _is_area(shape) and shape["medium"] == position]
             drawn.sort(key=lambda shape: shape["style"] == "gold")
-            picture = self.picture(path)
+            sound = self.sound(path)
+            picture = sound["picture"] if sound else self.picture(path)
             time_s = _finite(times[position]) if position < len(times) else None
-            panels.append(picture and {"picture": picture, "shapes": drawn, "time_s": time_s})
+            uri = sound and sound["uri"]
+            panels.append(picture and {"picture": picture, "shapes": drawn, "time_s": time_s, "sound_uri": uri})
         return panels
 
 

@@ -5,6 +5,7 @@
     rollouts/step-000120-held_out-t1.jsonl    the same at temperature 1
     rollouts/media/<content hash>.png         pictures of prompts and conversations, and pictures that a policy made
     rollouts/media/<content hash>.webp        videos that a policy made, animated
+    rollouts/media/<content hash>.flac        sounds of prompts and conversations, mono, 16 bit
 
 A line holds step, stage, split, temperature, prompt_id, group (position in the step), index (position in the group),
 prompt (text; media are written as [image]), media (paths from rollouts/), times_s (for each of the media the time of a
@@ -12,7 +13,7 @@ video's frame, in seconds, or null), answer (the gold completion), sample, compl
 video), completion_media (its path, or null), turns (of a conversation, in order: role, text, media, times_s; empty for
 a single turn), outcome (facts of the conversation), rewards (name -> number, null = unscored), total, advantage,
 truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made the first
-MAX_MADE_FRAMES. Numbers that are not finite are null.
+MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ MAX_FRAMES = 8  # frames kept of a video: enough to see what happens, without st
 MAX_MADE_FRAMES = 64  # kept of a video that a policy made
 FRAME_MS = 125  # that a frame of such a video is shown
 FILM_SUFFIX = ".webp"
+MAX_SOUND_S = 30  # kept of a sound: what the audio encoders of the field hear
+SOUND_SUFFIX = ".flac"
 MAX_LOSSLESS_SIDE = 64  # of films; in small ones every pixel is seen
 MAX_DEPTH = 12  # of a sample; deeper values are written as text
 MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
@@ -157,7 +160,7 @@ class RolloutLog:
         }
 
     def _save_media(self, messages: Sequence[Mapping[str, Any]], keys: Sequence[str] = ()) -> dict[str, list[Any]]:
-        """Paths of the messages' pictures and video frames, in order, and the times of the frames."""
+        """Paths of the messages' pictures, video frames and sounds, in order, and the times of the frames."""
         paths: list[str] = []
         times: list[float | None] = []
         for position, part in enumerate(_media_parts(messages)):
@@ -171,12 +174,25 @@ class RolloutLog:
                 for frame, time in _frames(part):
                     paths.append(self._save_image(frame, content_hash(frame)))
                     times.append(time)
+            elif kind == "audio" and medium is not None:
+                key = keys[position] if position < len(keys) else ""
+                paths.append(self._save_sound(medium, part["sampling_rate"], key))
+                times.append(None)
         return {"media": paths, "times_s": times}
 
+    def _save_sound(self, samples: Any, sampling_rate: int, key: str) -> str:
+        """`samples` is an array of floats [samples], full scale -1..1."""
+        key = key or content_hash({"array": samples, "sampling_rate": sampling_rate})
+        path = self._media / f"{_file_stem(key)}{SOUND_SUFFIX}"
+        if not path.exists():
+            import soundfile
+
+            with written_aside(path) as aside:
+                soundfile.write(aside, samples[: MAX_SOUND_S * sampling_rate], sampling_rate, "PCM_16", format="FLAC")
+        return f"{self._media.name}/{path.name}"
+
     def _save_image(self, image: Image.Image, key: str) -> str:
-        if not re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key):
-            key = hashlib.sha256(key.encode()).hexdigest()
-        path = self._media / f"{key}.png"
+        path = self._media / f"{_file_stem(key)}.png"
         if not path.exists():
             writable = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
             with written_aside(path) as aside:
@@ -189,6 +205,10 @@ class RolloutLog:
             with written_aside(path) as aside:
                 aside.write_bytes(encode_film(frames[:MAX_MADE_FRAMES]))
         return f"{self._media.name}/{path.name}"
+
+
+def _file_stem(key: str) -> str:
+    return key if re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key) else hashlib.sha256(key.encode()).hexdigest()
 
 
 def is_film(completion: Any) -> bool:

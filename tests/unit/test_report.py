@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from PIL import Image, ImageDraw
 
 import mmrl_core.report
-from mmrl_core.charts import Series, Stage, chart_uri, draw_chart
+from mmrl_core.charts import Series, Stage, chart_uri, draw_chart, draw_spectrogram
 from mmrl_core.errors import MMRLError
 from mmrl_core.media import content_hash
 from mmrl_core.report import format_change, format_number, format_seconds, write_report
@@ -379,7 +380,7 @@ def test_nothing_is_fetched(full_page: Page):
     ]
     assert addresses and all(address and address.startswith(("data:image/", "#")) for address in addresses)
     policies = [attributes["content"] for _, attributes in full_page.tags if attributes.get("http-equiv")]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert policies == ["default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"]
 
 
 def test_each_picture_is_embedded_once(full_page: Page):
@@ -683,6 +684,35 @@ def test_a_video_that_the_policy_made_is_shown_moving(tmp_path: Path):
     (torn,) = (path.parent / "media").iterdir()
     torn.write_bytes(torn.read_bytes()[:-40])
     assert "video made by the policy" not in [a.get("alt") for _, a in page_of(tmp_path).tags]
+
+
+def test_a_sound_can_be_seen_and_heard_beside_its_prompt(tmp_path: Path):
+    rate, tone = 16_000, [0.5 * math.sin(2 * math.pi * 1000 * n / 16_000) for n in range(16_000)]
+    samples = np.asarray([*tone, *[0.0] * 16_000], np.float32)
+    part = {"type": "audio", "audio": samples, "sampling_rate": rate}
+    prompt = Prompt("train:1", [{"role": "user", "content": [part, {"type": "text", "text": "what is heard"}]}], {})
+    row = Row(prompt.id, "t", None, torch.zeros(3, dtype=torch.int64), 3)
+    log = RolloutLog(tmp_path)
+    log.write(1, "grpo", "train", [RolloutGroup(prompt, [Rollout([row], "a tone")])], None, None, 1.0)
+    page = write_report(tmp_path).read_text()
+    (uri,) = re.findall(r'<audio controls preload="none" src="data:audio/mpeg;base64,([^"]+)"', page)
+    played, played_rate = soundfile.read(io.BytesIO(base64.b64decode(uri)))
+    assert played_rate == rate and np.abs(played[:16_000] - samples[:16_000])[1000:-1000].max() < 0.05
+    assert "picture missing" not in page and len(re.findall(r'<svg class="picture"', page)) == 1
+    (file,) = (tmp_path / "rollouts" / "media").iterdir()
+    file.write_bytes(b"torn")
+    page = write_report(tmp_path).read_text()
+    assert "<audio" not in page and "picture missing or unreadable" in page
+
+
+def test_a_spectrogram_is_bright_where_a_tone_sounds():
+    rate = 16_000
+    tone = np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)
+    light = np.asarray(draw_spectrogram(np.concatenate([tone, 0 * tone]), rate).convert("L"), float)  # [128, 480]
+    # 1000 Hz are 1000 mel, 8000 Hz are 2840: at 0.352 of the height, row 128 * (1 - 0.352) = 83 from the top.
+    assert abs(light[:, :230].mean(1).argmax() - 83) <= 1
+    assert light[:, 250:].max() < 10 < 200 < light[83, :230].min() + 50
+    assert np.asarray(draw_spectrogram(np.zeros(5), rate)).max() < 10
 
 
 def test_a_run_in_progress_shows_its_newest_evaluation(tmp_path: Path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -78,6 +79,20 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
     assert (lines[2]["total"], lines[2]["rewards"]["iou"], lines[3]["advantage"]) == (None, None, None)
     assert [file.name for file in (tmp_path / "rollouts" / "media").iterdir()] == [f"{content_hash(image)}.png"]
     assert Image.open(tmp_path / "rollouts" / media).convert("RGB").tobytes() == image.tobytes()
+
+
+def test_a_sound_is_kept_once_and_no_longer_than_30_seconds(tmp_path: Path):
+    samples = np.linspace(-1, 1, 31 * 8000, dtype=np.float32)
+    part = {"type": "audio", "audio": samples, "sampling_rate": 8000}
+    content = [{"type": "image", "image": picture()}, part, {"type": "text", "text": "what is heard"}]
+    prompt = Prompt("train:1", [{"role": "user", "content": content}], {}, "", ("", "key of the sound"))
+    path = RolloutLog(tmp_path).write(1, "grpo", "train", [RolloutGroup(prompt, [rollout("a")] * 2)], None, None, 1.0)
+    (first, second) = read_rollouts(path)
+    assert first["media"] == second["media"] and first["times_s"] == [None, None]
+    assert first["prompt"] == "[image]\n[audio]\nwhat is heard"
+    kept, rate = soundfile.read(tmp_path / "rollouts" / first["media"][1])
+    assert rate == 8000 and len(kept) == 30 * 8000 and np.abs(kept - samples[: len(kept)]).max() < 1e-4
+    assert len(list((tmp_path / "rollouts" / "media").iterdir())) == 2
 
 
 def test_writing_a_step_again_replaces_it_and_leaves_nothing_aside(tmp_path: Path):
