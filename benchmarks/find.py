@@ -244,12 +244,14 @@ def fresh_table(results: Sequence[Results]) -> list[str]:
     for result in results:
         for label, groups in result["pictures"].items():
             base = result["pictures"]["frozen pipeline" + (" with steps of DDPO" if "DDPO" in label else "")]
-            wins = [win_rate(a["rewards"], b["rewards"]) for a, b in zip(groups, base, strict=True)]
-            paired = groups is not base and label != "cross-entropy"  # whose noise is another
+            wins = "-"
+            if groups is not base and label != "cross-entropy":  # whose noise is another
+                rates = [win_rate(a["rewards"], b["rewards"]) for a, b in zip(groups, base, strict=True)]
+                wins = f"{mean(rates):.2f}"
             cells = [mean([mean(group[name]) for group in groups]) for name in ("rewards", "guard")]
             cells.append(mean([group["diversity"] for group in groups]))
             shown = " | ".join(f"{cell:.3f}" for cell in cells)
-            lines.append(f"| {result['seed']} | {label} | {shown} | {f'{mean(wins):.2f}' if paired else '-'} |")
+            lines.append(f"| {result['seed']} | {label} | {shown} | {wins} |")
     return lines
 
 
@@ -264,9 +266,9 @@ def search_table(results: Sequence[Results]) -> list[str]:
         groups = result["pictures"]["FIND"]
         picks = [max(zip(g["rewards"], g["guard"], strict=True), key=lambda pair: pair[0]) for g in groups]
         best, guard = mean([reward for reward, _ in picks]), mean([guard for _, guard in picks])
-        evals = result["cost"]["find"]["evals"] / len(groups)
         count = len(groups[0]["rewards"])
-        lines.append(f"| {result['seed']} | FIND, best of {count} more | {best:.3f} | {guard:.3f} | {evals:.0f} |")
+        evals = result["cost"]["find"]["evals"] / len(groups) * (1 + count / result["pictures_made_of_a_prompt"])
+        lines.append(f"| {result['seed']} | FIND, best of {count} fresh | {best:.3f} | {guard:.3f} | {evals:.0f} |")
     return lines
 
 

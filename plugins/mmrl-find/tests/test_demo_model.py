@@ -1,6 +1,7 @@
 """The demo: words that are one token, a pipeline that loads and learns, two classifiers of real and spoilt scans."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from mmrl_core.demo import CLASS_WORDS
 from mmrl_core.errors import ConfigError, RewardError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.yaml_config import component_problems, load_config
+from mmrl_find import demo_classifier
 from mmrl_find.demo_classifier import (
     KERNEL_SCANS,
     NEIGHBOUR_SCANS,
@@ -244,6 +246,14 @@ def test_probabilities_are_those_of_at_most_one_digit_and_do_not_depend_on_the_b
     assert (probabilities >= 0).all() and (probabilities.sum(axis=1) <= 1 + 1e-9).all()
     alone = np.concatenate([digit_probabilities([picture], classifier) for picture in pictures])
     np.testing.assert_allclose(alone, probabilities, atol=1e-9)
+
+
+def test_rewards_in_many_threads_fit_a_classifier_once(unseen):
+    demo_classifier._neighbours.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: digit_probabilities(unseen[0][:1], "neighbours").tolist(), range(8)))
+    assert demo_classifier._neighbours.cache_info().misses == 1
+    assert found == [found[0]] * 8
 
 
 def test_the_reward_is_the_probability_of_the_prompted_digit(unseen):

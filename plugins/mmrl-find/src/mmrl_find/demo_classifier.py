@@ -17,11 +17,16 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
 
 from mmrl_core.demo import CLASS_WORDS
 from mmrl_core.errors import RewardError
@@ -43,6 +48,8 @@ SPOILT_SEED = 0
 
 NUM_NEIGHBOURS = 5
 FARTHEST = 2.5  # distance in units of ink; to 99 of 100 scans the nearest other one is nearer
+
+_fitting = threading.Lock()  # rewards run in threads; they would all fit, and import scikit-learn into each other's way
 
 _DIGIT_WORD = re.compile(rf"\b({'|'.join(CLASS_WORDS)}|\d+)\b", re.IGNORECASE)
 
@@ -101,7 +108,9 @@ def digit_probabilities(
     pictures: Sequence[Image.Image], classifier: Literal["kernel", "neighbours"] = "kernel"
 ) -> np.ndarray:
     """float64 [N, 10] for N pictures, at least one; what is missing to a sum of 1 is the probability of "no digit"."""
-    return _CLASSIFIERS[classifier]()(_ink(pictures))
+    with _fitting:
+        probabilities = _CLASSIFIERS[classifier]()
+    return probabilities(_ink(pictures))
 
 
 def _ink(pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -116,10 +125,6 @@ def _ink(pictures: Sequence[Image.Image]) -> np.ndarray:
 
 @functools.cache
 def _kernel() -> Probabilities:
-    from sklearn.kernel_approximation import Nystroem
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
     ink, digits = _scans(*KERNEL_SCANS)
     spoilt = _spoilt(ink, digits)
     model = make_pipeline(
@@ -132,8 +137,6 @@ def _kernel() -> Probabilities:
 
 @functools.cache
 def _neighbours() -> Probabilities:
-    from sklearn.neighbors import KNeighborsClassifier
-
     model = KNeighborsClassifier(NUM_NEIGHBOURS).fit(*_scans(*NEIGHBOUR_SCANS))
 
     def probabilities(asked: np.ndarray) -> np.ndarray:
