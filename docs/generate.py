@@ -64,7 +64,10 @@ def config_page() -> str:
         "path, or a list of them; later ones win, and the file wins over all) is read before the schema is checked.",
         f"A stage inherits {', '.join(f'`{name}`' for name in config.STAGE_SECTIONS)} from the top and overrides them "
         "key by key. Mappings merge, scalars and lists replace; a mapping over a list changes single items of it, by "
-        "position, name, label or kind (`stages.grpo.steps=5`, `rewards.iou.weight=2`).",
+        "position, name, label, task or kind (`stages.grpo.steps=5`, `rewards.iou.weight=2`).",
+        "A `mixture` trains on several tasks at once, of any plugins: `mixture: [{task: vital/tools, weight: 2}, "
+        "{task: visual_rft/detection}]`. [PartConfig](#partconfig-mixture) says what a part takes from its task, "
+        "[design.md](design.md#mixtures) what is drawn and scored.",
         "A *component* is a registered entry by name, alone (`group_relative`) or with options "
         "(`{name: group_relative, eps: 1e-4}`); see [algorithms.md](algorithms.md) for the entries of the core, and "
         "`mmrl list` for those of plugins. A component keeps its options while it is merged under the same name; "

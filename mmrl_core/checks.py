@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
-from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, RewardConfig, RolloutConfig, RunConfig, SourceConfig
+from mmrl_core.config import ModelConfig, PartConfig, RewardConfig, RolloutConfig, RunConfig, StageConfig, parts_of
 from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError, MMRLError, PolicyError
 from mmrl_core.model_path import local_model
@@ -77,6 +78,9 @@ HOSTILE_BY_KIND: Mapping[str, Mapping[str, Any]] = {
 """By the detail `reads` that a reward is registered with; "text" is meant where it has none."""
 
 
+Split = Literal["train", "held_out"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was looked at: whether it is well, what it is, and whether a run could go on all the same."""
@@ -88,13 +92,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Section:
-    """What is checked together: a stage, the evaluation, or the top of a config without stages."""
+    """What is checked together: the task of a stage, of the evaluation, or of a config without stages; of a mixture
+    each part, with all `parts` that it stands among."""
 
     name: str
-    data: DataConfig
-    prompt: PromptConfig
-    rewards: Sequence[RewardConfig]
+    part: PartConfig
+    splits: Sequence[Split]
     rollout: RolloutConfig
+    parts: Sequence[PartConfig]
+
+    def open(self, plugins: Plugins, split: Split) -> PromptSource:
+        """The rows of a split; each broken one is looked at, however many there are."""
+        data = self.part.data.model_copy(update={"max_broken": 1.0})
+        environment = make_environment(self.rollout, self.parts, plugins)
+        return PromptSource.of_part(plugins, self.part.model_copy(update={"data": data}), split, environment)
 
 
 def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Finding]:
@@ -125,13 +136,14 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     judged: list[Any] = []
     for section in _sections(config):
         prompts: list[Prompt] = []
-        for name, source in _sources(section):
-            part = (source, section.data.media_root, section.prompt)
-            if all(part != other for other, _ in read):
-                read.append((part, _data_findings(section, name, source, plugins, encoder, config.model, findings)))
-            prompts += next(known for other, known in read if part == other)
-        if prompts and (section.data, section.prompt, section.rewards) not in judged:
-            judged.append((section.data, section.prompt, section.rewards))
+        part = section.part
+        for split in section.splits:
+            made_of = (getattr(part.data, split), part.data.media_root, part.prompt)
+            if all(made_of != other for other, _ in read):
+                read.append((made_of, _data_findings(section, split, plugins, encoder, config.model, findings)))
+            prompts += next(known for other, known in read if made_of == other)
+        if prompts and (section.splits, part.data, part.prompt, part.rewards) not in judged:
+            judged.append((section.splits, part.data, part.prompt, part.rewards))
             findings += _reward_findings(section, prompts, plugins)
     if not read:
         findings.append(Finding(False, "no data: set data.train, at the top or in a stage"))
@@ -176,7 +188,7 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
     Args:
         config: the resolved config. The training rows of the first stage that has some are shown (without stages those
             of the top), or else held-out rows.
-        num_prompts: prompts to show; broken rows among them are named.
+        num_prompts: prompts to show, of each part of a mixture; broken rows among them are named.
         output: folder for the media (PNG files) and the text (`preview.txt`); made if missing.
         plugins: what is installed; default: `load_plugins()`.
 
@@ -192,51 +204,48 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
     encoder = _load_encoder(config.model, findings)
     if wrong := [finding.what for finding in findings if not finding.ok]:
         raise ConfigError("\n".join(wrong))
-    sections = list(_sections(config))
-    sources = [(section, name, source) for section in sections for name, source in _sources(section)]
-    sources.sort(key=lambda item: item[1] != "train")  # stable: training rows first
-    if not sources:
+    sections = [section for section in _sections(config) if section.splits]
+    if not sections:
         raise ConfigError(f"task {config.name!r} has no data to preview: set data.train.")
-    section, name, source_config = sources[0]
-    tolerant = section.data.model_copy(update={"max_broken": 1.0})  # each broken row is shown instead
-    environment = make_environment(section.rollout, section.data, plugins)
-    source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name, environment=environment)
+    first = next((section for section in sections if "train" in section.splits), sections[0])
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for index in range(min(num_prompts, len(source))):
-        prompt = source.prompt(index)
-        if prompt is None:
-            reason = next(row.reason for row in source.set_aside if row.index == index)
-            parts.append(f"=== {name}:{index}: broken, would be set aside: {reason}")
-        else:
-            parts.append(_preview(prompt, folder, encoder, config.model.max_prompt_tokens))
-    text = "\n\n".join(parts) + "\n"
+    shown = []
+    for section in [section for section in sections if section.parts is first.parts]:
+        source = section.open(plugins, section.splits[0])
+        for index in range(min(num_prompts, len(source))):
+            prompt = source.prompt(index)
+            if prompt is None:
+                reason = next(row.reason for row in source.set_aside if row.index == index)
+                shown.append(f"=== {source.name}:{index}: broken, would be set aside: {reason}")
+            else:
+                shown.append(_preview(prompt, folder, encoder, config.model.max_prompt_tokens))
+    text = "\n\n".join(shown) + "\n"
     (folder / "preview.txt").write_text(text, encoding="utf-8", errors="replace")
     return text
 
 
 def _sections(config: RunConfig) -> Iterator[_Section]:
     if not config.stages:
-        yield _Section("", config.data, config.prompt, config.rewards, config.rollout)
+        yield from _parts("", config, ("train", "held_out"))
         return
     for number, stage in enumerate(config.stages, start=1):
-        name = f"stage {stage.name or f'{stage.kind} {number}'}: "
-        data = stage.data.model_copy(update={"held_out": None})  # evaluations read that of the top
-        if stage.kind == "sft" and stage.target is not None:
+        yield from _parts(f"stage {stage.name or f'{stage.kind} {number}'}: ", stage, ("train",))
+    if any(part.data.held_out is not None for part in parts_of(config)):  # evaluations read those of the top
+        yield from _parts("", config, ("held_out",))
+
+
+def _parts(name: str, section: RunConfig | StageConfig, splits: Sequence[Split]) -> Iterator[_Section]:
+    parts = parts_of(section)
+    for part in parts:
+        where = f"{name}part {part.name}: " if part.name else name
+        own = tuple(split for split in splits if getattr(part.data, split) is not None)
+        target = (part.target or section.target) if isinstance(section, StageConfig) and section.kind == "sft" else None
+        if target is not None:
             # Its gold completion is one to imitate, not one that the rewards were made for.
-            yield _Section(name, data, stage.prompt.model_copy(update={"answer": stage.target}), [], stage.rollout)
-        else:
-            yield _Section(name, data, stage.prompt, stage.rewards, stage.rollout)
-    if config.data.held_out is not None:
-        yield _Section(
-            "", config.data.model_copy(update={"train": None}), config.prompt, config.rewards, config.rollout
-        )
-
-
-def _sources(section: _Section) -> list[tuple[str, SourceConfig]]:
-    named = (("train", section.data.train), ("held_out", section.data.held_out))
-    return [(name, source) for name, source in named if source is not None]
+            imitated = part.prompt.model_copy(update={"answer": target})
+            part = part.model_copy(update={"prompt": imitated, "rewards": []})
+        yield _Section(where, part, own, section.rollout, parts)
 
 
 def _component_findings(config: RunConfig, plugins: Plugins) -> list[Finding]:
@@ -245,7 +254,7 @@ def _component_findings(config: RunConfig, plugins: Plugins) -> list[Finding]:
     try:
         check_components(config, plugins)
         for section in _sections(config):
-            RewardRunner(plugins, section.rewards)
+            RewardRunner(plugins, section.part.rewards)
     except MMRLError as error:
         return [Finding(False, line) for line in str(error).splitlines() if line.strip()]
     return [Finding(True, "everything that the config names is installed and takes its options")]
@@ -266,20 +275,17 @@ def _task_finding(task: TaskEntry) -> Finding:
 
 def _data_findings(
     section: _Section,
-    name: str,
-    source_config: SourceConfig,
+    split: Split,
     plugins: Plugins,
     encoder: Any,
     model: ModelConfig,
     findings: list[Finding],
 ) -> list[Prompt]:
     """The prompts of the first rows; adds what there is to say about them."""
-    where = f"{section.name}data.{name}"
-    tolerant = section.data.model_copy(update={"max_broken": 1.0})  # each broken row is reported instead
+    where = f"{section.name}data.{split}"
     prompts: list[Prompt] = []
     try:
-        environment = make_environment(section.rollout, section.data, plugins)
-        source = PromptSource(plugins, source_config, section.prompt, tolerant, name=name, environment=environment)
+        source = section.open(plugins, split)
         num_read = min(NUM_ROWS, len(source))
         prompts = [prompt for index in range(num_read) if (prompt := source.prompt(index)) is not None]
     except MMRLError as error:
@@ -294,7 +300,8 @@ def _data_findings(
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"
     findings.append(Finding(bool(prompts), f"{where}: {read}"))
-    templates = [*section.prompt.images, *section.prompt.videos, *section.prompt.audios]
+    shown = section.part.prompt
+    templates = [*shown.images, *shown.videos, *shown.audios]
     if without := [p.id for p in prompts if not p.media_keys] if templates else []:
         findings.append(Finding(True, f"{where}: {_some(without)}: no media in prompt.images, videos and audios"))
     if encoder is not None and prompts:
@@ -323,7 +330,7 @@ def _length_finding(where: str, prompts: Sequence[Prompt], encoder: Any, model: 
 
 def _reward_findings(section: _Section, prompts: Sequence[Prompt], plugins: Plugins) -> list[Finding]:
     findings = []
-    for config in section.rewards:
+    for config in section.part.rewards:
         reads = plugins.registry.get("reward", config.name).details.get("reads", "text")
         # No picture can make a parser run for ever, and a network takes its time with the first one.
         limit_s = min(config.timeout_s, MAX_HOSTILE_S) if reads == "text" else config.timeout_s
@@ -462,7 +469,7 @@ def _preview(prompt: Prompt, folder: Path, encoder: Any, max_tokens: int) -> str
                 lines.append(part["text"])
                 continue
             number += 1
-            name = f"{prompt.id}-{number}".replace(":", "-")
+            name = re.sub("[:/]", "-", f"{prompt.id}-{number}")
             if part["type"] == "audio":
                 import soundfile
 

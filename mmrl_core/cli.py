@@ -145,7 +145,9 @@ def make_parser() -> argparse.ArgumentParser:
         "mmrl preview visual_rft/demo_detection --num 2 --output preview",
     )
     _add_task(preview)
-    preview.add_argument("--num", type=_positive, default=3, metavar="N", help="prompts shown (default: 3)")
+    preview.add_argument(
+        "--num", type=_positive, default=3, metavar="N", help="prompts shown, of each part of a mixture (default: 3)"
+    )
     preview.add_argument(
         "--output",
         type=Path,

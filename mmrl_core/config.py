@@ -8,9 +8,10 @@ default of every stage; a stage overrides it under the same key.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -303,6 +304,52 @@ class LogConfig(Strict):
     view: Component | None = Field(None, description="registered view that draws on the media of a rollout")
 
 
+class PartConfig(Strict):
+    """A task of a mixture, of which a run draws prompts by weight.
+
+    What it does not set, a part takes from its task, or else from where the mixture stands: `data`, `prompt`,
+    `rewards`; `tools` and `environment` from `rollout`; `metrics` from `eval`. A resolved config has it filled, with
+    `task` null.
+    """
+
+    task: str | None = Field(
+        None, description="task id, or path of a .yaml, to take from; null: from nowhere; without: where it stands"
+    )
+    name: str = Field(description="of the part, in metrics and ids of prompts; default: the task's, without its plugin")
+    weight: float = Field(
+        1.0, gt=0.0, allow_inf_nan=False, description="its share of the prompts is the weight over the sum of all"
+    )
+    data: DataConfig = Field(DataConfig(), description="its rows")
+    prompt: PromptConfig = Field(PromptConfig(), description="how its rows become prompts")
+    rewards: list[RewardConfig] = Field([], description="what completions of its prompts are scored by, and no others")
+    target: str | None = Field(None, description="sft: completion to learn, as a template; default: the stage's")
+    tools: list[Component] = Field([], description="tools that its prompts may call")
+    environment: Component | None = Field(None, description="environment that answers it; default with tools: tools")
+    metrics: list[Component] = Field([], description="benchmark metrics on its held-out rows")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.task is not None:
+            raise ValueError(f"task {self.task!r} is not filled in: read the config with load_config")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"a part's name is made of letters, digits, '_', '-' and '.'; got {self.name!r}")
+        if self.name in ("reward", "outcome"):  # greedy/reward/... are metrics of the whole mixture
+            raise ValueError(f"a part cannot be called {self.name!r}: metrics of the whole mixture are")
+        if self.data.train is None:
+            raise ValueError(f"part {self.name!r} of the mixture has no data.train, so there is nothing to draw")
+        return self
+
+
+def _different_names(mixture: list[PartConfig]) -> list[PartConfig]:
+    names = [part.name for part in mixture]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two parts of the mixture are called {twice[0]!r}; give one of them a 'name'")
+    return mixture
+
+
+Parts = Annotated[list[PartConfig], AfterValidator(_different_names)]
+
+
 class StageConfig(Strict):
     kind: Literal["sft", "grpo"] = Field(description="sft: imitate answers; grpo: learn from rewards")
     name: str | None = Field(None, description="default: the kind, numbered where several stages would share it")
@@ -315,6 +362,7 @@ class StageConfig(Strict):
     )
     micro_batch_rows: PositiveInt | None = Field(None, description="at most so many rows in one pass, too")
     target: str | None = Field(None, description="sft: completion to learn, as a template; default: prompt.answer")
+    mixture: Parts = Field([], description="tasks to train on at once, by weight; inherits the top level")
     data: DataConfig = Field(DataConfig(), description="rows to train on; inherits the top level")
     prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt; inherits the top level")
     rewards: list[RewardConfig] = Field([], description="what completions are scored by; inherits the top level")
@@ -328,7 +376,11 @@ class StageConfig(Strict):
     def _sound(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of 'steps' and 'epochs'")
+        if self.kind == "grpo" and (mute := [part.name for part in self.mixture if not part.rewards]):
+            raise ValueError(f"part {mute[0]!r} of the mixture has no rewards, so there is nothing to learn from")
         rule = self.algorithm.dynamic_sampling
+        if rule is not None and rule.reward is not None and self.mixture:
+            raise ValueError("dynamic_sampling.reward is of one task, and this is a mixture: leave it out")
         if rule is not None and rule.reward not in (None, *(reward.key for reward in self.rewards)):
             known = ", ".join(reward.key for reward in self.rewards)
             raise ValueError(f"dynamic_sampling.reward {rule.reward!r} is none of the stage's rewards: {known}")
@@ -375,6 +427,7 @@ class RunConfig(Strict):
         [], description="plugins whose behaviour hooks fire in this run, and registered behaviours with their options"
     )
     model: ModelConfig = Field(ModelConfig(), description="the model that is trained")
+    mixture: Parts = Field([], description="tasks to train on at once, by weight")
     data: DataConfig = Field(DataConfig(), description="rows to train on")
     prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt")
     rewards: list[RewardConfig] = Field([], description="what completions are scored by")
@@ -398,5 +451,22 @@ class RunConfig(Strict):
         return self._origins.get(path, "config")
 
 
-STAGE_SECTIONS = ("data", "prompt", "rewards", "rollout", "algorithm", "optimizer")
+STAGE_SECTIONS = ("mixture", "data", "prompt", "rewards", "rollout", "algorithm", "optimizer")
 """Sections that a stage inherits from the top and may override, key by key."""
+
+
+def parts_of(section: RunConfig | StageConfig) -> list[PartConfig]:
+    """What a section draws from: the parts of its mixture, or else itself as the only part, which has no name."""
+    if section.mixture:
+        return list(section.mixture)
+    return [
+        PartConfig.model_construct(
+            name="",
+            data=section.data,
+            prompt=section.prompt,
+            rewards=section.rewards,
+            tools=section.rollout.tools,
+            environment=section.rollout.environment,
+            metrics=section.eval.metrics if isinstance(section, RunConfig) else [],
+        )
+    ]

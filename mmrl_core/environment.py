@@ -20,7 +20,7 @@ from mmrl_core.tools import CALL_END, Question, Tool, ToolContext, schema, tool_
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
-    from mmrl_core.config import DataConfig, RolloutConfig
+    from mmrl_core.config import PartConfig, RolloutConfig
     from mmrl_core.plugins import Plugins
 
 Message = Mapping[str, Any]
@@ -69,8 +69,8 @@ class Environment(Protocol):
         """Facts about a conversation that rewards and metrics find in the sample."""
         ...
 
-    def split(self, answer: str) -> list[str]:
-        """The turns of a demonstration, as they stand in the data: all in one text."""
+    def split(self, prompt: Prompt, answer: str) -> list[str]:
+        """The turns of a demonstration for a prompt, as they stand in the data: all in one text."""
         ...
 
     def close(self) -> None:
@@ -193,7 +193,7 @@ class ToolEnvironment:
         """`valid_tool_calls`: calls that were done; `tool_errors`: those that could not be."""
         return {name: episode.counts[name] for name in ("valid_tool_calls", "tool_errors")}
 
-    def split(self, answer: str) -> list[str]:
+    def split(self, prompt: Prompt, answer: str) -> list[str]:
         """See `Environment.split`: a turn ends with its call."""
         *calls, last = answer.split(CALL_END)
         turns = [f"{text.lstrip()}{CALL_END}" for text in calls]
@@ -204,16 +204,66 @@ class ToolEnvironment:
         self._workers.close()
 
 
-def make_environment(rollout: RolloutConfig, data: DataConfig, plugins: Plugins) -> Environment | None:
-    """The environment that a config names, None if it names none.
+class PartEnvironments:
+    """The environments of a mixture's parts as one: a conversation is with that of its prompt's part, if it has one.
+
+    A part without an environment has its prompts as they are, and conversations of one turn.
+    """
+
+    def __init__(self, environments: Mapping[str, Environment]) -> None:
+        """
+        Args:
+            environments: by name of the part.
+        """
+        self._of_part = dict(environments)
+
+    def prepare(self, prompt: Prompt) -> Prompt:
+        """See `Environment.prepare`."""
+        environment = self._of_part.get(prompt.part)
+        return prompt if environment is None else environment.prepare(prompt)
+
+    def begin(self, prompt: Prompt) -> tuple[str, Any]:
+        """See `Environment.begin`: the part, and the episode of its environment."""
+        environment = self._of_part.get(prompt.part)
+        return prompt.part, None if environment is None else environment.begin(prompt)
+
+    def reply(self, episodes: Sequence[tuple[str, Any]], texts: Sequence[str], ask: Ask) -> list[Reply | None]:
+        """See `Environment.reply`."""
+        replies: list[Reply | None] = [None] * len(episodes)
+        for part, environment in self._of_part.items():
+            chosen = [index for index, (name, _) in enumerate(episodes) if name == part]
+            of_part = [episodes[index][1] for index in chosen]
+            said = environment.reply(of_part, [texts[index] for index in chosen], ask) if chosen else []
+            for index, reply in zip(chosen, said, strict=True):
+                replies[index] = reply
+        return replies
+
+    def outcome(self, episode: tuple[str, Any]) -> Mapping[str, Any]:
+        """See `Environment.outcome`."""
+        part, inner = episode
+        return self._of_part[part].outcome(inner) if part in self._of_part else {}
+
+    def split(self, prompt: Prompt, answer: str) -> list[str]:
+        """See `Environment.split`."""
+        environment = self._of_part.get(prompt.part)
+        return [answer] if environment is None else environment.split(prompt, answer)
+
+    def close(self) -> None:
+        """See `Environment.close`."""
+        for environment in self._of_part.values():
+            environment.close()
+
+
+def make_environment(rollout: RolloutConfig, parts: Sequence[PartConfig], plugins: Plugins) -> Environment | None:
+    """What the prompts of a section's parts talk to, None if none of them talks to anything.
 
     Raises:
         ConfigError: the rollout strategy talks to no environment, or needs one and there is none.
     """
     strategy = plugins.registry.get("strategy", rollout.strategy.name).load()
     wants = "environment" in inspect.signature(strategy).parameters
-    component = rollout.environment
-    if component is None and not rollout.tools:
+    talking = [part for part in parts if part.environment is not None or part.tools]
+    if not talking:
         if wants:
             raise ConfigError(f"rollout.strategy {rollout.strategy.name!r} needs rollout.tools or rollout.environment.")
         return None
@@ -222,10 +272,16 @@ def make_environment(rollout: RolloutConfig, data: DataConfig, plugins: Plugins)
             f"rollout.strategy {rollout.strategy.name!r} acts once and calls no tools: set rollout.strategy to "
             "multi_turn, or take rollout.tools and rollout.environment out."
         )
+    made = {part.name: _environment_of(part, plugins) for part in talking}
+    return made[""] if "" in made else PartEnvironments(made)
+
+
+def _environment_of(part: PartConfig, plugins: Plugins) -> Environment:
+    component = part.environment
     name, options = (component.name, component.options) if component is not None else ("tools", {})
     tools = [
         call_with_options(plugins.registry.get("tool", tool.name).load(), options=tool.options, name=tool.name)
-        for tool in rollout.tools
+        for tool in part.tools
     ]
     made = plugins.registry.get("environment", name).load()
-    return cast(Environment, call_with_options(made, tools, data.media_root, options=options, name=name))
+    return cast(Environment, call_with_options(made, tools, part.data.media_root, options=options, name=name))

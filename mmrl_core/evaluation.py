@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmrl_core.checkpoint import find_checkpoint
-from mmrl_core.config import RunConfig
+from mmrl_core.config import PartConfig, RunConfig, parts_of
 from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError
+from mmrl_core.mixture import in_turns
 from mmrl_core.plugins import Plugins, call_with_options, load_plugins
 from mmrl_core.policy import make_policy
 from mmrl_core.rewards import RewardRunner
@@ -37,12 +38,13 @@ class Evaluator:
         self._plugins = plugins
         self._limit = limit or config.eval.limit
         self._prompts: list[Prompt] | None = None
-        self._environment = make_environment(config.rollout, config.data, plugins) if self.enabled else None
+        self._parts = [part for part in parts_of(config) if part.data.held_out is not None]
+        self._environment = make_environment(config.rollout, parts_of(config), plugins) if self.enabled else None
         self.num_set_aside = 0
 
     @property
     def enabled(self) -> bool:
-        return self._config.data.held_out is not None
+        return bool(self._parts)
 
     def evaluate(
         self,
@@ -58,14 +60,16 @@ class Evaluator:
 
         Returns:
             `greedy/reward/total`, `greedy/reward/<name>`, `greedy/<metric>`, `greedy/completion_tokens`, and the same
-            under `t<temperature>`; `num_prompts`, `set_aside`. Unscored completions are left out of reward means.
+            under `t<temperature>`; `num_prompts`, `set_aside`. Unscored completions are left out of reward means. Of a
+            mixture: the same of each part, under `greedy/<part>/` and so on, and `greedy/reward/total`, the mean of the
+            parts' totals.
 
         Raises:
             ConfigError: the task has no held-out rows.
         """
         prompts = self._load()
         config = self._config
-        runner = RewardRunner(self._plugins, config.rewards)
+        runner = RewardRunner(self._plugins, {part.name: part.rewards for part in self._parts})
         strategy = config.rollout.strategy
         rollout = self._plugins.registry.get("strategy", strategy.name).load()
         options = dict(strategy.options)
@@ -80,51 +84,62 @@ class Evaluator:
                 seed=EVALUATION_SEED,
             )
             for start in range(0, len(prompts), config.eval.batch_size):
-                part = prompts[start : start + config.eval.batch_size]
-                groups += call_with_options(rollout, policy, part, 1, sampling, options=options, name=strategy.name)
+                batch = prompts[start : start + config.eval.batch_size]
+                groups += call_with_options(rollout, policy, batch, 1, sampling, options=options, name=strategy.name)
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
-            measured = {"reward/total": _mean(scores.totals)} if len(scores.components) > 1 else {}
-            measured |= {f"reward/{name}": _mean(values) for name, values in scores.components.items()}
-            measured |= self._benchmark_metrics(groups)
-            measured |= mean_outcomes([group.rollouts[0] for group in groups])
-            measured["completion_tokens"] = sum(g.rollouts[0].num_actions for g in groups) / len(groups)
-            metrics |= {f"{prefix}/{name}": value for name, value in measured.items()}
+            totals = []
+            for part in self._parts:
+                places = [place for place, group in enumerate(groups) if group.prompt.part == part.name]
+                of_part = _select(scores, places)
+                measured = self._measure(part, [groups[place] for place in places], of_part)
+                metrics |= {f"{prefix}/{_inside(part, name)}": value for name, value in measured.items()}
+                totals.append(_mean(of_part.totals))
+            if config.mixture:
+                metrics[f"{prefix}/reward/total"] = _mean(torch.tensor(totals))
             if log is not None:
-                log(groups[:ROLLOUTS_SHOWN], _first(scores, ROLLOUTS_SHOWN), temperature)
+                places = in_turns(prompts, ROLLOUTS_SHOWN)
+                log([groups[place] for place in places], _select(scores, places), temperature)
         if self._environment is not None:
             self._environment.close()
         return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
 
-    def _benchmark_metrics(self, groups: Sequence[RolloutGroup]) -> dict[str, float]:
+    def _measure(self, part: PartConfig, groups: Sequence[RolloutGroup], scores: Scores) -> dict[str, float]:
+        """Metrics of the groups of a part, with scores of just these."""
+        own = {key: scores.components[_inside(part, key)] for key in [reward.key for reward in part.rewards]}
+        measured = {"reward/total": _mean(scores.totals)} if len(own) > 1 else {}
+        measured |= {f"reward/{name}": _mean(values) for name, values in own.items()}
+        measured |= self._benchmark_metrics(part, groups)
+        measured |= mean_outcomes([group.rollouts[0] for group in groups])
+        measured["completion_tokens"] = sum(g.rollouts[0].num_actions for g in groups) / len(groups)
+        return measured
+
+    def _benchmark_metrics(self, part: PartConfig, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         completions = [group.rollouts[0].completion for group in groups]
         samples = [{**group.prompt.sample, **group.rollouts[0].outcome} for group in groups]
         metrics: dict[str, float] = {}
-        for metric in self._config.eval.metrics:
+        for metric in part.metrics:
             function = self._plugins.registry.get("metric", metric.name).load()
             metrics |= call_with_options(function, completions, samples, options=metric.options, name=metric.name)
         return metrics
 
     def _load(self) -> list[Prompt]:
         if self._prompts is None:
-            held_out = self._config.data.held_out
-            if held_out is None:
+            if not self._parts:
                 raise ConfigError(f"task {self._config.name!r} has no data.held_out to evaluate on.")
-            source = PromptSource(
-                self._plugins,
-                held_out,
-                self._config.prompt,
-                self._config.data,
-                name="held_out",
-                environment=self._environment,
-            )
-            number = min(len(source), self._limit or len(source))
-            found = [source.prompt(index) for index in range(number)]
-            self._prompts = [prompt for prompt in found if prompt is not None]
-            self.num_set_aside = number - len(self._prompts)
-            if not self._prompts:
-                raise ConfigError(f"no held-out row of task {self._config.name!r} can be read.")
+            self._prompts = [prompt for part in self._parts for prompt in self._load_part(part)]
         return self._prompts
+
+    def _load_part(self, part: PartConfig) -> list[Prompt]:
+        source = PromptSource.of_part(self._plugins, part, "held_out", self._environment)
+        number = min(len(source), self._limit or len(source))
+        found = [source.prompt(index) for index in range(number)]
+        prompts = [prompt for prompt in found if prompt is not None]
+        self.num_set_aside += number - len(prompts)
+        if not prompts:
+            of_part = f", part {part.name!r}," if part.name else ""
+            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read.")
+        return prompts
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None = None) -> dict[str, float]:
@@ -172,9 +187,15 @@ def _mean(values: torch.Tensor) -> float:
     return float(values.nanmean()) if bool((~values.isnan()).any()) else float("nan")
 
 
-def _first(scores: Scores, count: int) -> Scores:
+def _inside(part: PartConfig, name: str) -> str:
+    """A name of a part among those of a mixture, as `RewardRunner` has them too."""
+    return f"{part.name}/{name}" if part.name else name
+
+
+def _select(scores: Scores, places: Sequence[int]) -> Scores:
+    chosen = list(places)
     return Scores(
-        totals=scores.totals[:count],
-        components={name: values[:count] for name, values in scores.components.items()},
+        totals=scores.totals[chosen],
+        components={name: values[chosen] for name, values in scores.components.items()},
         weights=scores.weights,
     )

@@ -2,7 +2,7 @@
 
 Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step); in evaluations
 `greedy/<metric>` and `t<temperature>/<metric>`. Units stand in the name: `seconds`, `elapsed_s`, `peak_mib`;
-`time/<phase>` is in seconds.
+`time/<phase>` is in seconds. Of a mixture `reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
 
 `count/` has the work of a step: `media_encodes`; `prefill_tokens` and `decode_tokens` of sampling; `update_tokens` that
 went through the model with gradient, prompts included; `score_tokens` without (old and frozen policies);

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmrl_core.tasks import Draw
+    from mmrl_core.mixture import Draw
     from mmrl_core.types import Prompt
 
 

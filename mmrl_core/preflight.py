@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from mmrl_core.checks import check_task
-from mmrl_core.config import RunConfig
+from mmrl_core.config import RunConfig, StageConfig, parts_of
 from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError
 from mmrl_core.metrics import check_trackers
+from mmrl_core.mixture import training_mixture
 from mmrl_core.model_path import starting_model
-from mmrl_core.plugins import load_plugins
-from mmrl_core.tasks import PromptSource
+from mmrl_core.plugins import Plugins, load_plugins
+from mmrl_core.policy import Policy
 from mmrl_core.yaml_config import check_components
 
 PROMPTS_ENCODED = 8
-"""Training prompts encoded by a dry run, to find over-long ones and show their lengths."""
+"""Training prompts of a task encoded by a dry run, to find over-long ones and show their lengths."""
 
 
 def check_run(config: RunConfig) -> list[str]:
@@ -31,9 +32,10 @@ def check_run(config: RunConfig) -> list[str]:
         raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")
     for stage in config.stages:
         name = stage.name or stage.kind
-        if stage.data.train is None:
+        parts = parts_of(stage)
+        if any(part.data.train is None for part in parts):
             raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
-        if stage.kind == "grpo" and not stage.rewards:
+        if stage.kind == "grpo" and not all(part.rewards for part in parts):
             raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
     plugins = load_plugins()
     check_components(config, plugins)
@@ -52,22 +54,28 @@ def check_run(config: RunConfig) -> list[str]:
         *policy.describe(),
     ]
     for stage in config.stages:
-        assert stage.data.train is not None
-        source = PromptSource(
-            plugins,
-            stage.data.train,
-            stage.prompt,
-            stage.data,
-            name="train",
-            environment=make_environment(stage.rollout, stage.data, plugins),
-        )
+        lines += _stage_lines(stage, plugins, policy)
+    return [*lines, *(f"set aside: {finding.what}" for finding in wrong)]
+
+
+def _stage_lines(stage: StageConfig, plugins: Plugins, policy: Policy) -> list[str]:
+    """What a stage will do, and of a mixture what each part has."""
+    parts = parts_of(stage)
+    mixture = training_mixture(plugins, parts, make_environment(stage.rollout, parts, plugins))
+    told: list[str] = []
+    for source in mixture.sources:
         found = [source.prompt(index) for index in range(min(PROMPTS_ENCODED, len(source)))]
         lengths = [policy.prompt_length(prompt) for prompt in found if prompt is not None]
         tokens = [length for length in lengths if length is not None]
-        steps = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
-        group = f" x {stage.group_size} completions" if stage.kind == "grpo" else ""
-        lines.append(
-            f"stage {stage.name or stage.kind}: {steps} of {stage.prompts_per_step} prompts{group}, {len(source)} rows"
-            + (f", prompts of {min(tokens)} to {max(tokens)} tokens" if tokens else "")
-        )
-    return [*lines, *(f"set aside: {finding.what}" for finding in wrong)]
+        told.append(f"{len(source)} rows" + (f", prompts of {min(tokens)} to {max(tokens)} tokens" if tokens else ""))
+    steps = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
+    group = f" x {stage.group_size} completions" if stage.kind == "grpo" else ""
+    line = f"stage {stage.name or stage.kind}: {steps} of {stage.prompts_per_step} prompts{group}, "
+    if not stage.mixture:
+        return [line + told[0]]
+    shares = [part.weight / sum(mixture.weights) for part in parts]
+    of_parts = zip(parts, shares, told, strict=True)
+    return [
+        f"{line}{len(mixture)} rows",
+        *(f"  part {part.name}: {share:.1%} of the prompts, {what}" for part, share, what in of_parts),
+    ]

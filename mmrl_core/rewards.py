@@ -104,10 +104,14 @@ class RewardRunner:
         failure_reasons: reward key -> the first few different reasons for which it failed.
     """
 
-    def __init__(self, plugins: Plugins, configs: Sequence[RewardConfig]) -> None:
+    def __init__(
+        self, plugins: Plugins, configs: Sequence[RewardConfig] | Mapping[str, Sequence[RewardConfig]]
+    ) -> None:
         """
         Args:
-            configs: the rewards, with weight and options.
+            configs: the rewards, with weight and options; or those of each part of a mixture, by its name. Then a group
+                is scored by the rewards of its prompt's part, the others leave it unscored, and rewards are called
+                `<part>/<name>`.
 
         Raises:
             PluginError: a reward is not provided by any installed plugin, or cannot be imported.
@@ -116,10 +120,13 @@ class RewardRunner:
         self.failure_reasons: dict[str, list[str]] = {}
         self._started: dict[int, tuple[RolloutGroup, dict[str, Future[list[Judgement]]]]] = {}
         self._rewards: dict[str, _Reward] = {}
-        for config in configs:
-            if config.key in self._rewards:
-                raise RewardError(f"two rewards are called {config.key!r}; give one of them a 'label'.")
-            self._rewards[config.key] = _Reward(plugins, config)
+        by_part = configs if isinstance(configs, Mapping) else {None: configs}
+        for part, rewards in by_part.items():
+            for config in rewards:
+                key = f"{part}/{config.key}" if part else config.key
+                if key in self._rewards:
+                    raise RewardError(f"two rewards are called {key!r}; give one of them a 'label'.")
+                self._rewards[key] = _Reward(plugins, config, part)
 
     @property
     def keys(self) -> list[str]:
@@ -131,10 +138,16 @@ class RewardRunner:
         value = self._reward(key).details.get("maximum", 1.0)
         return None if value is None else float(value)
 
+    def scores_any(self, key: str, groups: Sequence[RolloutGroup]) -> bool:
+        """Whether any of the groups is of the part that a reward is for; True for what is no reward of the config."""
+        reward = self._rewards.get(key)
+        return reward is None or any(reward.is_for(group) for group in groups)
+
     def start(self, group: RolloutGroup) -> None:
         """Begin to score a group in the background, while others are still being sampled; `score` picks it up."""
         call = _call_of(group)
-        self._started[id(group)] = group, {key: reward.submit(call) for key, reward in self._rewards.items()}
+        own = {key: reward for key, reward in self._rewards.items() if reward.is_for(group)}
+        self._started[id(group)] = group, {key: reward.submit(call) for key, reward in own.items()}
 
     def score(self, groups: Sequence[RolloutGroup]) -> Scores:
         """Score the rollouts of a step. Groups that were started are waited for, the others scored now.
@@ -151,7 +164,11 @@ class RewardRunner:
         for group in groups:
             if id(group) not in self._started:
                 self.start(group)
-        judged = self._collect({key: [self._started[id(g)][1][key] for g in groups] for key in self._rewards})
+        started = [self._started[id(group)][1] for group in groups]
+        unscored = [_unscored(group) for group in groups]
+        judged = self._collect(
+            {key: [own.get(key, none) for own, none in zip(started, unscored, strict=True)] for key in self._rewards}
+        )
         self._started.clear()
         totals: list[float] = []
         for i, group in enumerate(groups):
@@ -253,6 +270,13 @@ def _call_of(group: RolloutGroup) -> _Call:
     return _Call([rollout.completion for rollout in rollouts], samples, rollouts)
 
 
+def _unscored(group: RolloutGroup) -> Future[list[Judgement]]:
+    """What the rewards of other parts of a mixture say of a group."""
+    future: Future[list[Judgement]] = Future()
+    future.set_result([Judgement(None)] * len(group.rollouts))
+    return future
+
+
 def _group_totals(components: Sequence[tuple[float, Sequence[Judgement]]], num_rollouts: int) -> list[float]:
     """Totals of one group from (weight, judgements); NaN = unscored."""
     apply = [
@@ -273,7 +297,12 @@ def _group_totals(components: Sequence[tuple[float, Sequence[Judgement]]], num_r
 class _Reward:
     """One reward of a config: its function, and how it is called."""
 
-    def __init__(self, plugins: Plugins, config: RewardConfig) -> None:
+    def __init__(self, plugins: Plugins, config: RewardConfig, part: str | None = None) -> None:
+        """
+        Args:
+            part: of a mixture, whose groups alone it scores; None for all groups.
+        """
+        self._part = part
         entry = plugins.registry.get("reward", config.name)
         self.config = config
         self.details = entry.details
@@ -293,6 +322,9 @@ class _Reward:
         self._waiting: deque[tuple[_Call, Future[list[Judgement]]]] = deque()
         self._num_workers = 0
         self._lock = threading.Lock()
+
+    def is_for(self, group: RolloutGroup) -> bool:
+        return self._part in (None, group.prompt.part)
 
     def submit(self, call: _Call) -> Future[list[Judgement]]:
         """Judge a group in the background: plain functions one group after another, async ones side by side."""

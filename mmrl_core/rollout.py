@@ -107,7 +107,7 @@ def demonstrate(
     """
     if environment is None:
         return policy.demonstrate(prompts, answers)
-    turns = [environment.split(answer) for answer in answers]
+    turns = [environment.split(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     groups = policy.demonstrate(prompts, [first for first, *_ in turns])
     talks = [_Talk(group.prompt, group.rollouts[0], environment.begin(group.prompt)) for group in groups]
     ask = partial(_ask, policy, Sampling())

@@ -1,4 +1,4 @@
-"""Data rows into prompts: templates, media, broken rows set aside, and the order in which a run draws.
+"""Data rows into prompts: templates, media, broken rows set aside. In which order a run draws them, `mixture.py` says.
 
 A data source is a registered function `(split, **options)` that returns a sequence of mappings. Reading a row may fail;
 the row is then set aside with its file and reason, and the run goes on unless too many rows are broken.
@@ -7,25 +7,22 @@ the row is then set aside with its file and reason, and the run goes on unless t
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
-import itertools
 import json
 import logging
-import random
 import string
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mmrl_core.errors import TaskDataError
 from mmrl_core.plugins import Plugins, call_with_options
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
-    from mmrl_core.config import DataConfig, PromptConfig, SourceConfig
+    from mmrl_core.config import DataConfig, PartConfig, PromptConfig, SourceConfig
     from mmrl_core.environment import Environment
     from mmrl_core.video import Video
 
@@ -204,6 +201,7 @@ class PromptSource:
         data: DataConfig,
         *,
         name: str,
+        part: str = "",
         environment: Environment | None = None,
     ) -> None:
         """
@@ -212,21 +210,24 @@ class PromptSource:
             prompt: templates.
             data: where media lie, and how many rows may be broken.
             name: what to call the source.
+            part: of a mixture, that the prompts belong to.
             environment: that prompts are prepared for, with the tools that may be called.
 
         Raises:
             PluginError: no installed plugin provides the source, or it has no such option.
             TaskDataError: the data are missing, empty or not rows, or a template is malformed.
         """
-        self.name = name
-        self.set_aside = SetAside(name, data.max_broken)
+        self.name = f"{part}/{name}" if part else name
+        self.part = part
+        self.set_aside = SetAside(self.name, data.max_broken)
+        at = f"mixture.{part}." if part else ""  # for messages
         self._root = Path(data.media_root).expanduser() if data.media_root is not None else None
-        self._system = Template(prompt.system, "prompt.system")
-        self._text = Template(prompt.text, "prompt.text")
-        self._answer = Template(prompt.answer, "prompt.answer")
-        self._images = [Template(text, "prompt.images") for text in prompt.images]
-        self._videos = [Template(text, "prompt.videos") for text in prompt.videos]
-        self._audios = [Template(text, "prompt.audios") for text in prompt.audios]
+        self._system = Template(prompt.system, f"{at}prompt.system")
+        self._text = Template(prompt.text, f"{at}prompt.text")
+        self._answer = Template(prompt.answer, f"{at}prompt.answer")
+        self._images = [Template(text, f"{at}prompt.images") for text in prompt.images]
+        self._videos = [Template(text, f"{at}prompt.videos") for text in prompt.videos]
+        self._audios = [Template(text, f"{at}prompt.audios") for text in prompt.audios]
         self._video = prompt.video
         self._max_audio_s = prompt.max_audio_s
         self._environment = environment
@@ -234,10 +235,22 @@ class PromptSource:
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
-        self._rows = _load_rows(plugins, source, name)
+        self._rows = _load_rows(plugins, source, f"{at}data.{name}")
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
         if self._num_rows == 0:
-            raise TaskDataError(f"data source {source.name!r}, split {source.split!r}, has no rows (data.{name}).")
+            raise TaskDataError(f"data source {source.name!r}, split {source.split!r}, has no rows ({at}data.{name}).")
+
+    @classmethod
+    def of_part(
+        cls,
+        plugins: Plugins,
+        part: PartConfig,
+        split: Literal["train", "held_out"],
+        environment: Environment | None = None,
+    ) -> Self:
+        """The rows of a part that are trained on, or those that are held out; it must have them."""
+        source = getattr(part.data, split)
+        return cls(plugins, source, part.prompt, part.data, name=split, part=part.name, environment=environment)
 
     def __len__(self) -> int:
         """Number of rows, broken ones included."""
@@ -324,6 +337,7 @@ class PromptSource:
         unanswered = any(row.get(column, "") is None for column in self._answer.columns)
         return Prompt(
             id=f"{self.name}:{index}",
+            part=self.part,
             messages=messages,
             sample={
                 column: value
@@ -420,7 +434,7 @@ def _decoded_bytes(prompt: Prompt) -> int:
     return total
 
 
-def _load_rows(plugins: Plugins, source: SourceConfig, name: str) -> Sequence[Mapping[str, Any]]:
+def _load_rows(plugins: Plugins, source: SourceConfig, key: str) -> Sequence[Mapping[str, Any]]:
     entry = plugins.registry.get("source", source.name)
     options = {"split": source.split, **source.options}
     try:
@@ -428,77 +442,7 @@ def _load_rows(plugins: Plugins, source: SourceConfig, name: str) -> Sequence[Ma
     except OSError as error:
         missing = error.filename if error.filename is not None else error
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise TaskDataError(f"data source {source.name!r} (data.{name}): {missing} {problem}.") from error
+        raise TaskDataError(f"data source {source.name!r} ({key}): {missing} {problem}.") from error
     if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
         raise TaskDataError(f"data source {entry.id!r} returned {type(rows).__name__}, not a sequence of rows.")
     return rows
-
-
-def epoch_order(num_rows: int, seed: int, epoch: int) -> list[int]:
-    """The order of rows in an epoch: a permutation of 0..num_rows-1 that depends on the arguments alone.
-
-    Nothing is carried from one epoch to the next, so a run resumes from its position.
-    """
-    return list(_epoch_order(num_rows, seed, epoch))
-
-
-@functools.lru_cache(maxsize=8)
-def _epoch_order(num_rows: int, seed: int, epoch: int) -> tuple[int, ...]:
-    order = list(range(num_rows))
-    random.Random(f"{seed} {epoch}").shuffle(order)
-    return tuple(order)
-
-
-class Draw(NamedTuple):
-    """Prompts of this process, the position to draw from next, how many epochs ended on the way there, and all rows of
-    the source found broken so far."""
-
-    prompts: list[Prompt]
-    position: int
-    epochs_finished: int
-    set_aside: tuple[BrokenRow, ...]
-
-
-def draw(source: PromptSource, position: int, count: int, seed: int, *, rank: int = 0, world_size: int = 1) -> Draw:
-    """Draw the next prompts of a run, over the ends of epochs.
-
-    Positions count rows since the start: position p is row p % len(source) of the order of epoch p // len(source).
-    A draw takes the `count` positions from `position` on, and process `rank` those at rank, rank + world_size, ...
-
-    In the place of a broken row stands the row `count` positions further on, or 2 * count, and so on. So every process
-    advances to the same position without reading what the others read or talking to them; and no two places of a draw
-    get the same row (unless the draw is longer than the epoch, or crosses its end). The price: a row that stands in is
-    drawn again when its own turn comes.
-
-    Args:
-        source: where prompts come from.
-        position: 0 at the start of a stage, later what the last draw returned.
-        count: prompts of the step, over all processes.
-        seed: of the order.
-        rank, world_size: this process, and how many there are.
-
-    Returns:
-        The prompts of this process, `position + count`, how many epochs this draw finished, and broken rows.
-
-    Raises:
-        TaskDataError: too many rows are broken, or none is sound.
-    """
-    if count < 1 or position < 0 or not 0 <= rank < world_size:
-        raise ValueError(f"cannot draw {count} prompts from position {position} as process {rank} of {world_size}")
-    prompts = [_sound_prompt(source, position + place, count, seed) for place in range(rank, count, world_size)]
-    end = position + count
-    return Draw(prompts, end, end // len(source) - position // len(source), tuple(source.set_aside))
-
-
-def _sound_prompt(source: PromptSource, position: int, stride: int, seed: int) -> Prompt:
-    """The prompt at a position, or of the row that stands in for it."""
-    num_rows = len(source)
-    places = (position + attempt * stride for attempt in range(num_rows))
-    strided = (_epoch_order(num_rows, seed, place // num_rows)[place % num_rows] for place in places)
-    tried: set[int] = set()
-    # Strides may miss rows; before giving up, each row is tried.
-    for index in itertools.chain(strided, _epoch_order(num_rows, seed, position // num_rows)):
-        if index not in tried and (prompt := source.prompt(index)) is not None:
-            return prompt
-        tried.add(index)
-    raise TaskDataError(f"none of the {num_rows} rows of {source.name!r} can be read:\n{source.set_aside.describe(3)}")

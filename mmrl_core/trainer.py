@@ -34,7 +34,7 @@ from mmrl_core.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig
+from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig, parts_of
 from mmrl_core.environment import Environment, make_environment
 from mmrl_core.errors import ConfigError, HookResultError, PolicyError, TaskDataError
 from mmrl_core.evaluation import Evaluator, mean_outcomes
@@ -46,6 +46,7 @@ from mmrl_core.metrics import (
     peak_memory_mib,
     read_metrics,
 )
+from mmrl_core.mixture import Draw, Mixture, in_turns, training_mixture
 from mmrl_core.model_path import starting_model
 from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import load_plugins
@@ -55,7 +56,7 @@ from mmrl_core.report import write_report
 from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, join_scores, reward_view, split_scores
 from mmrl_core.rollout import demonstrate
 from mmrl_core.rollout_log import RolloutLog
-from mmrl_core.tasks import BrokenRow, Draw, PromptSource, Template, draw
+from mmrl_core.tasks import BrokenRow, Template
 from mmrl_core.types import (
     ACTION_MASK,
     LOSS_MASK,
@@ -110,6 +111,7 @@ class Trainer:
         counts: work done in this step, `count/<name>` in the metrics; plugins may add to it.
         optimizer: of the stage.
         environment: that the stage's policy talks to, if any.
+        train_source: what the stage draws prompts from.
     """
 
     def __init__(self, config: RunConfig, output: Path) -> None:
@@ -142,7 +144,7 @@ class Trainer:
         self.policy = self._load_policy()
         self.policy.module = self.accelerator.prepare(self.policy.module)
         self.optimizer: torch.optim.Optimizer | None = None
-        self.train_source: PromptSource | None = None
+        self.train_source: Mixture | None = None
         self.environment: Environment | None = None
         self._stream: PromptStream | None = None
         self._sampler = ThreadPoolExecutor(1, thread_name_prefix="mmrl-sampler")
@@ -177,21 +179,14 @@ class Trainer:
         if self.stage.kind == "sft":
             self.stage = self.stage.model_copy(update={"algorithm": SFT_ALGORITHM})
         name = stage_name(self.config, index)
-        source_config = self.stage.data.train
-        if source_config is None:
+        parts = parts_of(self.stage)
+        if any(part.data.train is None for part in parts):
             raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
-        self.environment = make_environment(self.stage.rollout, self.stage.data, self.plugins)
-        self.train_source = PromptSource(
-            self.plugins,
-            source_config,
-            self.stage.prompt,
-            self.stage.data,
-            name="train",
-            environment=self.environment,
-        )
+        self.environment = make_environment(self.stage.rollout, parts, self.plugins)
+        self.train_source = training_mixture(self.plugins, parts, self.environment)
         source, count = self.train_source, self.stage.prompts_per_step
         self._stream = PromptStream(lambda position: self._draw_from(source, position, count), self.policy.prepare)
-        self.rewards = RewardRunner(self.plugins, self.stage.rewards)
+        self.rewards = RewardRunner(self.plugins, {part.name: part.rewards for part in parts})
         self.policy.set_temperature(self.stage.rollout.temperature if self.stage.kind == "grpo" else 1.0)
         self.optimizer = make_optimizer(self.accelerator.unwrap_model(self.policy.module), self.stage)
         if training is None or training["optimizer"] is None:
@@ -243,8 +238,12 @@ class Trainer:
         """One supervised step: the answers of the data are trained on, all with advantage 1."""
         with self.clock("data"):
             prompts = self._draw()
-        target = Template(self.stage.target, "target") if self.stage.target is not None else None
-        answers = [prompt.answer if target is None else target.render(prompt.sample) for prompt in prompts]
+        targets = {part.name: part.target or self.stage.target for part in parts_of(self.stage)}
+        templates = {part: Template(text, "target") for part, text in targets.items() if text is not None}
+        answers = [
+            templates[prompt.part].render(prompt.sample) if prompt.part in templates else prompt.answer
+            for prompt in prompts
+        ]
         if empty := [prompt.id for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip()]:
             raise TaskDataError(f"row {empty[0]} has no answer to learn: set the stage's target, or prompt.answer.")
         batch = self._pack(demonstrate(self.policy, prompts, answers, self.environment))
@@ -569,9 +568,9 @@ class Trainer:
         self._set_aside = drawn.set_aside
         return drawn.prompts
 
-    def _draw_from(self, source: PromptSource, position: int, count: int) -> Draw:
+    def _draw_from(self, source: Mixture, position: int, count: int) -> Draw:
         process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
-        return draw(source, position, count, self.config.seed, rank=process, world_size=num_processes)
+        return source.draw(position, count, self.config.seed, rank=process, world_size=num_processes)
 
     def _parts(self, batch: Batch, num_parts: int, epoch: int) -> Iterator[Batch]:
         """Disjoint parts of whole groups, in a random order that only depends on the step."""
@@ -770,12 +769,14 @@ class Trainer:
             batch: what was trained on, made of `groups`.
             sampled: what is written of them, the groups of this step, with their scores.
         """
-        for message in self.alarm.update(scores.components):
+        present = {name: v for name, v in scores.components.items() if self.rewards.scores_any(name, sampled)}
+        for message in self.alarm.update(present):
             self.log.print(f"warning: {message}")
         settings = self.config.log
         if not self.is_main or self.state.stage_step % settings.rollouts_every_steps:
             return
-        shown = list(sampled[: settings.rollouts_per_step])
+        places = in_turns([group.prompt for group in sampled], settings.rollouts_per_step)
+        shown, score_of = [sampled[place] for place in places], split_scores(scores, sampled)
         by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
         num_rows = batch.trajectory_ids.bincount()
         means = (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
@@ -787,7 +788,7 @@ class Trainer:
             stage_name(self.config, self.state.stage),
             "train",
             shown,
-            join_scores(split_scores(scores, sampled)[: len(shown)]),
+            join_scores([score_of[place] for place in places]),
             advantages,
             self.stage.rollout.temperature,
         )
@@ -883,6 +884,7 @@ def _rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batc
         "reward/total": float(scores.totals.nanmean()),
         "reward/total_std": float(spreads.mean()),
         **{f"reward/{name}": float(values.nanmean()) for name, values in scores.components.items()},
+        **_totals_of_parts(groups, scores),
         **{f"failures/{name}": float(count) for name, count in scores.failures.items() if count},
         "unscored": float(scores.totals.isnan().float().mean()),
         "groups/flat": float((spreads < 1e-6).float().mean()),
@@ -892,3 +894,12 @@ def _rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batc
         "truncated": sum(truncated) / len(truncated),
         **mean_outcomes([rollout for group in groups for rollout in group.rollouts]),
     }
+
+
+def _totals_of_parts(groups: Sequence[RolloutGroup], scores: Scores) -> dict[str, float]:
+    """Mean totals of a mixture's parts, `reward/<part>/total`: that of all depends on how many groups are of which."""
+    totals: dict[str, list[Tensor]] = {}
+    for group, part in zip(groups, split_scores(scores, groups), strict=True):
+        if group.prompt.part:
+            totals.setdefault(f"reward/{group.prompt.part}/total", []).append(part.totals)
+    return {name: float(torch.cat(values).nanmean()) for name, values in totals.items()}

@@ -44,6 +44,7 @@ class Prompt:
         media_keys: content hash of each medium, in the order of the messages.
         media_files: file of each medium, None where the row held bytes or a decoded object; tools look into them again.
         tools: JSON schemas of the functions that the policy may call, as chat templates take them.
+        part: name of the part of a mixture that it comes from; "" outside of mixtures.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Prompt:
     media_keys: tuple[str, ...] = ()
     media_files: tuple[str | None, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
+    part: str = ""
 
 
 @dataclass(frozen=True)

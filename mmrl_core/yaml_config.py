@@ -1,15 +1,19 @@
 """Reads task configs: YAML, `extends`, stage defaults and command-line overrides into a checked `RunConfig`.
 
-    what it extends -> the file itself -> `key.path=value` -> each stage filled from the top -> RunConfig
+    what it extends -> the file itself -> `key.path=value` -> each stage filled from the top
+        -> each part of a mixture filled from its task -> RunConfig
 
 Later layers win. **Mappings** merge key by key, **scalars and lists** replace. A mapping over a list changes items of
-it: its keys are positions, or the name, label or kind of an item if only one has it, so `stages.sft.steps=5` and
+it: its keys are positions, or the name, label, task or kind of an item if only one has it, so `stages.sft.steps=5` and
 `rewards: {0: {weight: 2}}` change one item. **Components** (things with a `name`, such as a loss or a data source)
 merge their options while the name stays the same or is left out; another name replaces the component with all its
 options.
 
 **Stages** inherit the sections `STAGE_SECTIONS` from the top of the config in the same way. An override of such a
 section that a stage sets for itself would do nothing in that stage, and is an error.
+
+**Parts** of a `mixture` inherit what `PART_INHERITS` lists in the same way, from the task that their key `task` names,
+or else from the section that the mixture stands in.
 
 `extends` holds one or several of: a preset (`algorithm/dapo`, see `configs/`), a task id, a `.yaml` path relative to
 the extending file or to the current folder. Later entries win over earlier ones, and the file wins over them all.
@@ -34,12 +38,30 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from mmrl_core.config import STAGE_SECTIONS, Component, Origins, RewardConfig, RunConfig, StageConfig
+from mmrl_core.config import (
+    STAGE_SECTIONS,
+    Component,
+    Origins,
+    PartConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    StageConfig,
+)
 from mmrl_core.errors import ConfigError, PluginError
 from mmrl_core.plugins import CORE, Plugins, is_behaviour, load_plugins, presets
 
 COMMAND_LINE = "command line"
 YAML_SUFFIXES = (".yaml", ".yml")
+PART_INHERITS = {
+    "data": ("data",),
+    "prompt": ("prompt",),
+    "rewards": ("rewards",),
+    "tools": ("rollout", "tools"),
+    "environment": ("rollout", "environment"),
+    "metrics": ("eval", "metrics"),
+}
+"""Key of a part of a mixture -> where its task has what it stands for."""
 KeyPath = tuple[str | int, ...]
 
 
@@ -62,7 +84,7 @@ def load_config(task: str, overrides: Sequence[str] = ()) -> RunConfig:
     if reader.unreadable:
         raise ConfigError("\n".join(reader.problems))
     root = reader.apply_overrides(root, overrides)
-    return reader.validated(reader.fill_stages(root))
+    return reader.validated(reader.fill_mixtures(reader.fill_stages(root)))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -201,20 +223,38 @@ def _components(config: RunConfig) -> Iterator[tuple[str, KeyPath, Component]]:
     stages = ((("stages", i), stage) for i, stage in enumerate(config.stages))
     sections: list[tuple[KeyPath, RunConfig | StageConfig]] = [((), config), *stages]
     for path, section in sections:
-        for split in ("train", "held_out"):
-            if (source := getattr(section.data, split)) is not None:
-                yield "source", (*path, "data", split), source
-        for i, reward in enumerate(section.rewards):
-            yield "reward", (*path, "rewards", i), reward
+        yield from _data_components(path, section)
+        for i, part in enumerate(section.mixture):
+            where = (*path, "mixture", i)
+            yield from _data_components(where, part)
+            yield from _environment_components(where, part)
+            for n, metric in enumerate(part.metrics):
+                yield "metric", (*where, "metrics", n), metric
         yield "engine", (*path, "rollout", "engine"), section.rollout.engine
         yield "strategy", (*path, "rollout", "strategy"), section.rollout.strategy
-        for i, tool in enumerate(section.rollout.tools):
-            yield "tool", (*path, "rollout", "tools", i), tool
-        if section.rollout.environment is not None:
-            yield "environment", (*path, "rollout", "environment"), section.rollout.environment
+        yield from _environment_components((*path, "rollout"), section.rollout)
         for i, advantage in enumerate(section.algorithm.advantage):
             yield "advantage", (*path, "algorithm", "advantage", i), advantage
         yield "loss", (*path, "algorithm", "loss"), section.algorithm.loss
+
+
+def _data_components(
+    path: KeyPath, section: RunConfig | StageConfig | PartConfig
+) -> Iterator[tuple[str, KeyPath, Component]]:
+    for split in ("train", "held_out"):
+        if (source := getattr(section.data, split)) is not None:
+            yield "source", (*path, "data", split), source
+    for i, reward in enumerate(section.rewards):
+        yield "reward", (*path, "rewards", i), reward
+
+
+def _environment_components(
+    path: KeyPath, section: RolloutConfig | PartConfig
+) -> Iterator[tuple[str, KeyPath, Component]]:
+    for i, tool in enumerate(section.tools):
+        yield "tool", (*path, "tools", i), tool
+    if section.environment is not None:
+        yield "environment", (*path, "environment"), section.environment
 
 
 def option_names(kind: str, target: Any) -> dict[str, inspect.Parameter]:
@@ -387,7 +427,7 @@ class _Reader:
         extends = values.pop("extends", None)
         merged = _Node({}, root.mark)
         for entry in _entries(extends):
-            base = self._find_extended(entry, path)
+            base = self._find_config(entry, path, "extends")
             if base is None:
                 continue
             if base in (*chain, path):
@@ -412,6 +452,7 @@ class _Reader:
             root = self.merge(root, layer, RunConfig)
             if keys[0] in STAGE_SECTIONS:
                 self._refuse_shadowed(root, keys[0], layer.value[keys[0]])
+                self._refuse_in_mixture(root, path.strip(), keys[0], layer.value[keys[0]])
         return root
 
     def fill_stages(self, root: _Node) -> _Node:
@@ -427,6 +468,42 @@ class _Reader:
             else:
                 filled.append(stage)
         return _Node({**root.value, "stages": _Node(filled, stages.mark)}, root.mark)
+
+    def fill_mixtures(self, root: _Node) -> _Node:
+        """Give each part of each mixture what it takes from its task, or from where it stands, under its own."""
+        root = self._fill_mixture(root)
+        stages = root.value.get("stages")
+        if stages is None or not isinstance(stages.value, list):
+            return root
+        filled = [self._fill_mixture(stage) if isinstance(stage.value, dict) else stage for stage in stages.value]
+        return _Node({**root.value, "stages": _Node(filled, stages.mark)}, root.mark)
+
+    def _fill_mixture(self, section: _Node) -> _Node:
+        mixture = section.value.get("mixture")
+        if mixture is None or not isinstance(mixture.value, list):
+            return section
+        filled = [self._fill_part(part, section) if isinstance(part.value, dict) else part for part in mixture.value]
+        parts = [part for part in filled if part is not None]
+        return _Node({**section.value, "mixture": _Node(parts, mixture.mark)}, section.mark)
+
+    def _fill_part(self, part: _Node, section: _Node) -> _Node | None:
+        """None if its task cannot be read, which is noted."""
+        task = part.value.get("task")
+        values = {**part.value, "task": _Node(None, part.mark)}  # filled, it takes nothing from anywhere any more
+        if task is not None and task.value is None:
+            section = _Node({}, task.mark)
+        elif task is not None:
+            path = self._find_config(task, Path(task.mark.source), "task")
+            if path is None:
+                return None
+            section = self.read_file(path, ())
+            if "mixture" in section.value:
+                self._unreadable(task.mark, f"{task.value} is a mixture itself: name its parts instead.")
+                return None
+            values.setdefault("name", _Node(_task_name(task.value), task.mark))
+        found = {key: section.find(place) for key, place in PART_INHERITS.items()}
+        base = {key: node for key, (node, walked) in found.items() if walked == PART_INHERITS[key]}
+        return self.merge(_Node(base, part.mark), _Node(values, part.mark), PartConfig)
 
     def validated(self, root: _Node) -> RunConfig:
         config = None
@@ -484,10 +561,27 @@ class _Reader:
                     f"Write stages.{i}.{key}=..."
                 )
 
-    def _find_extended(self, entry: _Node, path: Path) -> Path | None:
+    def _refuse_in_mixture(self, root: _Node, key: str, section: str, layer: _Node) -> None:
+        """An override of what a part of the mixture has of its own would silently do nothing there."""
+        mixture = root.value.get("mixture")
+        parts = mixture.value if mixture is not None and section in PART_INHERITS else []
+        for i, part in enumerate(parts if isinstance(parts, list) else []):
+            if not isinstance(part.value, dict):
+                continue
+            marks = [mark for _, mark in _shadows(layer, part.value.get(section), (section,))]
+            if "task" in part.value:
+                marks.append(part.value["task"].mark)
+            if marks:
+                self.problems.append(
+                    f"{COMMAND_LINE}: {key!r} has no effect in part {i} of the mixture, which has its own from "
+                    f"{marks[0]}. Write mixture.{i}.{key}=..."
+                )
+
+    def _find_config(self, entry: _Node, path: Path, key: str) -> Path | None:
+        """The file that an entry under a key of the file `path` names; None if there is none, which is noted."""
         name = entry.value
         if not isinstance(name, str):
-            self._unreadable(entry.mark, f"extends names presets, tasks or files; got {_described(entry.plain)}.")
+            self._unreadable(entry.mark, f"{key} names presets, tasks or files; got {_described(entry.plain)}.")
             return None
         if Path(name).suffix in YAML_SUFFIXES:
             for candidate in (path.parent / Path(name).expanduser(), Path(name).expanduser()):
@@ -504,7 +598,7 @@ class _Reader:
             known = [*presets(), *load_plugins().tasks]
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else f"Presets: {', '.join(presets())}. {error}"
-            self._unreadable(entry.mark, f"extends names {name!r}, which is no preset, task or .yaml file. {hint}")
+            self._unreadable(entry.mark, f"{key} names {name!r}, which is no preset, task or .yaml file. {hint}")
             return None
 
     def _parse(self, text: str, source: str, written: str = "") -> _Node:
@@ -603,10 +697,15 @@ def _renames(base: _Node, over: _Node, model: type[Component]) -> bool:
 
 
 def _item_names(position: int, item: _Node) -> set[str]:
-    """What an item of a list can be called in an override: its position, label, name, short name or kind."""
+    """What an item of a list can be called in an override: its position, label, name, task, short name or kind."""
     values = item.value if isinstance(item.value, dict) else {"name": item}
-    names = {str(values[key].value) for key in ("label", "name", "kind") if key in values}
-    return {str(position), *names, *(name.rpartition("/")[2] for name in names)}
+    names = {str(values[key].value) for key in ("label", "name", "task", "kind") if key in values}
+    return {str(position), *names, *(_task_name(name) for name in names)}
+
+
+def _task_name(task: str) -> str:
+    """The last part of an id, or the name of a YAML file without its folder and suffix."""
+    return task.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
 
 
 def _shadows(layer: _Node, own: _Node | None, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], _Mark]]:

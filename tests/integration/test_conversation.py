@@ -58,7 +58,7 @@ class Answers:
     def outcome(self, episode):
         return {"answered": episode["turn"]}
 
-    def split(self, answer):
+    def split(self, prompt, answer):
         return answer.split("|")
 
     def close(self):
@@ -415,7 +415,7 @@ class Pictures:
     def outcome(self, episode):
         return {"left": episode[0]}
 
-    def split(self, answer):
+    def split(self, prompt, answer):
         return answer.split()[:2]
 
     def close(self): ...

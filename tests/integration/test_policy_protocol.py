@@ -551,7 +551,7 @@ def test_two_turns_make_trajectories_of_two_rows(two_turns, plain_model, tiny_mo
     # Logprobs of a second turn are those of a plain forward over the whole conversation, pictures included.
     with torch.no_grad():
         for index, row in enumerate(batch.rows):
-            prompt = trainer.train_source.prompt(int(row.prompt_id.split(":")[1]))
+            prompt = trainer.train_source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
             given = conversations[row.trajectory_id] if row.step_index else prompt
             expected = plain.logprobs(given, row.action)
             for found in (row.sampler_logprobs, batch.old_logprobs[index, : row.num_actions]):

@@ -58,7 +58,9 @@ def test_a_prompt_is_prefilled_once_a_group_and_a_picture_encoded_once_in_a_run(
     for record, rollouts in zip(steps, rollouts_of(trainer), strict=True):
         prompts = {rollout["prompt_id"] for rollout in rollouts}
         assert len(prompts) == 4 and len(rollouts) == 16
-        lengths = [trainer.policy.prompt_length(trainer.train_source.prompt(int(p.split(":")[1]))) for p in prompts]
+        lengths = [
+            trainer.policy.prompt_length(trainer.train_source.sources[0].prompt(int(p.split(":")[1]))) for p in prompts
+        ]
         # Once in the rollout and once in the update, which is on-policy and needs no pass for old logprobs.
         assert record["count/prefill_tokens"] == sum(lengths)
         tokens = sum(rollout["num_tokens"] for rollout in rollouts)
@@ -263,7 +265,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
     for record, batch in zip(steps, probe_batches.BATCHES, strict=True):
         logits, targets = [], []
         for row in batch.rows:
-            prompt = trainer.train_source.prompt(int(row.prompt_id.split(":")[1]))
+            prompt = trainer.train_source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
             ids = tokenizer(f"It is {prompt.sample['answer']}.<|im_end|>", return_tensors="pt")["input_ids"][0]
             assert row.action.tolist() == ids.tolist()
             logits.append(plain.logits(prompt, ids))

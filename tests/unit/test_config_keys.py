@@ -33,8 +33,15 @@ def attributes_read(path: Path) -> set[str]:
 
 
 READ = set().union(*(attributes_read(path) for path in PACKAGE.glob("*.py") if path.name != "config.py"))
-INSIDE_CONFIG = {("Component", "name"), ("RewardConfig", "label"), ("DataConfig", "train"), ("DataConfig", "held_out")}
-"""Read through a property of the model (`RewardConfig.key`), or by a name in a variable (`getattr(data, split)`)."""
+INSIDE_CONFIG = {
+    ("Component", "name"),
+    ("RewardConfig", "label"),
+    ("DataConfig", "train"),
+    ("DataConfig", "held_out"),
+    ("PartConfig", "task"),
+}
+"""Read through a property of the model (`RewardConfig.key`), by a name in a variable (`getattr(data, split)`), or
+before there is a model (`task`)."""
 
 
 @pytest.mark.parametrize(("model", "key"), KEYS)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mmrl_core.config import Component, DataConfig, RolloutConfig
+from mmrl_core.config import Component, DataConfig, RolloutConfig, RunConfig, parts_of
 from mmrl_core.environment import Reply, ToolEnvironment, make_environment
 from mmrl_core.errors import ConfigError, PluginError
 from mmrl_core.plugins import load_plugins
@@ -293,7 +293,7 @@ def test_no_hostile_call_raises_or_is_done_or_repeated_in_the_reply(environment)
 )
 def test_a_demonstration_is_split_after_each_call(environment, text, turns):
     expected = turns or ["a<tool_call>1</tool_call>", "b<tool_call>2</tool_call>", "c\n"]
-    assert environment.split(text) == expected
+    assert environment.split(prompt(), text) == expected
 
 
 def test_it_starts_anew_after_it_was_closed(tools):
@@ -331,7 +331,8 @@ def made(site, strategy, names=(), component=None, **options):
         tools=[Component(name=f"{file}:{name}", **options) for name in names],
         environment=component,
     )
-    return make_environment(rollout, DataConfig(media_root=str(site)), load_plugins())
+    config = RunConfig(name="test", rollout=rollout, data=DataConfig(media_root=str(site)))
+    return make_environment(rollout, parts_of(config), load_plugins())
 
 
 def test_a_config_makes_an_environment_with_options_for_it_and_for_its_tools(site):

@@ -34,6 +34,7 @@ LAYERS = (
         "environment",
         "generation",
         "metrics",
+        "mixture",
         "model_loading",
         "model_path",
         "optimizer",

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from mmrl_core.errors import TaskDataError
+from mmrl_core.mixture import Draw
 from mmrl_core.prefetch import PromptStream
-from mmrl_core.tasks import Draw
 from mmrl_core.types import Prompt
 
 WAIT_S = 30

@@ -17,8 +17,9 @@ from PIL import Image
 
 from mmrl_core.config import DataConfig, PromptConfig, SourceConfig
 from mmrl_core.errors import PluginError, TaskDataError
+from mmrl_core.mixture import Mixture, epoch_order
 from mmrl_core.plugins import Plugins, load_plugins
-from mmrl_core.tasks import BrokenRow, PromptSource, SetAside, Template, draw, epoch_order
+from mmrl_core.tasks import BrokenRow, PromptSource, SetAside, Template
 
 PLUGINS = load_plugins()
 
@@ -311,24 +312,24 @@ def test_draws_go_through_epochs_and_resume_from_a_position(tmp_path: Path) -> N
     source = numbered(tmp_path, 10)
     position, drawn, finished = 0, [], 0
     for _ in range(5):
-        drawing = draw(source, position, 4, seed=3)
+        drawing = Mixture([source]).draw(position, 4, seed=3)
         position = drawing.position
         drawn += [prompt.sample["i"] for prompt in drawing.prompts]
         finished += drawing.epochs_finished
     assert drawn == epoch_order(10, 3, 0) + epoch_order(10, 3, 1)
     assert (position, finished) == (20, 2)
-    resumed = draw(numbered(tmp_path, 10), 8, 4, seed=3)
+    resumed = Mixture([numbered(tmp_path, 10)]).draw(8, 4, seed=3)
     assert [prompt.sample["i"] for prompt in resumed.prompts] == drawn[8:12]
     assert resumed.epochs_finished == 1
-    assert draw(source, 0, 35, seed=3).epochs_finished == 3
+    assert Mixture([source]).draw(0, 35, seed=3).epochs_finished == 3
 
 
 @pytest.mark.parametrize("broken", [[], [0, 3, 4, 9, 11]])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_processes_share_a_draw_and_advance_alike(tmp_path: Path, broken: list[int], world_size: int) -> None:
-    whole = draw(numbered(tmp_path, 12, broken), 12, 6, seed=1)
+    whole = Mixture([numbered(tmp_path, 12, broken)]).draw(12, 6, seed=1)
     parts = [
-        draw(numbered(tmp_path, 12, broken), 12, 6, seed=1, rank=rank, world_size=world_size)
+        Mixture([numbered(tmp_path, 12, broken)]).draw(12, 6, seed=1, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
     merged: list[Any] = [None] * 6
@@ -342,12 +343,12 @@ def test_processes_share_a_draw_and_advance_alike(tmp_path: Path, broken: list[i
 def test_a_broken_row_is_stood_in_for(tmp_path: Path) -> None:
     order = epoch_order(12, 1, 0)
     source = numbered(tmp_path, 12, [order[1], order[4]])  # the second, and the one three further on
-    drawn = [prompt.sample["i"] for prompt in draw(source, 0, 3, seed=1).prompts]
+    drawn = [prompt.sample["i"] for prompt in Mixture([source]).draw(0, 3, seed=1).prompts]
     assert drawn == [order[0], order[7], order[2]]
 
 
 def test_one_sound_row_is_found_and_none_is_an_error(tmp_path: Path) -> None:
     one = numbered(tmp_path, 12, range(11))
-    assert [prompt.sample["i"] for prompt in draw(one, 5, 12, seed=0).prompts] == [11] * 12
+    assert [prompt.sample["i"] for prompt in Mixture([one]).draw(5, 12, seed=0).prompts] == [11] * 12
     with pytest.raises(TaskDataError, match="none of the 12 rows of 'train' can be read"):
-        draw(numbered(tmp_path, 12, range(12)), 0, 2, seed=0)
+        Mixture([numbered(tmp_path, 12, range(12))]).draw(0, 2, seed=0)
