@@ -41,7 +41,7 @@ NEIGHBOUR_SCANS = (800, 1600)
 FEATURE_PX = 16
 
 KERNEL_FEATURES = 300
-KERNEL_GAMMA = 0.05  # of the squared distance; two scans of one digit are 2 to 4 apart
+KERNEL_GAMMA = 0.05  # of the squared distance, which is mostly 4 to 17 between scans of one digit
 INVERSE_PENALTY = 30.0
 NUM_SPOILT = 100  # of each kind
 SPOILT_SEED = 0

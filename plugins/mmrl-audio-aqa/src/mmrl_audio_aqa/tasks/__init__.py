@@ -1,0 +1,1 @@
+"""Task definitions of R1-AQA, one YAML a task."""

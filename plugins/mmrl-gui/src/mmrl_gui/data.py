@@ -1,0 +1,467 @@
+"""Data sources. Each gives rows of one form, whatever the file looked like, so that every reward and metric fits.
+
+Columns of a row:
+
+    image                                   as stored, see `mmrl_core.media.load_image`
+    problem                                 the prompt's text
+    instruction, history                    what it was made of
+    action, input_text                      gold action; the filler where it has no text
+    gt_bbox                                 box or point in shares of the sides, 0..1; None where the action has none
+    solution                                UI-R1's target: the action, and a box in pixels of the original screenshot
+    width, height                           size of the original, pixels
+    resized_width_px, resized_height_px     size at which the processor shows it
+    scale                                   [width / resized_width_px, height / resized_height_px]
+    answer                                  gold completion, without thinking
+    platform, ui_type, group                where the source has them
+
+The resized size is computed from `min_pixels` and `max_pixels` as the processor does; a run overwrites it with what the
+processor did. Give the same limits as in `model`: gold answers in pixels depend on them (rewards and metrics do not,
+since `gt_bbox` is in shares: set their `solution_convention: unit`).
+
+Every source takes:
+
+    form                    "gui_r1" or "ui_r1": which prompt and answer
+    actions                 name of an entry of `actions.ACTION_SETS`, or a list of names, offered in the prompt
+    only                    keep rows of these gold actions
+    thinking                whether the prompt asks for it
+    completion_convention   in what points are answered: absolute_px, per_mille or unit
+    min_pixels, max_pixels  limits of the processor
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmrl_core.data import Row, Rows, load_rows
+from mmrl_core.errors import MediaError, TaskDataError
+from mmrl_core.geometry import BoxConvention, convert
+from mmrl_core.media import media_file, resized_size
+from mmrl_gui.actions import ACTION_SETS, NO_TEXT, action_name, argument_of
+from mmrl_gui.geometry import Position, centre_of, converted, numbers_of, position_of
+from mmrl_gui.parsing import action_answer, coordinates, stated_text
+from mmrl_gui.prompts import gui_r1_prompt, ui_r1_prompt
+
+Form = Literal["gui_r1", "ui_r1"]
+Boxes = Literal["unit", "xyxy_px", "xywh_px"]
+
+MIN_PIXELS = 3136
+MAX_PIXELS = 12_845_056  # Qwen2.5-VL's own limits
+ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation (tag 274) that swap the sides
+SLACK = 0.05  # how far beyond the edge a box in shares may reach; more is another convention
+PLATFORMS = {"pc": "desktop", "mobile": "mobile", "web": "web"}  # by how ScreenSpot's files begin
+PLATFORM_OF_SOURCE = {"ios": "mobile", "android": "mobile", "windows": "desktop", "macos": "desktop"}
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What rows are made into; see the module's documentation."""
+
+    form: Form
+    actions: Sequence[str]
+    only: frozenset[str]
+    thinking: bool
+    convention: BoxConvention
+    min_pixels: int
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class _Gold:
+    """What a source reads out of a stored row.
+
+    Attributes:
+        position: box or point, as stored; None where the action has none.
+        boxes: what the numbers of the position mean.
+    """
+
+    image: Any
+    instruction: str
+    action: str
+    position: Sequence[float] | None
+    boxes: Boxes
+    text: str | None = None
+    history: str = "None"
+    kept: Mapping[str, Any] | None = None
+
+
+def gui_r1(
+    split: str,
+    *,
+    path: str,
+    revision: str | None = None,
+    subset: str | None = None,
+    boxes: Boxes = "unit",
+    form: Form = "gui_r1",
+    actions: str | Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    thinking: bool = True,
+    completion_convention: BoxConvention | str = BoxConvention.ABSOLUTE_PX,
+    min_pixels: int = MIN_PIXELS,
+    max_pixels: int = MAX_PIXELS,
+) -> Rows:
+    """Rows in the schema of GUI-R1: `image`, `instruction`, `history`, `task_type`, `gt_action`, `gt_bbox`,
+    `gt_input_text`, and maybe `group` and `ui_type`; the hub set ritzzai/GUI-R1 or local files.
+
+    Args:
+        split: as `mmrl_core.data.load_rows`.
+        path: a hub name, or a file such as train.parquet or androidcontrol_high_test.parquet.
+        revision, subset: of a hub set.
+        boxes: what `gt_bbox` means: "unit" in the published training file; "xyxy_px", pixels of the original, in its
+            test files (inferred from the published evaluation: unverified).
+        actions: default: those of training, by `task_type` ("high", or click alone).
+        form, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
+
+    Returns:
+        Rows as in the module's documentation, with `task_type`. A row whose action needs a position and has none is
+        broken, and so is one whose position is of another convention.
+
+    Raises:
+        TaskDataError: as `load_rows`, or an option is unknown.
+    """
+    rows = load_rows(path, split=split, revision=revision, subset=subset)
+
+    def read(row: Row) -> _Gold:
+        position = coordinates(row["gt_bbox"])
+        return _Gold(
+            image=row["image"],
+            instruction=str(row["instruction"]),
+            action=str(row["gt_action"]),
+            position=position if position and min(position) >= -SLACK else None,
+            boxes=boxes,
+            text=row.get("gt_input_text"),
+            history=str(row.get("history") or "None"),
+            kept={name: row.get(name) for name in ("task_type", "group", "ui_type")},
+        )
+
+    made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
+    return _made(rows, read, made_into)
+
+
+def ui_r1(
+    split: str,
+    *,
+    path: str,
+    images: str | None = None,
+    revision: str | None = None,
+    subset: str | None = None,
+    form: Form = "ui_r1",
+    actions: str | Sequence[str] | None = "ui_r1",
+    only: Sequence[str] | None = None,
+    thinking: bool = True,
+    completion_convention: BoxConvention | str = BoxConvention.ABSOLUTE_PX,
+    min_pixels: int = MIN_PIXELS,
+    max_pixels: int = MAX_PIXELS,
+) -> Rows:
+    """Rows in the schema of UI-R1: `img_filename` (or `image`), `instruction`, and `bbox` (x1, y1, x2, y2 in pixels of
+    the original, of a click) or `action`; the hub set LZXzju/UI-R1-3B-Train or a JSON file.
+
+    Args:
+        split: as `mmrl_core.data.load_rows`.
+        path: a hub name or a file.
+        images: folder that `img_filename` lies in; default: that of the file.
+        revision, subset: of a hub set.
+        form, actions, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
+
+    Returns:
+        Rows as in the module's documentation.
+
+    Raises:
+        TaskDataError: as `load_rows`, the folder is missing, or an option is unknown.
+    """
+    rows = load_rows(path, split=split, revision=revision, subset=subset)
+    folder = _folder(images)
+
+    def read(row: Row) -> _Gold:
+        return _Gold(
+            image=row["image"] if row.get("image") is not None else row["img_filename"],
+            instruction=str(row["instruction"]),
+            action=str(row.get("action") or "click"),
+            position=coordinates(row.get("bbox")),
+            boxes="xyxy_px",
+        )
+
+    made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
+    return _made(rows, read, made_into, folder=folder)
+
+
+def screenspot(
+    split: str,
+    *,
+    path: str,
+    images: str | None = None,
+    revision: str | None = None,
+    subset: str | None = None,
+    boxes: Boxes = "xywh_px",
+    form: Form = "gui_r1",
+    actions: str | Sequence[str] | None = "screenspot",
+    only: Sequence[str] | None = None,
+    thinking: bool = True,
+    completion_convention: BoxConvention | str = BoxConvention.ABSOLUTE_PX,
+    min_pixels: int = MIN_PIXELS,
+    max_pixels: int = MAX_PIXELS,
+) -> Rows:
+    """Rows of ScreenSpot, ScreenSpot-v2 and ScreenSpot-Pro: `img_filename` (or `image`), `instruction`, `bbox`, and
+    `data_type` with `data_source`, or `ui_type` with `group`.
+
+    Args:
+        split: as `mmrl_core.data.load_rows`.
+        path: a file of annotations, a folder of such, or a hub name.
+        images: folder that `img_filename` lies in; default: that of the file.
+        revision, subset: of a hub set.
+        boxes: "xywh_px" in the files of ScreenSpot and v2; "xyxy_px" in those of Pro; "unit" in conversions of the
+            first on the hub.
+        form, actions, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
+
+    Returns:
+        Rows as in the module's documentation. `platform` is mobile, desktop or web, by how the file's name begins
+        (mobile, pc, web), else by `data_source`, and of Pro what the row says; `ui_type` is text or icon.
+
+    Raises:
+        TaskDataError: as `load_rows`, the folder is missing, or an option is unknown.
+
+    Source: ScreenSpot, arXiv:2401.10935; v2 of OS-Atlas, arXiv:2410.23218; Pro, arXiv:2504.07981.
+    """
+    rows = load_rows(path, split=split, revision=revision, subset=subset)
+    folder = _folder(images)
+
+    def read(row: Row) -> _Gold:
+        name = str(row.get("img_filename") or row.get("file_name") or "")
+        source = row.get("data_source")
+        by_source = PLATFORM_OF_SOURCE.get(str(source), "web" if source is not None else None)
+        kept = {
+            "platform": row.get("platform") or PLATFORMS.get(Path(name).name.partition("_")[0], by_source),
+            "ui_type": row.get("ui_type") or row.get("data_type"),
+            "group": row.get("group"),
+        }
+        return _Gold(
+            image=row["image"] if row.get("image") is not None else row["img_filename"],
+            instruction=str(row["instruction"]),
+            action="click",
+            position=coordinates(row["bbox"]),
+            boxes=boxes,
+            kept=kept,
+        )
+
+    made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
+    return _made(rows, read, made_into, folder=folder)
+
+
+def androidcontrol(
+    split: str,
+    *,
+    path: str,
+    images: str | None = None,
+    form: Form = "ui_r1",
+    actions: str | Sequence[str] | None = "ui_r1",
+    only: Sequence[str] | None = None,
+    thinking: bool = True,
+    completion_convention: BoxConvention | str = BoxConvention.ABSOLUTE_PX,
+    min_pixels: int = MIN_PIXELS,
+    max_pixels: int = MAX_PIXELS,
+) -> Rows:
+    """Rows of the AndroidControl test file that UI-R1 ships: `image`, `task`, and `gt`, an object with the name of the
+    action and x and y (click), direction (scroll), text (input_text) or app_name (open_app).
+
+    Unverified: the key of the name in `gt`; "action" and "action_type" are read.
+
+    Args:
+        split: as `mmrl_core.data.load_rows`.
+        path: the JSON file.
+        images: folder that `image` lies in; default: that of the file.
+        form, actions, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
+
+    Returns:
+        Rows as in the module's documentation; positions are points.
+
+    Raises:
+        TaskDataError: as `load_rows`, the folder is missing, or an option is unknown.
+
+    Source: AndroidControl, arXiv:2406.03679.
+    """
+    rows = load_rows(path, split=split)
+    folder = _folder(images)
+
+    def read(row: Row) -> _Gold:
+        gold = row["gt"]
+        return _Gold(
+            image=row["image"],
+            instruction=str(row["task"]),
+            action=str(gold["action"] if "action" in gold else gold["action_type"]),
+            position=coordinates([gold.get("x"), gold.get("y")]),
+            boxes="xyxy_px",
+            text=next((gold[key] for key in ("text", "direction", "app_name") if gold.get(key)), None),
+        )
+
+    made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
+    return _made(rows, read, made_into, folder=folder)
+
+
+def _form(
+    form: Form,
+    actions: str | Sequence[str] | None,
+    only: Sequence[str] | None,
+    thinking: bool,
+    convention: BoxConvention | str,
+    min_pixels: int,
+    max_pixels: int,
+) -> _Form:
+    if form not in ("gui_r1", "ui_r1"):
+        raise TaskDataError(f"form is 'gui_r1' or 'ui_r1', not {form!r}")
+    if isinstance(actions, str):
+        if actions not in ACTION_SETS:
+            raise TaskDataError(f"no set of actions is called {actions!r}; there are: {', '.join(ACTION_SETS)}")
+        actions = ACTION_SETS[actions]
+    try:
+        convention = BoxConvention(convention)
+    except ValueError as error:
+        names = ", ".join(known.value for known in BoxConvention)
+        raise TaskDataError(f"completion_convention is one of {names}, not {convention!r}") from error
+    kept = frozenset(action_name(name) or "" for name in only or ())
+    return _Form(form, actions or (), kept, thinking, convention, min_pixels, max_pixels)
+
+
+def _folder(images: str | None) -> Path | None:
+    if images is None:
+        return None
+    folder = Path(images).expanduser()
+    if not folder.is_dir():
+        raise TaskDataError(f"{images}: no such folder of images")
+    return folder.absolute()
+
+
+def _made(rows: Rows, read: Callable[[Row], _Gold], form: _Form, *, folder: Path | None = None) -> Rows:
+    """The rows as a part whose rows are made when read; with `only`, those of other actions are left out."""
+    root = folder or rows.media_root
+    kept = [index for index in range(len(rows)) if not form.only or _is_kept(rows, index, read, form.only)]
+    return Rows([_GuiRows(rows, kept, read, form, root)], media_root=root)
+
+
+def _is_kept(rows: Rows, index: int, read: Callable[[Row], _Gold], only: frozenset[str]) -> bool:
+    try:
+        return action_name(read(rows[index]).action) in only
+    except (TaskDataError, KeyError, TypeError):  # broken; it is set aside when it is read
+        return True
+
+
+class _GuiRows:
+    def __init__(
+        self, rows: Rows, kept: Sequence[int], read: Callable[[Row], _Gold], form: _Form, root: Path | None
+    ) -> None:
+        self.rows, self.kept, self.read_gold, self.form, self.root = rows, kept, read, form, root
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def where(self, index: int) -> str:
+        return self.rows.where(self.kept[index])
+
+    def read(self, index: int) -> Row:
+        row = self.rows[self.kept[index]]
+        try:
+            gold = self.read_gold(row)
+        except (KeyError, TypeError) as error:
+            raise TaskDataError(
+                f"{self.where(index)}: not in the schema of this source ({type(error).__name__}: {error}). "
+                f"Columns here: {', '.join(map(str, row))}"
+            ) from error
+        try:
+            return make_row(gold, self.form, self.root)
+        except (MediaError, ValueError) as error:
+            raise TaskDataError(f"{self.where(index)}: {error}") from error
+
+
+def make_row(gold: _Gold, form: _Form, root: Path | None) -> dict[str, Any]:
+    """A row in the columns of this module.
+
+    Raises:
+        MediaError: the image cannot be read.
+        ValueError: the position is missing, or of another convention.
+    """
+    width, height = image_size(gold.image, root)
+    resized = resized_size(width, height, min_pixels=form.min_pixels, max_pixels=form.max_pixels)
+    name = action_name(gold.action) or ""
+    position = _unit_position(gold, width, height) if argument_of(name) == "point" else None
+    text = stated_text(gold.text)
+    if argument_of(name) == "direction" and text is not None:
+        text = text.lower()
+    actions = form.actions or ACTION_SETS["gui_r1_high" if _is_high(gold) else "gui_r1_low"]
+    offered = next((other for other in actions if action_name(other) == name), name)  # as the prompt spells it
+    centre = None if position is None else convert(centre_of(position), form.convention, *resized)
+    point = None if centre is None else (centre.x, centre.y)
+    pixels = None if position is None else converted(position, BoxConvention.ABSOLUTE_PX, width, height)
+    box_px = [0.0] * 4 if pixels is None else [round(number, 2) for number in numbers_of(pixels)]
+    row = {
+        "image": gold.image,
+        "instruction": gold.instruction,
+        "history": gold.history,
+        "action": name,
+        "input_text": text or NO_TEXT,
+        "gt_bbox": None if position is None else numbers_of(position),
+        "solution": f"<answer>[{{'action': '{name}', 'coordinate': {box_px}}}]</answer>",
+        "width": width,
+        "height": height,
+        "resized_width_px": resized[0],
+        "resized_height_px": resized[1],
+        "scale": [width / resized[0], height / resized[1]],
+        **(gold.kept or {}),
+    }
+    options: dict[str, Any] = {"actions": actions, "convention": form.convention, "thinking": form.thinking}
+    if form.form == "ui_r1":
+        shown = f", 'coordinate': {_written(point, form.convention)}" if point is not None else ""
+        row["problem"] = ui_r1_prompt(gold.instruction, **options)
+        row["answer"] = f"<answer>[{{'action': '{offered}'{shown}}}]</answer>"
+    else:
+        row["problem"] = gui_r1_prompt(gold.instruction, history=gold.history, **options)
+        row["answer"] = f"<answer>{action_answer([(offered, point, text)])}</answer>"
+    return row
+
+
+def _is_high(gold: _Gold) -> bool:
+    return (gold.kept or {}).get("task_type") == "high"
+
+
+def _written(point: Sequence[float], convention: BoxConvention) -> list[float]:
+    return [round(value, 4) if convention is BoxConvention.UNIT else round(value) for value in point]
+
+
+def _unit_position(gold: _Gold, width: int, height: int) -> Position:
+    numbers = list(gold.position or ())
+    if gold.boxes == "xywh_px" and len(numbers) == 4:
+        numbers = [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]]
+    stored = position_of(numbers, BoxConvention.UNIT if gold.boxes == "unit" else BoxConvention.ABSOLUTE_PX)
+    if stored is None:
+        raise ValueError(f"the action {gold.action!r} needs a box or point, and there is none")
+    position = converted(stored, BoxConvention.UNIT, width, height)
+    inside = numbers_of(position)
+    if len(inside) == 4 and (inside[0] >= inside[2] or inside[1] >= inside[3]):
+        raise ValueError(f"the box {numbers} has no area")
+    if min(inside) < -SLACK or max(inside) > 1 + SLACK:
+        raise ValueError(
+            f"{numbers} is outside of the picture of {width} x {height} px; is boxes={gold.boxes!r} right?"
+        )
+    return position
+
+
+def image_size(value: Any, root: Path | None) -> tuple[int, int]:
+    """(width, height) in pixels of an upright picture; only the file's head is read.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    from PIL import Image
+
+    if isinstance(value, Image.Image):
+        return value.size
+    file = media_file(value, root=root, what="image")
+    stored = value["bytes"] if isinstance(value, Mapping) and file is None else value
+    try:
+        with Image.open(io.BytesIO(stored) if file is None else file) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(274) in ROTATED else (width, height)
+    except Exception as error:  # format plugins raise anything on hostile files
+        raise MediaError(f"image {os.path.basename(file or 'in the row')}: {error}") from error

@@ -1,0 +1,62 @@
+"""The plugin is found by its entry point; its tasks and recipes resolve, and gold answers score the maximum."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmrl_core.checks import check_plugin, check_task
+from mmrl_core.yaml_config import load_config
+
+RECIPES = Path(__file__).parents[3] / "tasks" / "gui"
+
+
+def test_every_entry_imports_and_every_task_parses():
+    findings = check_plugin("gui")
+    assert [finding.what for finding in findings if not finding.ok] == []
+    assert sum("reward gui/" in finding.what for finding in findings) == 8
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    from datasets import Dataset
+
+    file = io.BytesIO()
+    Image.new("RGB", (700, 400), "white").save(file, format="PNG")
+    image = {"bytes": file.getvalue(), "path": "a.png"}
+    common = {"image": image, "instruction": "book it", "history": "None", "task_type": "high"}
+    rows = [
+        common | {"gt_action": "click", "gt_bbox": [0.2, 0.3, 0.4, 0.5], "gt_input_text": "no input text"},
+        common | {"gt_action": "scroll", "gt_bbox": [-0.1, -0.1], "gt_input_text": "DOWN"},
+        common | {"gt_action": "type", "gt_bbox": [-0.1, -0.1], "gt_input_text": "it's a hotel"},
+        common | {"gt_action": "close/delete", "gt_bbox": [-0.1, -0.1], "gt_input_text": "no input text"},
+    ]
+    path = tmp_path / "train.parquet"
+    Dataset.from_list(rows).to_parquet(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("task", ["gui/gui_r1", str(RECIPES / "paper_gui_r1_3b.yaml"), "gui/ui_r1_efficient"])
+def test_gold_answers_score_the_maximum_and_hostile_ones_are_safe(task, parquet):
+    findings = check_task(load_config(task, [f"data.train.path={parquet}", "model.path=none/none"]))
+    assert [finding.what for finding in findings if not finding.ok] == []
+    assert any("scores the maximum" in finding.what for finding in findings)
+
+
+def test_both_stages_of_the_efficient_recipe_read_the_same_clicks(parquet):
+    config = load_config(str(RECIPES / "paper_ui_r1_efficient.yaml"), [f"data.train.path={parquet}"])
+    think, nothink = config.stages
+    assert think.data.train.options | {"thinking": False} == nothink.data.train.options
+    assert [reward.name for reward in nothink.rewards][-1] == "gui/ui_r1_format_nothink"
+    assert config.plugins[0].options["stages"] == [think.name]
+    assert [finding.what for finding in check_task(config) if not finding.ok] == []
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("paper_*.yaml")))
+def test_recipes_set_what_was_published(name):
+    config = load_config(str(RECIPES / name))
+    size, coefficient, group = (512, 0.01, 5) if "gui_r1" in name else (2, 0.04, 8)
+    for stage in config.stages:
+        assert (stage.prompts_per_step, stage.algorithm.kl.coefficient, stage.group_size) == (size, coefficient, group)
+        assert stage.optimizer.lr == 1e-6

@@ -1,0 +1,1 @@
+"""Task definitions of UAV-VL-R1, one YAML a task."""

@@ -1,0 +1,1 @@
+"""Task definitions of viewpoint learning, one YAML a task."""
