@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import train
 from torch import Tensor
 
 from mmrl_core.checkpoint import find_checkpoint
@@ -35,6 +34,8 @@ from mmrl_core.yaml_config import load_config
 from mmrl_find.metrics import diversity, win_rate
 from mmrl_find.policy import diffusion_prompt
 from mmrl_find.search import SearchResult, best_of_n, cross_entropy, zero_order
+
+from runs import train
 
 TASK = "find/demo_digits"
 DDPO = Path(__file__).parent / "find_ddpo.yaml"
