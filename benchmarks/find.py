@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/find.py --output runs/find_table --seeds 0 1 2
 
-For each seed: FIND as the demo ships it, and DDPO (find_ddpo.yaml), both through `mmrl train`; pictures from fresh
+For each seed: FIND as the demo ships it, and DDPO (find/demo_ddpo), both through `mmrl train`; pictures from fresh
 noise, the same for every model, scored by the reward and by a classifier that was not trained on; and searches over the
 noise of each prompt with as many pictures as FIND made of it. Costs are samples through the denoiser. What is done is
 not repeated when the script runs again. Writes results.json and table.md.
@@ -38,7 +38,7 @@ from mmrl_find.search import SearchResult, best_of_n, cross_entropy, zero_order
 from runs import train
 
 TASK = "find/demo_digits"
-DDPO = Path(__file__).parent / "find_ddpo.yaml"
+DDPO = "find/demo_ddpo"
 GUARD = "other_classifier"
 """The task's reward that is never trained on."""
 SEARCHES: Mapping[str, Callable[..., SearchResult]] = {
@@ -184,7 +184,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> Results:
     output, overrides = arguments.output, [f"seed={seed}"]
     records = {
         "find": train(TASK, output / f"find{seed}", [*overrides, *arguments.find]),
-        "ddpo": train(str(DDPO), output / f"ddpo{seed}", [*overrides, *arguments.ddpo]),
+        "ddpo": train(DDPO, output / f"ddpo{seed}", [*overrides, *arguments.ddpo]),
     }
     configs = {name: load_config(str(output / f"{name}{seed}" / "config.yaml")) for name in records}
     scorer, prompts = Scorer(configs["find"]), unique_prompts(configs["find"])

@@ -9,7 +9,7 @@ from mmrl_core.yaml_config import component_problems, load_config
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "tasks" / "visual_rft"
-FRAGMENTS = {PAPER / "paper_common.yaml"}  # extended by recipes, no tasks by themselves
+FRAGMENTS = set((ROOT / "tasks").rglob("paper_common.yaml"))  # extended by recipes, no tasks by themselves
 RECIPES = sorted(set((ROOT / "tasks").rglob("*.yaml")) - FRAGMENTS)
 PUBLISHED = sorted(set(PAPER.glob("paper_*.yaml")) - FRAGMENTS)
 DEFINITIONS = sorted((ROOT / "plugins").glob("*/src/*/tasks/*.yaml"))
