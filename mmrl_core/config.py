@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from mmrl_core.errors import ConfigError
+
 
 class Origins(dict[tuple[str | int, ...], str]):
     """Where each value of a config was written: path -> "file:line". All are equal: they do not make configs differ."""
@@ -108,6 +110,10 @@ class PromptConfig(Strict):
     audios: list[str] = Field([], description="audio columns")
     max_audio_s: PositiveFloat = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
     text: str = Field("{problem}", description="user message, after the media")
+    marks: dict[Literal["image", "video", "audio"], str] = Field(
+        {},
+        description="what stands in the text in place of each medium, such as {image: '<image>'}; without: media first",
+    )
     answer: str = Field("", description="gold completion: trained on by sft stages, checked by `mmrl check`")
 
 
@@ -136,8 +142,12 @@ class ModelConfig(Strict):
     policy: Component = Field(Component(name="language_model"), description="registered policy, with its options")
     revision: str | None = Field(None, description="hub revision")
     trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    precision: Literal["auto", "float32", "bfloat16", "bfloat16_mixed"] = Field(
-        "auto", description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU"
+    precision: Literal["auto", "float32", "float16", "bfloat16", "bfloat16_mixed"] = Field(
+        "auto",
+        description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU. float16 is for `mmrl eval`",
+    )
+    quantization: Literal["int8"] | None = Field(
+        None, description="for `mmrl eval`: linear layers with weights of 8 bits, by torchao; others keep the precision"
     )
     attention: str = Field("sdpa", description="attention implementation of transformers")
     freeze: list[str] = Field(
@@ -156,6 +166,8 @@ class ModelConfig(Strict):
     def _one_origin(self) -> Self:
         if self.path is not None and self.build is not None:
             raise ValueError("'path' and 'build' are both set; set one")
+        if self.quantization is not None and self.lora is not None:
+            raise ValueError("'quantization' is of whole models; take 'lora' out, or merge the adapter first")
         return self
 
 
@@ -470,3 +482,29 @@ def parts_of(section: RunConfig | StageConfig) -> list[PartConfig]:
             metrics=section.eval.metrics if isinstance(section, RunConfig) else [],
         )
     ]
+
+
+def check_trainable(config: RunConfig) -> None:
+    """Refuse what can be evaluated but not trained.
+
+    Raises:
+        ConfigError: says what is missing, or what keeps weights from being trained.
+    """
+    if not config.stages:
+        raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")
+    for stage in config.stages:
+        name = stage.name or stage.kind
+        parts = parts_of(stage)
+        if any(part.data.train is None for part in parts):
+            raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
+        if stage.kind == "grpo" and not all(part.rewards for part in parts):
+            raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
+    if config.model.quantization is not None:
+        raise ConfigError(
+            "model.quantization: weights of 8 bits cannot be trained. It is for `mmrl eval`; take it out."
+        )
+    if config.model.precision == "float16":
+        raise ConfigError(
+            "model.precision: gradients and updates of float16 weights vanish. It is for `mmrl eval`; train with "
+            "bfloat16_mixed or float32."
+        )

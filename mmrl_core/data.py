@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
 DEFAULT_SPLIT = "train"  # what a file or folder without split names counts as
 NUM_ROWS_SHOWING_COLUMNS = 100  # rows of a text file that are looked at to learn its columns
+LONGEST_FIELD = 1 << 30  # characters of a CSV field; images are kept there as base64, above the 128 Ki of Python
 
 Row = Mapping[str, Any]
 
@@ -79,6 +80,14 @@ class Rows(Sequence[Row]):
         part, offset = self._locate(index)
         row = part.read(offset)
         return row if self._columns is None else {name: row.get(name) for name in self._columns}
+
+    def select_columns(self, names: Sequence[str]) -> Rows:
+        """The same rows with these columns alone; those of a table that are left out are not read.
+
+        A row that lacks one has None there.
+        """
+        parts = [part.select_columns(names) if isinstance(part, _Table) else part for part in self._parts]
+        return Rows(parts, columns=names, media_root=self.media_root, selection=self._selection)
 
     def select_range(self, first: str | None, last: str | None) -> Rows:
         """The rows of a range as `parse_split` gives it; percentages are rounded to the nearest row."""
@@ -136,9 +145,11 @@ def load_rows(
     else:
         _refuse_if_meant_as_local(str(path), local)
         parts, media_root = [_load_hub(str(path), split_name, revision, subset)], None
-    if columns is not None:
-        _check_columns(parts, columns, str(path))
-    return Rows(parts, columns=columns, media_root=media_root).select_range(*ends)
+    found = Rows(parts, media_root=media_root).select_range(*ends)
+    if columns is None:
+        return found
+    _check_columns(parts, columns, str(path))
+    return found.select_columns(columns)
 
 
 def parse_split(split: str) -> tuple[str, str | None, str | None]:
@@ -243,6 +254,9 @@ class _Table:
     def read(self, index: int) -> Row:
         return self.dataset[index].to_pylist()[0]
 
+    def select_columns(self, names: Sequence[str]) -> _Table:
+        return _Table(self.dataset.select_columns([name for name in self.column_names if name in names]), self.name)
+
     def where(self, index: int) -> str:
         return f"{self.name} row {index}"
 
@@ -337,6 +351,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path, delimiter: str) -> _Items:
+    csv.field_size_limit(LONGEST_FIELD)
     items: list[Any] = []
     numbers: list[int] = []
     with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:

@@ -151,8 +151,13 @@ def _require(module: nn.Module, names: set[str]) -> None:
         raise AttributeError(f"{type(module).__name__} with or without {', '.join(sorted(found))}")
 
 
+def _is_plain(linear: Any) -> bool:
+    """Whether it is its weight and bias alone: no adapter around it, no quantised weight."""
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+
+
 def _product(linear: Any) -> Operator:
-    if type(linear) is not nn.Linear:  # an adapter around it, a quantised one
+    if not _is_plain(linear):
         return linear
     weight, bias = linear.weight, linear.bias
     return lambda x: nn.functional.linear(x, weight, bias)
@@ -160,7 +165,7 @@ def _product(linear: Any) -> Operator:
 
 def _joined(*linears: Any) -> Operator:
     """Several projections of the same input as one."""
-    if any(type(linear) is not nn.Linear for linear in linears):
+    if not all(map(_is_plain, linears)):
         return lambda x: torch.cat([linear(x) for linear in linears], -1)
     weight = torch.cat([linear.weight.detach().t() for linear in linears], 1).t()  # column by column, as elsewhere
     biases = [linear.bias for linear in linears]

@@ -12,6 +12,7 @@ from mmrl_core.checkpoint import find_checkpoint
 from mmrl_core.config import PartConfig, RunConfig, parts_of
 from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError
+from mmrl_core.metrics import peak_memory_mib, weights_mib
 from mmrl_core.mixture import in_turns
 from mmrl_core.plugins import Plugins, call_with_options, load_plugins
 from mmrl_core.policy import make_policy
@@ -143,7 +144,10 @@ class Evaluator:
 
 
 def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None = None) -> dict[str, float]:
-    """Metrics of a checkpoint of a run, or of a model folder in transformers' format.
+    """Metrics of a checkpoint of a run, or of a model folder in transformers' format, and the memory that it took.
+
+    `memory/weights_mib` is what the model's parameters and buffers occupy, `memory/peak_mib` the most that was in use:
+    by torch on a GPU, else by the whole process.
 
     Args:
         checkpoint: run folder, checkpoint folder, or model folder.
@@ -168,7 +172,9 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
     try:
         if path is not weights:
             policy.load(weights)
-        return Evaluator(config, plugins, limit=limit).evaluate(policy)
+        metrics = Evaluator(config, plugins, limit=limit).evaluate(policy)
+        memory = {"weights_mib": weights_mib(policy.module), "peak_mib": peak_memory_mib(device)}
+        return metrics | {f"memory/{name}": value for name, value in memory.items()}
     finally:
         policy.close()
 

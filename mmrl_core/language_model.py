@@ -417,7 +417,7 @@ class LanguageModelPolicy:
         on_gpu = torch.device(device).type != "cpu"
         precision = config.precision if config.precision != "auto" else "bfloat16_mixed" if on_gpu else "float32"
         self._mixed = precision == "bfloat16_mixed"
-        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32)
         model = load_model(config, path, dtype)
         plain_reason = share_prefix(model)
         lean_decoding = plain_reason is None and steps_alike(model)
@@ -669,7 +669,7 @@ def _add_lora(model: Any, config: ModelConfig) -> Any:
 def _lay_out_by_columns(model: nn.Module) -> None:
     """Store matrices column by column: with few rows, as in decoding, a CPU multiplies by them 1.4 times as fast."""
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter:  # not a quantised one
             module.weight.data = module.weight.data.t().contiguous().t()
 
 

@@ -28,6 +28,7 @@ from mmrl_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
 
 SHOWN = ("loss", "reward/total", "kl_ref", "entropy", "completion_tokens/mean")
 """Metrics beside the progress bar."""
@@ -134,6 +135,18 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     kib_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib_or_bytes / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def weights_mib(module: nn.Module) -> float:
+    """Memory of a module's parameters and buffers, each counted once; of quantised ones, what they are stored as."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    def stored_bytes(tensor: Tensor) -> int:
+        if is_traceable_wrapper_subclass(tensor):
+            return sum(stored_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+        return tensor.numel() * tensor.element_size()
+
+    return sum(map(stored_bytes, [*module.parameters(), *module.buffers()])) / 2**20
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:

@@ -33,6 +33,8 @@ def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any
         if "audio" in kinds:
             loader = AutoModelForMultimodalLM
         options = _hub_options(config)
+        if config.quantization == "int8":
+            options["quantization_config"] = _int8_weights()
         return loader.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
 
 
@@ -65,6 +67,17 @@ def _settings(config: ModelConfig, path: str | Path) -> Any:
 def _media_kinds(settings: Any) -> set[str]:
     """Which of "vision" and "audio" the model takes besides text."""
     return {kind for kind in ("vision", "audio") if hasattr(settings, f"{kind}_config")}
+
+
+def _int8_weights() -> Any:
+    """Weights of linear layers as 8 bits and a scale for each row; torchao, which runs on CPU and GPU."""
+    from transformers import TorchAoConfig
+
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError as error:
+        raise ImportError(f"model.quantization needs torchao ({error}). Try: pip install torchao") from error
+    return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
 def _hub_options(config: ModelConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmrl_core.checks import check_task
-from mmrl_core.config import RunConfig, StageConfig, parts_of
+from mmrl_core.config import RunConfig, StageConfig, check_trainable, parts_of
 from mmrl_core.environment import make_environment
 from mmrl_core.errors import ConfigError
 from mmrl_core.metrics import check_trackers
@@ -28,15 +28,7 @@ def check_run(config: RunConfig) -> list[str]:
     """
     from accelerate import Accelerator
 
-    if not config.stages:
-        raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")
-    for stage in config.stages:
-        name = stage.name or stage.kind
-        parts = parts_of(stage)
-        if any(part.data.train is None for part in parts):
-            raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
-        if stage.kind == "grpo" and not all(part.rewards for part in parts):
-            raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
+    check_trainable(config)
     plugins = load_plugins()
     check_components(config, plugins)
     check_trackers(config.log.trackers)

@@ -337,8 +337,13 @@ def _metrics_by_section(evaluations: Sequence[_Evaluation]) -> dict[str, list[st
     sections: dict[str, list[str]] = {"Benchmark metrics": [], "Rewards": [], OTHER: []}
     for name in sorted(names, key=lambda name: name != "reward/total"):
         is_other = NEUTRAL_METRIC.search(name) is not None
-        sections[OTHER if is_other else "Rewards" if name.startswith("reward/") else "Benchmark metrics"].append(name)
+        sections[OTHER if is_other else "Rewards" if _is_reward(name) else "Benchmark metrics"].append(name)
     return sections
+
+
+def _is_reward(metric: str) -> bool:
+    """Whether a held-out metric is a reward, of the task or of a mixture's part."""
+    return "/reward/" in f"/{metric}"
 
 
 def _temperatures(evaluations: Sequence[_Evaluation], metric: str) -> list[str]:
@@ -356,8 +361,16 @@ def _readable(names: Iterable[str]) -> dict[str, str]:
     return {name: end if counts[end] == 1 else _visible(name) for name, end in ends.items()}
 
 
-def _held_out_title(metric: str) -> str:
-    return f"Held-out {_readable([metric])[metric]}{' reward' if metric.startswith('reward/') else ''}"
+def _held_out_titles(metrics: Sequence[str]) -> dict[str, str]:
+    """Titles of charts, each metric's own.
+
+    >>> _held_out_titles(["reward/iou", "iou"])
+    {'reward/iou': 'Held-out iou reward', 'iou': 'Held-out iou'}
+    """
+    rewards = _readable(filter(_is_reward, metrics))
+    others = _readable(metric for metric in metrics if not _is_reward(metric))
+    titles = {metric: name if "reward" in name else f"{name} reward" for metric, name in rewards.items()} | others
+    return {metric: f"Held-out {title}" for metric, title in titles.items()}
 
 
 def _held_out_table(milestones: Sequence[_Evaluation]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -393,7 +406,7 @@ def _story(milestones: Sequence[_Evaluation], charts: dict[str, dict[str, Any]])
         warmth = _temperatures(milestones, metric)[0]
         told = [(one.label, one.values[metric, warmth]) for one in milestones if (metric, warmth) in one.values]
         change = _cell(metric, told[-1][1], told[0][1] if len(told) > 1 else None)
-        title = f"{_held_out_title(metric)}, {warmth}"
+        title = f"{charts[metric]['title']}, {warmth}"
         story.append({"title": title, "told": told, "change": change, "chart": charts.pop(metric)})
     return story
 
@@ -409,12 +422,14 @@ def _chart(title: str, told: str, series: Sequence[Series], stages: Sequence[Sta
 def _held_out_charts(evaluations: Sequence[_Evaluation], stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
     """A chart for each held-out metric, with a curve for each temperature."""
     charts = {}
-    for metric in [name for names in _metrics_by_section(evaluations).values() for name in names][:MAX_CHARTS]:
+    metrics = [name for names in _metrics_by_section(evaluations).values() for name in names]
+    titles = _held_out_titles(metrics)
+    for metric in metrics[:MAX_CHARTS]:
         series = []
         for warmth in _temperatures(evaluations, metric)[:MAX_CURVES]:
             points = {one.step: one.values[metric, warmth] for one in evaluations if (metric, warmth) in one.values}
             series.append(Series(warmth, list(points), list(points.values()), is_measured=True))
-        charts[metric] = _chart(_held_out_title(metric), "", series, stages)
+        charts[metric] = _chart(titles[metric], "", series, stages)
     return charts
 
 

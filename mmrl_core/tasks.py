@@ -10,8 +10,9 @@ import difflib
 import hashlib
 import json
 import logging
+import re
 import string
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,7 @@ class PromptSource:
         self._audios = [Template(text, f"{at}prompt.audios") for text in prompt.audios]
         self._video = prompt.video
         self._max_audio_s = prompt.max_audio_s
+        self._marks = {mark: kind for kind, mark in prompt.marks.items()}
         self._environment = environment
         self._media_columns = {template.only_column for template in [*self._images, *self._videos, *self._audios]}
         self._columns_checked = False
@@ -260,9 +262,9 @@ class PromptSource:
         """The prompt of a row; None if the row is broken, which is then in `set_aside`.
 
         Messages are a system message, if the template is not empty, and a user message whose content is the images, the
-        videos, the audios, then the text. A media column may hold one medium, a list of them, or null for none. Paths
-        are relative to `data.media_root`, which they may not leave; without it to the data file's folder, or to the
-        working folder.
+        videos, the audios, then the text; with `prompt.marks`, media stand where the text has their marks. A media
+        column may hold one medium, a list of them, or null for none. Paths are relative to `data.media_root`, which
+        they may not leave; without it to the data file's folder, or to the working folder.
 
         Raises:
             IndexError: there is no such row.
@@ -303,32 +305,27 @@ class PromptSource:
         return row
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
-        from mmrl_core.media import content_hash, load_audio, load_image, media_file
+        from mmrl_core.media import load_audio, load_image
 
         row = self._row(index)
-        content: list[dict[str, Any]] = []
-        keys: list[str] = []
-        files: list[str | None] = []
+        media: list[_Medium] = []
         for value in self._media_values(self._images, row):
             reading[:] = [value]
-            content.append({"type": "image", "image": load_image(value, root=self._root)})
-            keys.append(content_hash(value, root=self._root))
-            files.append(media_file(value, root=self._root))
+            media.append(self._medium(value, {"type": "image", "image": load_image(value, root=self._root)}))
         for value in self._media_values(self._videos, row):
             reading[:] = [value]
             video = self._load_video(value)
             part = {"type": "video", "video": video.frames, "metadata": video.metadata, "times_s": video.times_s}
-            content.append(part)
-            keys.append(self._video_key(value))
-            files.append(media_file(value, root=self._root))
+            media.append(self._medium(value, part, key=self._video_key(value)))
         for value in self._media_values(self._audios, row):
             reading[:] = [value]
             audio = load_audio(value, root=self._root, max_seconds=self._max_audio_s)
-            content.append({"type": "audio", "audio": audio.samples, "sampling_rate": audio.sampling_rate})
-            keys.append(content_hash(value, root=self._root))
-            files.append(media_file(value, root=self._root))
+            heard = {"type": "audio", "audio": audio.samples, "sampling_rate": audio.sampling_rate}
+            media.append(self._medium(value, heard))
         reading.clear()
-        content.append({"type": "text", "text": self._text.render(row)})
+        placed = place_media(media, self._text.render(row), self._marks)
+        media = [item for item in placed if isinstance(item, _Medium)]
+        content = [item.part if isinstance(item, _Medium) else {"type": "text", "text": item} for item in placed]
         messages: list[dict[str, Any]] = []
         if system := self._system.render(row):
             messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
@@ -345,9 +342,14 @@ class PromptSource:
                 if column not in self._media_columns and not _is_media(value)
             },
             answer="" if unanswered else self._answer.render(row),
-            media_keys=tuple(keys),
-            media_files=tuple(files),
+            media_keys=tuple(medium.key for medium in media),
+            media_files=tuple(medium.file for medium in media),
         )
+
+    def _medium(self, value: Any, part: dict[str, Any], key: str | None = None) -> _Medium:
+        from mmrl_core.media import content_hash, media_file
+
+        return _Medium(part, key or content_hash(value, root=self._root), media_file(value, root=self._root))
 
     def _load_video(self, value: Any) -> Video:
         from mmrl_core.video import load_video
@@ -418,6 +420,45 @@ class PromptSource:
                 if column not in columns:
                     raise TaskDataError(f"{template.key}: {template.text!r}: {_no_column(column, list(columns))}")
         self._columns_checked = True
+
+
+@dataclass(frozen=True)
+class _Medium:
+    """A part of a message's content, what its features are kept under, and the file that it was read from."""
+
+    part: dict[str, Any]
+    key: str
+    file: str | None
+
+    @property
+    def kind(self) -> str:
+        return str(self.part["type"])
+
+
+def place_media(media: Sequence[_Medium], text: str, kinds: Mapping[str, str]) -> list[_Medium | str]:
+    """Media and stretches of text in the order of the prompt.
+
+    Args:
+        media: those of a kind in the order in which they are marked.
+        text: in which marks stand for media. Media of kinds that it has no mark of come first.
+        kinds: mark -> kind of medium.
+
+    Raises:
+        TaskDataError: the text marks more or fewer media of a kind than there are.
+    """
+    stretches = re.split("(" + "|".join(map(re.escape, kinds)) + ")", text) if kinds else [text]
+    marked = Counter(kinds[stretch] for stretch in stretches[1::2])
+    waiting = {kind: [medium for medium in media if medium.kind == kind] for kind in marked}
+    for kind, number in marked.items():
+        if number != (found := len(waiting[kind])):
+            raise TaskDataError(f"prompt.marks: the text marks {number} media of kind {kind}, the row has {found}")
+    placed: list[_Medium | str] = [medium for medium in media if medium.kind not in marked]
+    for place, stretch in enumerate(stretches):
+        if place % 2:
+            placed.append(waiting[kinds[stretch]].pop(0))
+        elif stretch:
+            placed.append(stretch)
+    return placed
 
 
 def _decoded_bytes(prompt: Prompt) -> int:

@@ -34,7 +34,7 @@ from mmrl_core.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig, parts_of
+from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig, check_trainable, parts_of
 from mmrl_core.environment import Environment, make_environment
 from mmrl_core.errors import ConfigError, HookResultError, PolicyError, TaskDataError
 from mmrl_core.evaluation import Evaluator, mean_outcomes
@@ -118,10 +118,7 @@ class Trainer:
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
-        if not config.stages:
-            raise ConfigError(
-                f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo."
-            )
+        check_trainable(config)
         self.plugins = load_plugins()
         check_components(config, self.plugins)
         self.config = config
@@ -180,8 +177,6 @@ class Trainer:
             self.stage = self.stage.model_copy(update={"algorithm": SFT_ALGORITHM})
         name = stage_name(self.config, index)
         parts = parts_of(self.stage)
-        if any(part.data.train is None for part in parts):
-            raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
         self.environment = make_environment(self.stage.rollout, parts, self.plugins)
         self.train_source = training_mixture(self.plugins, parts, self.environment)
         source, count = self.train_source, self.stage.prompts_per_step

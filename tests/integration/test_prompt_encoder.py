@@ -1,5 +1,8 @@
 """Prompts with audio reach the model as the processor's own documentation has it."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -180,3 +183,22 @@ def test_an_audio_file_goes_from_its_row_to_logits(make_encoder, make_prompt, pl
     with torch.no_grad():
         logits = plain.model(input_ids=encoded.input_ids[None], **encoded.media).logits
         assert torch.equal(logits, plain.model(**expected).logits)
+
+
+def test_pictures_between_stretches_of_text_are_encoded_where_they_stand(
+    make_encoder, plain_model, tiny_model, make_picture, tmp_path
+):
+    for name, size in (("one", (56, 56)), ("two", (84, 56))):
+        make_picture(len(name), *size).save(tmp_path / f"{name}.png")
+    row = {"q": "Is <image> left of <image>?", "images": ["one.png", "two.png"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    rows = SourceConfig(name="rows", path=str(tmp_path / "train.jsonl"))
+    templates = PromptConfig(images=["{images}"], text="{q}", marks={"image": "<image>"})
+    prompt = PromptSource(load_plugins(), rows, templates, DataConfig(), name="train").prompt(0)
+    encoded = make_encoder("qwen2_5_vl").encode(prompt)
+    expected = plain_model(tiny_model("qwen2_5_vl")).inputs(prompt)
+    assert torch.equal(encoded.input_ids, expected["input_ids"][0])
+    assert torch.equal(encoded.media["pixel_values"], expected["pixel_values"])
+    text = make_encoder("qwen2_5_vl").tokenizer.decode(encoded.input_ids)
+    shown = "<|vision_start|>#<|vision_end|>"
+    assert f"Is {shown} left of {shown}?" in re.sub(r"(<.image_pad.>)+", "#", text)

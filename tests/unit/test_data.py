@@ -64,6 +64,25 @@ def test_csv_and_tsv_values_are_strings(tmp_path):
     assert list(load_rows(tmp_path / "rows.tsv")) == [{"problem": "x", "number": "3"}]
 
 
+def test_a_csv_field_may_be_as_long_as_an_image_in_base64(tmp_path):
+    long = "a" * 300_000  # Python's own limit is 131072
+    (tmp_path / "rows.csv").write_text(f"image,label\n{long},dog\n")
+    assert load_rows(tmp_path / "rows.csv")[0] == {"image": long, "label": "dog"}
+
+
+def test_rows_with_some_columns_read_no_others(tmp_path):
+    from datasets import Dataset
+
+    write_jsonl(tmp_path / "train-0.jsonl", [{"kind": "a"}, {"other": 1}])
+    table = [{"kind": "b", "image": b"x"}, {"kind": "c", "image": b"y"}]
+    Dataset.from_list(table).to_parquet(tmp_path / "train-1.parquet")
+    whole = load_rows(tmp_path)
+    light = whole[1:].select_columns(["kind", "nothing"])
+    assert list(light) == [{"kind": kind, "nothing": None} for kind in (None, "b", "c")]
+    assert light._parts[1].column_names == ["kind"] and list(whole)[2:] == table
+    assert [light.where(index) for index in range(3)] == [whole.where(index) for index in range(1, 4)]
+
+
 def test_json_object_of_lists_has_its_keys_as_splits(tmp_path):
     path = tmp_path / "both.json"
     path.write_text(json.dumps({"train": TABLE, "test": TABLE[:1], "version": 1}))

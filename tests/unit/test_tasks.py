@@ -126,6 +126,49 @@ def test_images_in_parquet_and_several_in_a_column(tmp_path: Path) -> None:
     assert first.sample == {"q": "one"}
 
 
+MARKED = {
+    "images": ["{images}"],
+    "audios": ["{sound}"],
+    "text": "{q}",
+    "marks": {"image": "<image>", "audio": "<audio>"},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<image> or <image>?", ["audio", "red", " or ", "blue", "?"]),  # no mark of the sound: it comes first
+        ("<audio>\nAs in <image><image>", ["audio", "\nAs in ", "red", "blue"]),
+        ("No marks.", ["red", "blue", "audio", "No marks."]),
+        ("<images>", ["red", "blue", "audio", "<images>"]),
+    ],
+)
+def test_media_stand_where_the_text_marks_them(tmp_path: Path, text: str, shown: list[str]) -> None:
+    for colour in ("red", "blue"):
+        (tmp_path / f"{colour}.png").write_bytes(png(colour))
+    (tmp_path / "tone.wav").write_bytes(wav(0.1))
+    path = jsonl(tmp_path, [{"q": text, "images": ["red.png", "blue.png"], "sound": "tone.wav"}])
+    prompt = source_of(path, MARKED).prompt(0)
+    assert prompt is not None
+    (user,) = prompt.messages
+    found = []
+    for part in user["content"]:
+        colour = {"image": lambda part: {(255, 0, 0): "red", (0, 0, 255): "blue"}[part["image"].getpixel((0, 0))]}
+        found.append(colour.get(part["type"], lambda part: part.get("text", "audio"))(part))
+    assert found == shown
+    files = [Path(file).stem.replace("tone", "audio") for file in prompt.media_files if file is not None]
+    assert files == [name for name in shown if name in ("audio", "red", "blue")] and len(set(prompt.media_keys)) == 3
+
+
+def test_a_row_that_marks_more_media_than_it_has_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png("red"))
+    rows = [{"q": "<image> <image>", "images": ["red.png"], "sound": None}, {"q": "?", "images": [], "sound": None}]
+    source = source_of(jsonl(tmp_path, rows), MARKED)
+    assert source.prompt(0) is None and source.prompt(1) is not None
+    (broken,) = source.set_aside
+    assert broken.reason == "prompt.marks: the text marks 2 media of kind image, the row has 1"
+
+
 def test_audio_files_become_mono_samples_at_their_own_rate(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(wav(0.5))
     (tmp_path / "b.wav").write_bytes(wav(0.25, 44100))

@@ -331,10 +331,10 @@ class DDPOPolicy:
             )
         if logprob not in ("mean", "sum"):
             raise PolicyError(f"logprob is {logprob!r}; it can be mean or sum.")
-        if config.precision == "bfloat16":
+        if config.precision in ("bfloat16", "float16"):
             raise PolicyError(
-                "model.precision bfloat16 would round the latents that logprobs are taken of. Set it to auto, "
-                "bfloat16_mixed or float32."
+                f"model.precision {config.precision} would round the latents that logprobs are taken of. Set it to "
+                "auto, bfloat16_mixed or float32."
             )
         on_gpu = torch.device(device).type != "cpu"
         self._mixed = config.precision == "bfloat16_mixed" or (config.precision == "auto" and on_gpu)
