@@ -4,8 +4,8 @@
 
 At each point of the grid the two engines run in turn, each in a process of its own (`step.py`), `--repeats` times. A
 ratio is TRL's median step over mmrl's of the same repeat; given is the median of the repeats with their range. Results
-are kept in `--output`; what is in it is not run again, so that an interrupted comparison goes on where it stopped, and
-the tables can be printed again at no cost. Delete the file to measure anew. Run it on an otherwise idle machine.
+are kept in `--output`; what is in it is not run again, so that an interrupted comparison goes on where it stopped, more
+repeats can be added, and the tables can be printed again at no cost. Delete the file to measure anew. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -85,28 +85,32 @@ def measure(point: Point, engine: str, arguments: argparse.Namespace) -> Result:
 
 
 def collect(points: Sequence[Point], arguments: argparse.Namespace) -> list[Result]:
-    """Measure what the output file does not hold yet; returns the results of these points, in order."""
+    """Measure what the output file does not hold yet; returns all it has of these points, also of further repeats."""
     output: Path = arguments.output
     done: list[Result] = json.loads(output.read_text()) if output.is_file() else []
     output.parent.mkdir(parents=True, exist_ok=True)
     settings = {name: getattr(arguments, name) for name in ("prompts", "steps", "warmup", "threads")}
     settings["model"] = str(arguments.model)
-    wanted = []
     for point in points:
         for repeat in range(arguments.repeats):
             for engine in ENGINES:
                 key = {"engine": engine, "repeat": repeat, "point": asdict(point), **settings}
-                known = [entry for entry in done if entry["key"] == key]
-                if not known:
-                    print(f"{point} repeat {repeat + 1} {engine} ...", file=sys.stderr, flush=True)
-                    known = [{"key": key, "result": measure(point, engine, arguments)}]
-                    done += known
-                    unfinished = output.with_name(output.name + ".unfinished")
-                    unfinished.write_text(json.dumps(done, indent=1) + "\n")
-                    os.replace(unfinished, output)
-                    print(f"    {known[0]['result']['seconds_median']:.2f} s a step", file=sys.stderr, flush=True)
-                wanted.append(known[0])
-    return wanted
+                if any(entry["key"] == key for entry in done):
+                    continue
+                print(f"{point} repeat {repeat + 1} {engine} ...", file=sys.stderr, flush=True)
+                result = measure(point, engine, arguments)
+                done.append({"key": key, "result": result})
+                unfinished = output.with_name(output.name + ".unfinished")
+                unfinished.write_text(json.dumps(done, indent=1) + "\n")
+                os.replace(unfinished, output)
+                print(f"    {result['seconds_median']:.2f} s a step", file=sys.stderr, flush=True)
+    keys = [(entry["key"]["point"], entry["key"]["repeat"]) for entry in done]
+    wanted = [asdict(point) for point in points]
+    return [
+        entry
+        for entry, key in zip(done, keys, strict=True)
+        if key[0] in wanted and keys.count(key) == len(ENGINES) and settings.items() <= entry["key"].items()
+    ]
 
 
 class Comparison:

@@ -101,6 +101,12 @@ def test_the_target_of_ui_r1_lies_in_pixels_of_the_original(tmp_path):
     assert row["answer"] == "<answer>[{'action': 'click', 'coordinate': [112, 84]}]</answer>"
 
 
+def test_clicks_on_points_are_left_out_if_asked_for(tmp_path):
+    path = write_parquet(tmp_path / "train.parquet", GUI_R1_ROWS)
+    rows = gui_r1("train", path=path, form="ui_r1", only=["click"], only_boxes=True)
+    assert [row["gt_bbox"] for row in rows] == [[0.1, 0.2, 0.3, 0.4]]
+
+
 def test_test_files_hold_pixels_of_the_original(tmp_path):
     row = HIGH | {"gt_action": "long_press", "gt_bbox": [100.0, 100.0, 300.0, 200.0], "gt_input_text": ""}
     path = write_parquet(tmp_path / "omniact_web_test.parquet", [row | {"group": "web", "ui_type": "icon"}])

@@ -79,6 +79,26 @@ def test_steps_by_the_rule_of_each_benchmark(rule, kind, place, success):
     assert result["readable"] == pytest.approx(8 / 9)
 
 
+def test_ui_r1_measures_by_the_width_in_either_direction():
+    def places(point, **options):
+        samples = [row(box=(0.5, 0.5), resized_width_px=1080, resized_height_px=2400)]
+        rules = ("ui_r1", "default")
+        return [steps([act("click", point)], samples, rule=rule, **options)["grounding"] for rule in rules]
+
+    # the gold point is (540, 1200); 0.14 of the sides is 151.2 and 336 pixels
+    assert places((540, 1351)) == [1.0, 1.0]
+    assert places((540, 1352)) == [0.0, 1.0]
+    assert places((692, 1200)) == [0.0, 0.0]
+    assert places((9.9e149, 1200), completion_convention="per_mille") == [0.0, 0.0]  # too far for a coordinate
+
+
+def test_gui_r1_leaves_hotkeys_out_of_its_step_success():
+    samples = [row("hotkey", None, "ctrl c"), row("type", None, "red")]
+    completions = [act("hotkey", text="alt"), act("type", text="red")]
+    assert steps(completions, samples, rule="gui_r1")["step_success"] == 1.0
+    assert steps(completions, samples)["step_success"] == 0.5
+
+
 def test_odyssey_counts_a_text_in_the_other_and_half_of_the_edits():
     def success(text, gold):
         return steps([act("type", text=text)], [row("type", None, gold)], rule="gui_odyssey")["step_success"]

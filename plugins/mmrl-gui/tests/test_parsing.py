@@ -7,7 +7,7 @@ import pytest
 
 from mmrl_core.geometry import BoxConvention, Point
 from mmrl_gui.actions import ACTION_SETS, ACTIONS, action_name
-from mmrl_gui.parsing import action_answer, answer_text, coordinates, parse_actions, parse_literal
+from mmrl_gui.parsing import action_answer, answer_text, coordinates, parse_actions, parse_literal, stated_text
 
 PX = BoxConvention.ABSOLUTE_PX
 
@@ -51,6 +51,7 @@ def test_what_is_no_literal_is_refused(text):
         "I click: [{'action': 'click', 'point': [3.0, 4]}] (the button)",
         "[{'action': 'click', 'point': [3, 4]}",
         "[see {x}] [{'action': 'click', 'point': [3, 4]}]",
+        "[{'action': click, 'point': [3, 4]}]",  # UI-R1's second pattern
     ],
 )
 def test_an_action_is_read_in_any_spelling(body):
@@ -64,10 +65,17 @@ def test_what_is_no_place_is_no_point(point):
     assert action is None or action.point is None
 
 
+def test_a_missing_name_is_no_name():
+    assert parse_literal("{'action': None, 'x': 1}") == parse_literal('{"action": null, "x": 1}')
+    assert first("[{'action': None, 'point': [3, 4]}]") is None
+
+
 def test_texts_keep_apostrophes_and_the_filler_is_none():
     assert first("""[{'action': 'type', 'input_text': "it's"}]""").text == "it's"
     assert first("[{'action': 'type', 'input_text': 'No Input Text'}]").text is None
     assert first("[{'action': 'scroll', 'direction': 'down'}]").text == "down"
+    assert first("[{'action': 'type', 'input_text': 2024}]").text == "2024"
+    assert [stated_text(value) for value in (None, True, float("nan"), 10**400, " ")] == [None] * 5
 
 
 @pytest.mark.parametrize(

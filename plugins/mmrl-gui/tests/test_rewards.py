@@ -94,6 +94,8 @@ def test_texts_need_an_f1_of_one_half():
     assert accuracy(act("type", text="blue and yellow"), TYPE) == 0.0  # 1/3
     assert accuracy(act("type", text="blue and yellow"), TYPE, text_threshold=0.3) == 1.0
     assert accuracy(act("type"), TYPE) == 0.0
+    assert accuracy(act("type", text="1999"), TYPE | {"input_text": 2024}) == 0.0  # a gold text may be a number
+    assert accuracy(act("type", text="2024"), TYPE | {"input_text": 2024}) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,7 @@ def test_rows_without_usable_gold_are_unscored(gold):
         (answer("[{'action': 'click', 'point': [1, 2]}]"), 0.0),
         (act("type"), 0.0),
         (act("type", text="red"), 1.0),
+        (act("type", text=""), 1.0),  # as published: only the filler is refused
         (act("open_app"), 0.0),
         (act("scroll", text="up"), 1.0),
         (act("scroll", text="UP"), 0.0),

@@ -56,7 +56,17 @@ def test_both_stages_of_the_efficient_recipe_read_the_same_clicks(parquet):
 @pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("paper_*.yaml")))
 def test_recipes_set_what_was_published(name):
     config = load_config(str(RECIPES / name))
-    size, coefficient, group = (512, 0.01, 5) if "gui_r1" in name else (2, 0.04, 8)
+    of_gui_r1 = (512, 5, 4, 0.01, 1e-6, "token_mean", 0.01, 1024)
+    of_ui_r1 = (2, 8, 1, 0.04, 1e-4, "sequence_mean", 0.0, 512 if "efficient" in name else 256)
     for stage in config.stages:
-        assert (stage.prompts_per_step, stage.algorithm.kl.coefficient, stage.group_size) == (size, coefficient, group)
-        assert stage.optimizer.lr == 1e-6
+        algorithm, optimizer, (advantage,) = stage.algorithm, stage.optimizer, stage.algorithm.advantage
+        assert (
+            *(stage.prompts_per_step, stage.group_size, algorithm.updates_per_rollout, algorithm.kl.coefficient),
+            *(advantage.options["eps"], algorithm.aggregate, optimizer.weight_decay, stage.rollout.max_tokens),
+        ) == (of_gui_r1 if "gui_r1" in name else of_ui_r1)
+        assert (algorithm.loss.options, algorithm.kl.estimator) == ({"clip_low": 0.2, "clip_high": 0.2}, "k3")
+        assert (optimizer.lr, optimizer.warmup_steps, optimizer.max_grad_norm) == (1e-6, 0, 1.0)
+        assert stage.rollout.temperature == 1.0
+    limits = (262144, 1258291) if "gui_r1" in name else (3136, 12845056)
+    assert (config.model.min_pixels, config.model.max_pixels) == limits
+    assert config.model.freeze == [] and config.model.precision == "bfloat16_mixed"

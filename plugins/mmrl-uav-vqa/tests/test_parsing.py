@@ -126,6 +126,9 @@ def test_yes_or_no(text, said):
         ("4-5", None),
         ("four, maybe 5", None),
         ("twenty-one", None),
+        ("one hundred", None),
+        ("thirty one cars", None),
+        ("Thirty-one.", None),
         ("4e2", None),
         ("12m2", None),
         ("1,20", None),
@@ -155,6 +158,7 @@ def test_counts(text, count):
         ("120 sq m", 120.0, True),
         ("120 sq. m.", 120.0, True),
         ("120 sqm", 120.0, True),
+        ("120 sq. meters", 120.0, True),
         ("120 square meters", 120.0, True),
         ("120 Square Metres", 120.0, True),
         ("2 ha", 20_000.0, True),
@@ -237,6 +241,11 @@ def test_labels(text, label):
 )
 def test_letters_stand_for_options(text, chosen):
     assert chosen_option(text, ["red", "blue"]) == chosen
+
+
+def test_an_option_that_is_a_letter_is_itself():
+    options = ["B", "A"]  # the letters on two roofs
+    assert [chosen_option(text, options) for text in ("A", "B", "(A) B")] == ["A", "B", "B"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def score(answer, gold, question_type=None, **options):
         ("area", "120m2", "120 square meters", 1.0),
         ("area", "120m2", "126", 1.0),  # error 6 / 120 = 0.05
         ("area", "120m2", "127", 0.0),
+        ("area", "2m2", "2.1", 1.0),  # 0.05, which floats miss by a hair
         ("area", "0m2", "0", 1.0),
         ("area", "0m2", "1", 0.0),
         ("area", "1 ha", "10,000 m2", 1.0),
@@ -143,6 +144,7 @@ def test_options_and_aliases():
     assert score("(B)", "blue", "color", sample=options) == 1.0
     assert score("blue", "B", "color", sample=options) == 1.0
     assert score("A", "B", "color", sample=options) == 0.0
+    assert score("C", "4", "number", sample={"options": [2, None, 4]}) == 1.0  # letters count every option
     assert score("auto", "car", "transportation", sample={"aliases": ["auto"]}) == 1.0
     assert score("auto", "car", "transportation", aliases={"car": ["auto"]}) == 1.0
     assert score("auto", "car", "transportation") == 0.0

@@ -14,10 +14,12 @@ from PIL import Image
 
 from mmrl_core.errors import TaskDataError
 from mmrl_core.media import load_image
+from mmrl_core.plugins import load_plugins
+from mmrl_core.tasks import PromptSource
+from mmrl_core.yaml_config import load_config
 from mmrl_viewpoint.data import (
     benchmark,
     options_in,
-    place_images,
     posed_views,
     published,
     sat,
@@ -73,7 +75,7 @@ def test_verl_rows(tmp_path):
     )
     check_gold(rows)
     assert rows[0]["id"] == 7 and rows[0]["question_type"] == "ego_translation"
-    assert rows[0]["problem"].startswith("From the camera's perspective") and "<image>" not in rows[0]["problem"]
+    assert rows[0]["problem"] == QUESTION
     assert rows[0]["options"] == ["to the right", "no", "to the left"]
     assert [row["ground_truth"] for row in rows] == ["C", "C"]
     assert rows[0]["target"] == "<answer>C</answer>"
@@ -132,11 +134,21 @@ def test_a_broken_row_says_where_and_why(tmp_path, row, message):
         rows[0]
 
 
-def test_marks_inside_a_text_become_names():
-    assert place_images(" <image> First <image>? Then <image>", 3) == "First image 2? Then image 3"
-    assert place_images("(<image>)x<image>y", 2) == "(image 1)x image 2 y"
-    with pytest.raises(TaskDataError, match="1 marks <image> for 2 images"):
-        place_images("<image> which?", 2)
+def test_images_stand_where_the_text_marks_them(tmp_path):
+    rows = [
+        verl_row(question="Photo one: <image> and two: <image>. Which way?\nA: left\nB: right\nC: no", truth="B"),
+        {"images": [{"bytes": picture(0)}, {"bytes": picture(1)}], "question": "Which way?", "answer": "left"},
+    ]
+    marked, unmarked = (write_parquet(tmp_path / f"{number}_train.parquet", [row]) for number, row in enumerate(rows))
+
+    def content(path):
+        config = load_config("viewpoint/choice", [f"data.train.path={path}", "model.path=none/none"])
+        prompt = PromptSource(load_plugins(), config.data.train, config.prompt, config.data, name="train").prompt(0)
+        return [part.get("text") or part["image"].getpixel((0, 0))[0] for part in prompt.messages[-1]["content"]]
+
+    after = ". Which way?\nA: left\nB: right\nC: no"
+    assert content(marked) == ["Photo one: ", 0, " and two: ", 1, after]
+    assert content(unmarked) == [0, 1, "Which way?"]
 
 
 def test_options_are_found_in_texts():

@@ -33,7 +33,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,7 @@ class _Form:
     convention: BoxConvention
     min_pixels: int
     max_pixels: int
+    only_boxes: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def gui_r1(
     revision: str | None = None,
     subset: str | None = None,
     boxes: Boxes = "unit",
+    only_boxes: bool = False,
     form: Form = "gui_r1",
     actions: str | Sequence[str] | None = None,
     only: Sequence[str] | None = None,
@@ -113,6 +115,7 @@ def gui_r1(
         revision, subset: of a hub set.
         boxes: what `gt_bbox` means: "unit" in the published training file; "xyxy_px", pixels of the original, in its
             test files (inferred from the published evaluation: unverified).
+        only_boxes: keep rows whose position is a box, as UI-R1-E does of the clicks; its rewards know no points.
         actions: default: those of training, by `task_type` ("high", or click alone).
         form, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
 
@@ -139,7 +142,7 @@ def gui_r1(
         )
 
     made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
-    return _made(rows, read, made_into)
+    return _made(rows, read, replace(made_into, only_boxes=only_boxes))
 
 
 def ui_r1(
@@ -335,15 +338,18 @@ def _folder(images: str | None) -> Path | None:
 
 
 def _made(rows: Rows, read: Callable[[Row], _Gold], form: _Form, *, folder: Path | None = None) -> Rows:
-    """The rows as a part whose rows are made when read; with `only`, those of other actions are left out."""
+    """The rows as a part whose rows are made when read; of `only` and `only_boxes`, others are left out."""
     root = folder or rows.media_root
-    kept = [index for index in range(len(rows)) if not form.only or _is_kept(rows, index, read, form.only)]
+    chosen = form.only or form.only_boxes
+    kept = [index for index in range(len(rows)) if not chosen or _is_kept(rows, index, read, form)]
     return Rows([_GuiRows(rows, kept, read, form, root)], media_root=root)
 
 
-def _is_kept(rows: Rows, index: int, read: Callable[[Row], _Gold], only: frozenset[str]) -> bool:
+def _is_kept(rows: Rows, index: int, read: Callable[[Row], _Gold], form: _Form) -> bool:
     try:
-        return action_name(read(rows[index]).action) in only
+        gold = read(rows[index])
+        is_asked = not form.only or action_name(gold.action) in form.only
+        return is_asked and (not form.only_boxes or len(gold.position or ()) == 4)
     except (TaskDataError, KeyError, TypeError):  # broken; it is set aside when it is read
         return True
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.geometry import Box, BoxConvention, Point
+from mmrl_core.geometry import Box, BoxConvention, Point, convert
 from mmrl_gui.actions import action_name, argument_of
 from mmrl_gui.geometry import centre_of
-from mmrl_gui.parsing import Action, parse_actions, stated_text
+from mmrl_gui.parsing import Action, coordinates, parse_actions, stated_text
 from mmrl_gui.rewards import RADIUS, TEXT_THRESHOLD, gold_target, point_hits, screen_distance, text_f1
 
 Sample = Mapping[str, Any]
@@ -38,7 +38,9 @@ class _Rule:
             "click_named": clicks whose action name is right.
         text: "f1" above or at the threshold, "odyssey": one text in the other, or an edit similarity of at least 0.5.
         strict_f1: the F1 has to be above the threshold.
-        only_arguments: step success is counted over rows with an argument, and without the name of the action.
+        only_arguments: step success is counted over rows with an argument but hotkeys, and without the name of the
+            action.
+        by_width: 0.14 of the screen's width in either direction; else of the side that a direction goes along.
     """
 
     in_box: bool
@@ -47,6 +49,7 @@ class _Rule:
     text: str
     strict_f1: bool = False
     only_arguments: bool = False
+    by_width: bool = False
 
 
 RULES = {
@@ -54,7 +57,7 @@ RULES = {
     "os_atlas": _Rule(in_box=False, near=True, grounding_of="click_named", text="f1", strict_f1=True),
     "gui_odyssey": _Rule(in_box=True, near=True, grounding_of="click_named", text="odyssey"),
     "gui_r1": _Rule(in_box=False, near=True, grounding_of="pointing", text="f1", only_arguments=True),
-    "ui_r1": _Rule(in_box=False, near=True, grounding_of="click", text="f1"),
+    "ui_r1": _Rule(in_box=False, near=True, grounding_of="click", text="f1", by_width=True),
 }
 
 
@@ -132,10 +135,10 @@ def steps(
                   the other, or an edit similarity of at least 0.5; names, directions and points make up its action
                   matching score, `step_success`.
     gui_r1        as the published scripts of GUI-R1: grounding over all rows whose action points, whatever the name;
-                  step success over rows with an argument, whatever the name, so that it is none. quirk: of a gold box
-                  they take the corner; here the centre.
-    ui_r1         as UI-R1 scores AndroidControl: grounding over clicks, within 0.14 of the screen (there 151.2 pixels
-                  of a width of 1080, here shares of both sides).
+                  step success over rows with a point, text or direction, hotkeys aside, whatever the name, so that it
+                  is none. quirk: of a gold box they take the corner; here the centre.
+    ui_r1         as UI-R1 scores AndroidControl: grounding over clicks, within 0.14 of the screen's width. quirk: there
+                  151.2 pixels, of one width of 1080; here of each screenshot's own.
 
     Unverified: AndroidControl's own rule (arXiv:2406.03679), the click within the box of the element, which "default"
     follows where rows have boxes; GUI-Act's (arXiv:2406.11317) and OmniAct's (arXiv:2402.17553) own scores, for which
@@ -182,7 +185,7 @@ def steps(
             is_right = _is_same_text(text, gold_text, argument == "direction", chosen)
         found["type"].append(float(is_named))
         if chosen.only_arguments:
-            if argument is not None:
+            if argument is not None and name != "hotkey":
                 found["step_success"].append(float(is_right))
             continue
         found["step_success"].append(float(is_named and is_right))
@@ -212,8 +215,22 @@ def _is_near(point: Point | None, target: Box | Point, sample: Sample, rule: _Ru
         return True
     if isinstance(target, Box) and not rule.near:
         return False
+    if rule.by_width:
+        return _distance_in_widths(point, centre_of(target), sample) <= RADIUS
     distance, in_pixels = screen_distance(point, centre_of(target), sample)
     return not in_pixels and distance <= RADIUS
+
+
+def _distance_in_widths(point: Point, target: Point, sample: Sample) -> float:
+    """Distance of two points in widths of the screenshot; infinite where its size is unknown, or a point far away."""
+    size = coordinates([sample.get("resized_width_px"), sample.get("resized_height_px")])
+    if size is None or min(size) <= 0:
+        return math.inf
+    try:
+        one, other = (convert(shape, BoxConvention.ABSOLUTE_PX, *size) for shape in (point, target))
+    except ValueError:  # beyond the range of coordinates
+        return math.inf
+    return math.hypot(one.x - other.x, one.y - other.y) / size[0]
 
 
 def _counts_for_grounding(name: str, is_named: bool, rule: _Rule) -> bool:

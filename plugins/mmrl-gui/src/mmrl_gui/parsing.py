@@ -26,6 +26,8 @@ TEXT_KEYS = ("input_text", "text", "direction", "app_name")
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _NUMBER_ONLY = re.compile(_NUMBER)
 _TOKEN = re.compile(rf"\s*(?:(?P<mark>[\[\](){{}},:])|(?P<quote>['\"])|(?P<number>{_NUMBER})|(?P<word>[A-Za-z]+))")
+# An action's name without quotes, which UI-R1 reads, too.
+_BARE_NAME = re.compile(r"\s*(?!(?i:true|false|null|none)\b)([A-Za-z_]+)(?=\s*[,}])")
 _WORDS = {"true": True, "false": False, "null": None, "none": None}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 _CLOSING = {"[": "]", "(": ")"}
@@ -129,7 +131,8 @@ def _object(text: str, position: int, depth: int) -> tuple[dict[str, Any], int]:
         colon = _mark(text, position)
         if not isinstance(key, str) or not colon or colon[0] != ":":
             raise ValueError("no key")
-        found[key.strip()], position = _value(text, colon[1], depth + 1)
+        bare = _BARE_NAME.match(text, colon[1]) if key.strip() == "action" else None
+        found[key.strip()], position = (bare[1], bare.end()) if bare else _value(text, colon[1], depth + 1)
         position = _after_item(text, position, "}")
     return found, token[1]
 
@@ -174,7 +177,7 @@ def parse_actions(completion: object, convention: BoxConvention = BoxConvention.
 
     The answer is a list of objects, or an object, with `action`, `point` (or `coordinate`) and `input_text` (or `text`,
     `direction`, `app_name`), in Python's or JSON's spelling, alone or with prose around it. Coordinates may be floats
-    or quoted.
+    or quoted; an action's name, as UI-R1 reads it, may lack its quotes.
 
     quirk of the published code: it runs the answer, or reads it by patterns that know single quotes only, cut a text at
     an apostrophe, lose an object over several lines, and read a missing point as (0, 0).
@@ -249,7 +252,9 @@ def _coordinate(value: object) -> float | None:
 
 
 def stated_text(value: object) -> str | None:
-    """A text argument without blanks around it; None where it is blank or the filler."""
+    """A text argument without blanks around it, or a number as text; None where it is blank or the filler."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_COORDINATE:
+        value = str(value)
     text = value.strip() if isinstance(value, str) else ""
     return None if text.lower() in ("", NO_TEXT) else text
 
@@ -257,8 +262,8 @@ def stated_text(value: object) -> str | None:
 def has_actions_format(completion: object) -> bool:
     """Whether the answer is nothing but well-formed actions of GUI-R1: a list of objects with exactly its types.
 
-    `action` a string, `point` two whole numbers, `input_text` a string; a text where the action needs one; a direction
-    in lower case where it scrolls.
+    `action` a string, `point` two whole numbers, `input_text` a string; not the filler where the action needs a text; a
+    direction in lower case where it scrolls.
 
     quirk of the published code: an empty list, True for 1 and points of more than two numbers pass.
     """
@@ -280,7 +285,7 @@ def _is_well_formed(item: object) -> bool:
         return False
     action = ACTIONS.get(action_name(name) or "")
     if action is not None and action.text_required:
-        return stated_text(text) is not None
+        return text.strip().lower() != NO_TEXT
     return action is None or action.argument != "direction" or text in DIRECTIONS
 
 

@@ -55,13 +55,17 @@ _NUMBER_WORDS = (
 )
 # "none" is 0 in HRVQA's own evaluation, too.
 _COUNT_OF_WORD = {word: count for count, word in enumerate(_NUMBER_WORDS.split())} | {"none": 0}
+# Beyond twenty; a text with one of these says no number that is read here ("one hundred" is not 1).
+_LARGE_NUMBERS = "thirty forty fifty sixty seventy eighty ninety dozen hundred thousand million"
+_LARGE_NUMBER_WORDS = frozenset(_LARGE_NUMBERS.split())
 _INTEGER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.0+)?")
 _QUANTITY = re.compile(r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?)\s*([^\W\d].*)?", re.DOTALL)
 _AROUND_WORDS = ".,;:!?()[]{}\"'`*"
 
 # Square metres in one unit; "" is a number without unit. Spaces, dots and carets are dropped before the look-up.
-_M2_NAMES = ("m2", "sqm", "squaremeter", "squaremeters", "squaremetre", "squaremetres")
-_KM2_NAMES = ("km2", "sqkm", "squarekilometer", "squarekilometers", "squarekilometre", "squarekilometres")
+_SQUARE, _METRES = ("sq", "square"), ("meter", "meters", "metre", "metres")
+_M2_NAMES = ("m2", *(square + metre for square in _SQUARE for metre in ("m", *_METRES)))
+_KM2_NAMES = ("km2", "sqkm", *(f"{square}kilo{metre}" for square in _SQUARE for metre in _METRES))
 _UNITS_M2 = dict.fromkeys(_M2_NAMES, 1.0) | dict.fromkeys(_KM2_NAMES, 1e6)
 _UNITS_M2 |= dict.fromkeys(("ha", "hectare", "hectares"), 1e4)
 
@@ -186,7 +190,8 @@ def parse_yes_no(text: str) -> YesNo | None:
 def parse_count(text: str) -> int | None:
     """The one integer of a text: digits, with thousands commas, or a word from zero to twenty.
 
-    Other words may stand around it. Two numbers, a fraction, a range, and digits glued to letters are no count.
+    Other words may stand around it. Two numbers, a fraction, a range, a number word beyond twenty, and digits glued to
+    letters are no count.
 
     >>> parse_count("There are 1,200 cars."), parse_count("four"), parse_count("4 or 5"), parse_count("4.5")
     (1200, 4, None, None)
@@ -194,6 +199,8 @@ def parse_count(text: str) -> int | None:
     found = []
     for raw in unicodedata.normalize("NFKC", text).lower().split():
         word = raw.strip(_AROUND_WORDS)
+        if not _LARGE_NUMBER_WORDS.isdisjoint(word.split("-")):
+            return None
         if word in _COUNT_OF_WORD:
             found.append(_COUNT_OF_WORD[word])
         elif any(character.isdigit() for character in word):
@@ -238,13 +245,13 @@ def parse_directions(text: str) -> frozenset[str] | None:
 
 
 def chosen_option(text: str, options: Sequence[str]) -> str:
-    """The option that a letter stands for, "B", "(b)" or "B. red"; the text itself where it names none by letter.
+    """The option that a letter stands for, "B", "(b)" or "B. red"; the text itself where it is an option or names none.
 
     >>> chosen_option("(B)", ["red", "blue"]), chosen_option("blue", ["red", "blue"])
     ('blue', 'blue')
     """
     match = re.fullmatch(r"\(?([A-Za-z])(?:[.:)]+\s*(.*))?", text.strip(), re.DOTALL)
-    if match is None:
+    if match is None or text.strip() in options:
         return text
     index = ord(match[1].lower()) - ord("a")
     if index >= len(options) or (match[2] and normalized_label(match[2]) != normalized_label(options[index])):

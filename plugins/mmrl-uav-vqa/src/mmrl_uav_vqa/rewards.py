@@ -27,7 +27,7 @@ from mmrl_uav_vqa.parsing import (
 Sample = Mapping[str, Any]
 
 MAX_SOFT_CREDIT = 0.5  # of a count that is not exact: below it, a near miss would pay as much as half a hit in format
-AREA_TOLERANCE = 0.05  # relative error that still counts as right
+AREA_TOLERANCE = 0.05 * (1 + 1e-9)  # relative error that still counts as right; in floats, 2.1 for 2 is a hair more
 AREA_ZERO_AT = 0.5  # relative error at which linear credit ends
 # HRVQA's own evaluation sorts areas into these classes; each holds its upper end, in square metres.
 AREA_CLASS_ENDS_M2 = (0.0, 10.0, 100.0, 1000.0)
@@ -183,7 +183,7 @@ class _Rules:
         truth, question_type = gold
         if not answer:
             return 0.0
-        if options := _strings(sample.get("options")):
+        if options := _texts(sample.get("options")):
             truth, answer = chosen_option(truth, options), chosen_option(answer, options)
         kind = gold_kind(truth, question_type)
         if kind == "number":
@@ -194,7 +194,7 @@ class _Rules:
             return self._area(answer, parse_area(truth), sample.get("unit"))
         if kind == "location":
             return float(parse_directions(answer) == parse_directions(truth))
-        return float(self._label(answer) in {self._label(name) for name in [truth, *_strings(sample.get("aliases"))]})
+        return float(self._label(answer) in {self._label(name) for name in [truth, *_texts(sample.get("aliases"))]})
 
     def _label(self, text: str) -> str:
         label = normalized_label(text)
@@ -244,5 +244,5 @@ def _square_metres(area: Area, unit: object) -> float:
     return area.square_metres * (implied.square_metres if implied is not None else 1.0)
 
 
-def _strings(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, (list, tuple)) else []
+def _texts(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else []

@@ -4,7 +4,7 @@ All give rows with the same columns:
 
 =============== ================================================================================================
 `images`        list of images, as stored (see `mmrl_core.media.load_image`)
-`problem`       the whole user text: the question, and its options one a line
+`problem`       the whole user text: the question with the marks of its images, and its options one a line
 `options`       texts of the options in order; None for open questions
 `ground_truth`  what rewards read: the gold option's letter, or the answer
 `answer`        a completion that is right: the gold answer behind a placeholder of the reasoning
@@ -13,8 +13,8 @@ All give rows with the same columns:
 `id`            as in the data, else the row's number
 =============== ================================================================================================
 
-The core shows a prompt's images before its text. Marks `<image>` at the start of a text are therefore left out, and
-those further on become "image 1", "image 2" and so on; their number has to be that of the images.
+Marks `<image>` in a text stay there: each stands for the next image, as the tasks say with `prompt.marks`. Their number
+has to be that of the images; a text without any comes after its images.
 
 Data licences differ from the code's.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
 import functools
 import json
 import random
@@ -43,7 +42,6 @@ from mmrl_viewpoint.prompts import VIEWPOINT_QUESTIONS, gold_completion, questio
 MARK = "<image>"
 SYSTEM_ROLES = ("system",)
 ANSWER_ROLES = ("assistant", "gpt")
-MAX_FIELD_CHARS = 1 << 28  # a TSV of an evaluation kit holds images in its fields; csv allows 128 K characters
 CIRCULAR_STEP = 1_000_000  # the rotations of item i in files of evaluation kits have the numbers i, i + 10^6, ...
 PAIR_TRIES = 300
 BenchmarkName = Literal["3dsrbench", "cv_bench", "blink", "mmsi", "spatial_eval", "omni3d"]
@@ -150,17 +148,18 @@ def _published_row(row: Row, index: int) -> Row:
     images = _as_list(row.get("images", row.get("image")))
     id = row.get("id", extra.get("index", index))
     if turns := row.get("prompt", row.get("messages", row.get("conversations"))):
-        asked, answered = _turns(turns)
+        question, answered = _turns(turns)
         reward_model = row.get("reward_model")
         gold = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-        question = place_images(asked, len(images))
+        _check_marks(question, len(images))
         options = options_in(question)
         truth = _gold(gold if gold is not None else answered, options)
         built = make_row(images, question, None, truth, question_type=question_type, id=id, target=answered)
         built["options"] = options
     else:
         question = str(_first(row, "question", "problem"))
-        question = place_images(question, len(images)) if MARK in question else question
+        if MARK in question:
+            _check_marks(question, len(images))
         options = list(lettered(row.get("options", row.get("choices"))).values()) or None
         answer = _first(row, "answer", "ground_truth")
         target = answer if is_formatted(answer) else None
@@ -206,29 +205,10 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def place_images(text: str, num_images: int) -> str:
-    """A text with its image marks taken out at the start and named where they stand in it.
-
-    Raises:
-        TaskDataError: another number of marks than of images.
-
-    >>> place_images("<image><image>Which way?", 2), place_images("Given the photos: <image> and <image>, say", 2)
-    ('Which way?', 'Given the photos: image 1 and image 2, say')
-    """
+def _check_marks(text: str, num_images: int) -> None:
     marks = text.count(MARK)
     if marks != num_images:
         raise TaskDataError(f"the text has {marks} marks {MARK} for {num_images} images")
-    rest = text.lstrip()
-    while rest.startswith(MARK):
-        rest = rest.removeprefix(MARK).lstrip()
-    first = marks - rest.count(MARK) + 1
-    parts = rest.split(MARK)
-    named = parts[0]
-    for number, part in enumerate(parts[1:], start=first):
-        before = " " if named and not named[-1].isspace() and named[-1] not in "([\"'" else ""
-        after = " " if part[:1].isalnum() or (not part and number < marks) else ""
-        named += f"{before}image {number}{after}{part}"
-    return named
 
 
 def options_in(question: str) -> list[str] | None:
@@ -425,7 +405,6 @@ def benchmark(
     """
     if benchmark not in get_args(BenchmarkName):
         raise TaskDataError(f"no benchmark {benchmark!r}; there are: {', '.join(get_args(BenchmarkName))}")
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_FIELD_CHARS))
     hub, read = _BENCHMARKS[benchmark]
     rows = load_rows(path or hub, split=split, subset=subset, revision=revision)
     folder = None if images is None else Path(images).expanduser().absolute()
