@@ -1,12 +1,15 @@
 """DAST: the formula by hand, true lengths, and which rollouts and stages it acts on."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mmrl_core.errors import ConfigError
+from mmrl_core.metrics import read_metrics
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
+from mmrl_core.yaml_config import load_config
 from mmrl_gui.shaping import Dast, dast_bonus
 
 
@@ -95,3 +98,44 @@ def test_unknown_rewards_and_stages_are_refused():
     Dast(stages=["think"]).mmrl_configure(config)
     with pytest.raises(ConfigError, match="no stage has the name 'thinking'"):
         Dast(stages=["thinking"]).mmrl_configure(config)
+
+
+REWARDS = """
+def short(completions, samples):
+    return [1.0 if len(completion) < 12 else 0.0 for completion in completions]
+"""
+
+
+def test_a_run_is_trained_with_it_in_the_stages_it_names(tmp_path):
+    from mmrl_core.tiny import build_tiny
+    from mmrl_core.trainer import train
+
+    build_tiny("qwen2", tmp_path / "model")
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"problem": f"task {n}"}) + "\n" for n in range(4)))
+    stage = {"kind": "grpo", "steps": 1, "prompts_per_step": 4, "group_size": 4, "optimizer": {"lr": 1e-3}}
+    values = {
+        "name": "dast",
+        "plugins": [{"name": "gui/dast", "stages": ["think"]}],
+        "model": {"path": str(tmp_path / "model")},
+        "data": {"train": {"name": "rows", "path": str(tmp_path / "rows.jsonl")}},
+        "rewards": [f"{tmp_path}/rewards.py:short"],
+        "rollout": {"max_tokens": 12},
+        "log": {"rollouts_every_steps": 1},
+        "checkpoint": {"every_steps": None},
+        "stages": [{**stage, "name": "think"}, {**stage, "name": "nothink"}],
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(values))
+    train(load_config(str(tmp_path / "task.yaml")), tmp_path / "run", resume=False)
+
+    steps = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "step"]
+    assert ["reward/dast" in record for record in steps] == [True, False]
+    (log, _) = sorted((tmp_path / "run" / "rollouts").glob("*-train.jsonl"))
+    rollouts = [json.loads(line) for line in log.read_text().splitlines()]
+    for number in range(4):
+        of_group = [rollout for rollout in rollouts if rollout["group"] == number]
+        right = [rollout["rewards"]["short"] == 1 for rollout in of_group]
+        expected = bonus([rollout["num_tokens"] for rollout in of_group], right)
+        assert [rollout["rewards"]["dast"] for rollout in of_group] == pytest.approx(expected, abs=1e-6)
+        totals = [was_right + added for was_right, added in zip(right, expected, strict=True)]
+        assert [rollout["total"] for rollout in of_group] == pytest.approx(totals, abs=1e-6)
