@@ -88,7 +88,10 @@ TRAINING_CHARTS: Sequence[tuple[str, str, str, Mapping[str, str]]] = (
 NOT_DRAWN = ("kind", "stage", "stage_kind", "step", "elapsed_s", "set_aside", "policy_loss")  # or told elsewhere
 COUNTER_PREFIXES = ("count/", "failures/")
 # A rise in these is neither good nor bad.
-NEUTRAL_METRIC = re.compile(r"^outcome/|truncated|tokens|length|seconds|entropy|count|unscored|_std$")
+# Of which more is neither better nor worse; the accuracy of counting is.
+NEUTRAL_METRIC = re.compile(
+    r"^(?!.*accuracy)(?:outcome/|.*(?:truncated|tokens|length|seconds|entropy|count|unscored|_std$))"
+)
 SMALLEST_CHANGE = 5e-4  # less rounds to 0.000
 
 _TEMPERATURE_METRIC = re.compile(r"(greedy|t[0-9][0-9.]*)/(.+)")

@@ -313,13 +313,15 @@ def test_evaluations_within_a_stage_are_in_the_curves_not_the_table(full_page: P
 def test_charts_of_a_mixtures_parts_have_titles_of_their_own(tmp_path: Path):
     write_config(tmp_path)
     names = ("reward/total", "a/reward/total", "b/reward/total", "a/reward/gui/iou", "a/accuracy", "b/accuracy")
+    names += ("a/accuracy/count", "a/count_error")
     record = {"kind": "eval", "step": 0, "label": "untrained"} | {f"greedy/{name}": 0.5 for name in names}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
     page = page_of(tmp_path)
     titles = {"reward/total", "a/reward/total", "b/reward/total", "iou reward", "a/accuracy", "b/accuracy"}
     assert {f"Held-out {title}" for title in titles} <= {*page.charts}
     table = page.plain.partition("Held-out results")[2]
-    assert table.index("a/accuracy") < table.index("Rewards") < table.index("a/reward/total")
+    order = ("a/accuracy", " count ", "Rewards", "a/reward/total", "Other numbers", "count error")
+    assert sorted(order, key=table.index) == list(order)
 
 
 def test_every_known_metric_has_a_curve(full_page: Page):
