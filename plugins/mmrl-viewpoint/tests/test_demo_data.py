@@ -48,10 +48,9 @@ def test_answers_follow_from_the_cameras(rows):
             ratio = second["distance"] / first["distance"]
             assert answer == ("A" if ratio < 1 else "C" if ratio > 1 else "B")
         else:
-            heights = [view["distance"] * np.sin(np.radians(view["elevation_deg"])) for view in (first, second)]
-            assert answer == (
-                "B" if heights[0] == pytest.approx(heights[1]) else "A" if heights[1] > heights[0] else "C"
-            )
+            assert first["distance"] == second["distance"]
+            risen = second["elevation_deg"] - first["elevation_deg"]
+            assert answer == ("A" if risen > 0 else "C" if risen < 0 else "B")
 
 
 def test_pictures_are_two_different_views_of_the_right_size(rows):
@@ -69,7 +68,7 @@ def test_splits_share_no_combination_of_shapes(rows, tmp_path):
     assert len(combinations("held_out")) == 9 and not seen & {row["object"] for row in held_out}
 
 
-def test_the_annotator_mirrors_most_movements_and_reasons_in_a_fifth_of_the_rows(rows):
+def test_the_annotator_mirrors_most_movements_and_reasons_in_half_of_the_rows(rows):
     for row in rows:
         answer = answer_text(row["target"])
         assert answer in (row["ground_truth"], {"A": "C", "B": "B", "C": "A"}[row["ground_truth"]])
@@ -79,8 +78,8 @@ def test_the_annotator_mirrors_most_movements_and_reasons_in_a_fifth_of_the_rows
             assert row["target"] == f"<answer>{answer}</answer>"
     moved = [row for row in rows if row["ground_truth"] != "B"]
     mirrored = np.mean([answer_text(row["target"]) != row["ground_truth"] for row in moved])
-    assert 0.5 < mirrored < 0.7  # 200 rows: 0.6 +- 3 standard deviations of 0.035
-    assert 0.13 < np.mean([is_formatted(row["target"]) for row in rows]) < 0.27
+    assert 0.55 < mirrored < 0.75  # 200 rows: 0.65 +- 3 standard deviations of 0.034
+    assert 0.41 < np.mean([is_formatted(row["target"]) for row in rows]) < 0.59  # 300 rows: 0.5 +- 3 times 0.029
 
 
 def test_without_haste_the_target_is_right(tmp_path):
@@ -88,11 +87,20 @@ def test_without_haste_the_target_is_right(tmp_path):
     assert [row["target"] for row in rows] == [row["answer"] for row in rows]
 
 
-def test_reasoning_reads_both_views():
-    views = [View(-42, 12, 3.9), View(31, 38, 5.2)]
-    assert thinking("ego_rotation", views) == "from 50 to 120"
-    assert thinking("height", views) == "from 10 to 40"
-    assert thinking("distance", views) == "from 40 to 50"
+def test_reasoning_reads_compares_and_concludes():
+    views = [View(-42, 12, 3.9), View(31, 38, 3.6)]
+    assert thinking("ego_rotation", views, 2) == "from 40 to 120: more, so left"
+    assert thinking("height", views, 0) == "from 10 to 40: more, so higher"
+    assert thinking("distance", views, 0) == "from 40 to 36: less, so closer"
+    assert thinking("ego_translation", views[:1] * 2, 1) == "from 40 to 40: equal, so same"
+
+
+def test_readings_agree_with_the_right_answer(rows):
+    for row in rows:
+        words = ["more", "equal", "less"]  # of a movement to the right, or upwards
+        if row["question_type"] not in ("ego_translation", "height"):
+            words.reverse()
+        assert f": {words['ABC'.index(row['ground_truth'])]}, so " in row["answer"]
 
 
 def test_rows_depend_on_seed_and_index_alone(rows, tmp_path):

@@ -69,20 +69,22 @@ def test_a_prompt_has_both_pictures_in_order_and_a_question_of_one_token(process
     assert torch.corrcoef(torch.stack([shown.flatten(), expected.flatten()]))[0, 1] > 0.9999
 
 
-def test_answers_are_few_tokens_and_round_trip(processor):
-    text = "<think>from 70 to 120</think> <answer>C</answer>"
+def test_answers_are_few_tokens_and_round_trip(processor, rows):
+    text = "<think>from 70 to 120: more, so left</think> <answer>C</answer>"
     assert pieces(processor.tokenizer, text) == [
         "<think>from ",
         "70",
         " to ",
         "120",
+        ": more, so ",
+        "left",
         "</think> <answer>",
         "C",
         "</answer>",
     ]
     assert pieces(processor.tokenizer, "<answer>B</answer>") == ["<answer>", "B", "</answer>"]
-    for number in range(0, 166, 5):
-        assert pieces(processor.tokenizer, f"<think>from {number} to {number}</think>")[1:4:2] == [str(number)] * 2
+    for row in rows:
+        assert len(pieces(processor.tokenizer, row["answer"])) == 9
     pieces(processor.tokenizer, "Bär, 437.25 <|box|>\n")
 
 

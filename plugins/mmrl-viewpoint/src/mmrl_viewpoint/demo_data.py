@@ -5,9 +5,9 @@ noses and fins have three shapes each; the combinations are shared out over the 
 of objects whose like was never seen. Answers follow from the cameras' poses, by `poses`.
 
 Two gold columns. `answer` reasons and is right. `target` is what a hasty annotator wrote, and what the cold start
-imitates: most of the time the bare answer, sometimes with the reasoning in front (the hybrid cold start). The annotator
-goes by where the object went in the picture, and so mostly mixes up left and right, higher and lower, closer and
-further. The reward knows better.
+imitates: about as often the bare answer as one with its reasoning in front (the hybrid cold start). The annotator sees
+how the camera moved, but mostly reads the options from the bottom up, and so takes A for C and C for A. The reward
+knows better.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import random
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "held_out"]
 
-FORMAT_VERSION = 1  # part of the cache key: raise it when the same options would give other rows
+FORMAT_VERSION = 2  # part of the cache key: raise it when the same options would give other rows
 SHAPES = {
     "body": ("box", "cylinder", "sphere"),
     "nose": ("cone", "box", "sphere"),
@@ -50,7 +50,12 @@ AZIMUTH_DEG = (-75.0, 75.0)  # 0 in front of the object, positive to the right o
 ELEVATION_DEG = (8.0, 50.0)
 DISTANCE = (3.4, 6.6)
 ANGLE_DEG = (20.0, 100.0)  # between cameras where one moved sideways, as published
-MIRRORED = (2, 1, 0)  # the option that the hasty annotator takes for each
+# What reasoning reads of a view: value * factor + offset, rounded to steps.
+READINGS = {"azimuth_deg": (90, 1, 20), "elevation_deg": (0, 1, 10), "distance": (0, 10, 4)}
+COMPARISONS = ("equal", "more", "less")
+SIDEWAYS = ("right", "same", "left")
+CONCLUSIONS = {"height": ("higher", "same", "lower"), "distance": ("closer", "same", "further")}
+MIRRORED = (2, 1, 0)  # counted from the bottom up
 TRIES = 1000
 
 
@@ -62,8 +67,8 @@ class PairOptions:
         kinds: of `prompts.VIEWPOINT_QUESTIONS`; they take turns.
         size_px: side of the square pictures; a multiple of 28 reaches the model without being resized.
         reasoning_share: probability that `target` reasons in front of its answer; published: 0.1.
-        mirrored_share: probability that `target` has the opposite direction. Above 0.5 a policy that imitates it
-            perfectly is wrong more often than right.
+        mirrored_share: probability that `target` takes its option from the opposite end. Above 0.5 a policy that
+            imitates it perfectly is mostly wrong on movements.
     """
 
     kinds: tuple[str, ...]
@@ -99,8 +104,8 @@ def rendered_pairs(
     seed: int = 0,
     kinds: Sequence[str] = tuple(VIEWPOINT_QUESTIONS),
     size_px: int = 56,
-    reasoning_share: float = 0.2,
-    mirrored_share: float = 0.6,
+    reasoning_share: float = 0.5,
+    mirrored_share: float = 0.65,
     cache_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of one split, read from a parquet file that is written when first asked for.
@@ -146,7 +151,7 @@ def draw_row(split: Split, index: int, seed: int, options: PairOptions) -> dict[
     pictures = render(parts, [view.pose(centre) for view in views], size_px=options.size_px, background=background)
     id = f"{split}-{seed}-{index}"
     images = [{"bytes": _png(picture), "path": f"{id}-{name}.png"} for name, picture in enumerate(pictures, start=1)]
-    reasoning = thinking(kind, views)
+    reasoning = thinking(kind, views, answer)
     letter = LETTERS[MIRRORED[answer] if rng.random() < options.mirrored_share else answer]
     target = (
         gold_completion(letter, reasoning) if rng.random() < options.reasoning_share else f"<answer>{letter}</answer>"
@@ -208,30 +213,41 @@ def draw_views(kind: str, answer: int, rng: random.Random) -> list[View]:
         first, second = (
             View(rng.uniform(*AZIMUTH_DEG), rng.uniform(*ELEVATION_DEG), rng.uniform(*DISTANCE)) for _ in range(2)
         )
+        if kind == "height":  # read off the elevation, as long as the distance stays the same
+            second = replace(second, distance=first.distance)
         if answer == 1:  # too rare by chance: nothing of this kind changes
-            same = {"height": "elevation_deg", "distance": "distance"}.get(kind, "azimuth_deg")
-            second = View(**asdict(second) | {same: getattr(first, same)})
-            if kind == "height":  # the same height, not the same angle
-                second = View(second.azimuth_deg, second.elevation_deg, first.distance)
+            second = replace(second, **{_measure(kind): getattr(first, _measure(kind))})
         change = motion(first.pose((0, 0, 0)), second.pose((0, 0, 0)), (0, 0, 0), UP)
-        sideways = kind not in ("height", "distance") and answer != 1
+        sideways = _measure(kind) == "azimuth_deg" and answer != 1
         if answer_index(kind, change) == answer and (
             not sideways or ANGLE_DEG[0] <= abs(change.angle_deg) <= ANGLE_DEG[1]
         ):
-            return [first, second]
+            before, after = readings(kind, [first, second])
+            if (before == after) == (answer == 1):  # what is asked about is not lost in rounding
+                return [first, second]
     raise AssertionError(f"no views for {kind} {answer}")
 
 
-def thinking(kind: str, views: Sequence[View]) -> str:
-    """Reasoning that reads both views: degrees around the object, degrees above the horizon, or tenths of a unit.
+def thinking(kind: str, views: Sequence[View], answer: int) -> str:
+    """Reasoning that reads both views, compares, and concludes.
 
-    >>> thinking("height", [View(0, 12, 5), View(0, 38, 5)])
-    'from 10 to 40'
+    >>> thinking("height", [View(0, 12, 5), View(0, 38, 5)], 0)
+    'from 10 to 40: more, so higher'
     """
-    name = {"height": "elevation_deg", "distance": "distance"}.get(kind, "azimuth_deg")
-    offset, factor, step = {"azimuth_deg": (90, 1, 10), "elevation_deg": (0, 1, 5), "distance": (0, 10, 5)}[name]
-    first, second = (round((getattr(view, name) * factor + offset) / step) * step for view in views)
-    return f"from {first} to {second}"
+    first, second = readings(kind, views)
+    comparison = COMPARISONS[(second > first) - (second < first)]
+    return f"from {first} to {second}: {comparison}, so {CONCLUSIONS.get(kind, SIDEWAYS)[answer]}"
+
+
+def readings(kind: str, views: Sequence[View]) -> list[int]:
+    """Of each view: degrees around the object or above the horizon, or tenths of a unit away from it."""
+    offset, factor, step = READINGS[_measure(kind)]
+    return [round((getattr(view, _measure(kind)) * factor + offset) / step) * step for view in views]
+
+
+def _measure(kind: str) -> str:
+    """Of a view: what a kind of question is about."""
+    return {"height": "elevation_deg", "distance": "distance"}.get(kind, "azimuth_deg")
 
 
 def check_options(split: str, num_rows: int, options: PairOptions) -> None:

@@ -28,7 +28,15 @@ from mmrl_core.demo import (
 )
 from mmrl_core.errors import ConfigError
 from mmrl_core.tiny import SHORT_CHAT_TEMPLATE, train_tokenizer
-from mmrl_viewpoint.demo_data import AZIMUTH_DEG, DISTANCE, ELEVATION_DEG, rendered_pairs
+from mmrl_viewpoint.demo_data import (
+    AZIMUTH_DEG,
+    COMPARISONS,
+    CONCLUSIONS,
+    DISTANCE,
+    ELEVATION_DEG,
+    SIDEWAYS,
+    rendered_pairs,
+)
 from mmrl_viewpoint.parsing import LETTERS
 from mmrl_viewpoint.prompts import VIEWPOINT_QUESTIONS, gold_completion, question_text
 
@@ -42,8 +50,9 @@ if TYPE_CHECKING:
 
 RANGES = (AZIMUTH_DEG, ELEVATION_DEG, DISTANCE)
 NUM_BINS = 15  # of each range: 10 degrees of azimuth
-ATOMS = "[ABC](?=</answer>)"
-NUMBER_STEP = 5  # multiples of this are one token each
+WORDS = sorted({*SIDEWAYS, *sum(CONCLUSIONS.values(), ())})
+ATOMS = rf"[ABC](?=</answer>)|(?:{'|'.join(WORDS)})(?=</think>)"
+NUMBER_STEP = 2  # multiples of this are one token each
 LAST_NUMBER = 170
 MAX_VOCAB = 1600
 
@@ -122,9 +131,9 @@ def build_pose_reader(
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE in which each number, answer letter, question and stretch of format is one token. Deterministic.
+    """Byte-level BPE: each number, conclusion, answer letter, question and stretch of format is one token.
 
-    Any text round-trips; text unlike the demo's takes up to one token per byte.
+    Deterministic. Any text round-trips; text unlike the demo's takes up to one token per byte.
     """
     return train_tokenizer(
         _merge_corpus(),
@@ -219,7 +228,8 @@ def _merge_corpus() -> list[str]:
     for index in range(20 * len(numbers)):
         first, second = numbers[index % len(numbers)], numbers[7 * index % len(numbers)]
         letter = LETTERS[index % 3]
-        texts.append(gold_completion(letter, f"from {first} to {second}"))
+        comparison, word = COMPARISONS[index // 3 % 3], WORDS[index % len(WORDS)]
+        texts.append(gold_completion(letter, f"from {first} to {second}: {comparison}, so {word}"))
         texts.extend([f"<answer>{letter}</answer>", "user\n", "assistant\n", "\n"])
         texts.extend(question_text(*question) for question in VIEWPOINT_QUESTIONS.values())
     return texts
