@@ -6,7 +6,7 @@ not shown, or to write a word into the entry line, which takes two steps: a clic
 from the screen and from what was done before.
 
 No theme is in both splits. Rows have the columns of `mmrl_gui.data` and a second answer, ``demonstration``: what a
-hasty user would have done, who clicks below the widget, and clicks somewhere instead of scrolling. A supervised cold
+hasty user would have done, who clicks below the widget, and at times clicks instead of scrolling. A supervised cold
 start on it leaves a policy that imitates those mistakes; the reward reads the gold, so GRPO can undo them.
 """
 
@@ -96,11 +96,11 @@ def widget_screens(
     *,
     num_rows: int,
     seed: int = 0,
-    size_px: int = 140,
-    max_buttons: int = 4,
+    size_px: int = 112,
+    max_buttons: int = 3,
     overshoot: float = 0.6,
     jitter: float = 0.25,
-    wrong_scroll_share: float = 0.6,
+    wrong_scroll_share: float = 0.25,
     cache_dir: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of one split, read from a parquet file that is written when first asked for.

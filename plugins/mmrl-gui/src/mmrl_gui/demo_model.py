@@ -1,9 +1,9 @@
 """The demo's starting model: a small Qwen2.5-VL whose vision tower can read screens and whose decoder is blank.
 
 Class, file layout, control tokens and processor are those of the published model; only sizes differ. A published model
-comes with a pretrained vision tower, so this one's tower is trained here, in a minute or two, with a throw-away head
-that names the widget covering each merged token and its centre. The text decoder stays random: the recipe's supervised
-stage teaches it to answer.
+comes with a pretrained vision tower, so this one's tower is trained here, in about two minutes, with a throw-away
+head that names the widget covering each merged token and its centre. The text decoder stays random: the recipe's
+supervised stage teaches it to answer.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def build_screen_reader(
     directory: str | Path,
     *,
     seed: int = 0,
-    tower_steps: int = 1000,
+    tower_steps: int = 700,
     tower_batch: int = 64,
     tower_lr: float = 3e-3,
-    num_screens: int = 6000,
+    num_screens: int = 4000,
     screens: Mapping[str, Any] | None = None,
     hidden_size: int = 96,
     num_layers: int = 2,

@@ -7,8 +7,8 @@ are drawn at four times the resolution, with shading, shadow and any rotation. A
 The splits share no part of a photograph: train takes the left three quarters, held_out the right one.
 
 Rows have the columns of `data.hrvqa_vl` and a second gold column, ``loose_answer``: what a hasty annotator would have
-said. She misses a car, takes a colour for its neighbour, overlooks what is there, and mixes up left and right. A
-supervised cold start on it leaves a policy that imitates those mistakes; the reward reads ``answer``.
+said. She misses a car, takes a colour for another, overlooks a red car, and says left for top left. A supervised cold
+start on it leaves a policy that imitates those mistakes; the reward reads ``answer``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Split = Literal["train", "held_out"]
 Colour = tuple[int, int, int]
 
-FORMAT_VERSION = 1  # part of the cache key: raise it when the same options would give other rows
+FORMAT_VERSION = 3  # part of the cache key: raise it when the same options would give other rows
 GRID = 3  # places along each side of a scene
 SIZE_PX = GRID * TOKEN_PX
 PHOTO_SHARE = {"train": (0.0, 0.75), "held_out": (0.75, 1.0)}  # of the photograph's width
@@ -47,6 +47,7 @@ CAR_PX = ((17, 21), (9, 11))  # range of length and width
 ROOF_PX = ((22, 26), (16, 20))
 SHADOW_PX = 2
 MAX_CARS = 5
+ASKED_COLOUR = "red"  # of the cars that yes_no asks for
 
 COLOURS: dict[str, Colour] = {
     "red": (205, 45, 40),
@@ -145,14 +146,13 @@ def draw_row(split: Split, index: int, seed: int, options: SceneOptions) -> dict
     question_type = QUESTION_TYPES[index % len(QUESTION_TYPES)]
     # Counts and answers are drawn first and the scene made to fit, so that no answer is much more frequent than others.
     num_cars = rng.randint(0, MAX_CARS)
-    asked_colour = rng.choice(COLOUR_NAMES)
     is_there = rng.random() < 0.5
     colours = [rng.choice(COLOUR_NAMES) for _ in range(num_cars)]
     if question_type == "yes_no":
-        others = [name for name in COLOUR_NAMES if name != asked_colour]
+        others = [name for name in COLOUR_NAMES if name != ASKED_COLOUR]
         colours = [rng.choice(others) for _ in range(max(1, num_cars))]
         if is_there:
-            colours[0] = asked_colour
+            colours[0] = ASKED_COLOUR
     places = rng.sample(range(GRID**2), len(colours) + 1)
     house = ("house", rng.choice(COLOUR_NAMES), places.pop())
     things = [house, *(("car", name, place) for name, place in zip(colours, places, strict=True))]
@@ -168,13 +168,12 @@ def draw_row(split: Split, index: int, seed: int, options: SceneOptions) -> dict
         wrong = COLOUR_NAMES[(COLOUR_NAMES.index(answer) + 1) % len(COLOUR_NAMES)]
         evidence = objects[:1]
     elif question_type == "yes_no":
-        question, answer = f"is there a {asked_colour} car?", "yes" if is_there else "no"
+        question, answer = f"is there a {ASKED_COLOUR} car?", "yes" if is_there else "no"
         wrong = "no"
-        evidence = [thing for thing in objects[1:] if thing["color"] == asked_colour]
+        evidence = [thing for thing in objects[1:] if thing["color"] == ASKED_COLOUR]
     else:
         question, answer = "where is the house?", PLACES[house[2]]
-        swapped = {"left": "right", "right": "left"}
-        wrong = " ".join(swapped.get(word, word) for word in answer.split())
+        wrong = answer.split()[-1]
         evidence = objects[:1]
     loose_answer = wrong if rng.random() < options.wrong_label_share else answer
 
