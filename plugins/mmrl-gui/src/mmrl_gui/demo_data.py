@@ -232,6 +232,7 @@ class Painter:
         self.options = options
         self.pygame, self.gui = pygame, pygame_gui
         self.managers: dict[str, tuple[Any, Any]] = {}  # theme -> manager, colour of the background
+        self.bars: dict[tuple[str, bool], Any] = {}
 
     def draw(self, theme: str, labels: Sequence[str], rng: random.Random) -> Screen:
         """A screen in the colours of a theme, with as many of the labels as fit, at most ``max_buttons``."""
@@ -239,8 +240,7 @@ class Painter:
         elements, rect = self.gui.elements, self.pygame.Rect
         side = self.options.size_px
         at_end = rng.random() < 0.5
-        bar = elements.UIVerticalScrollBar(rect(side - BAR_PX, 0, BAR_PX, side), 0.4, manager)
-        bar.set_scroll_from_start_percentage(0.6 if at_end else 0.0)
+        bar = self._bar(theme, at_end)
         taken: list[Any] = []
         field_rect = self._free_place(FIELD_PX, taken, rng)
         assert field_rect is not None  # the first widget always fits
@@ -254,15 +254,35 @@ class Painter:
         surface = self.pygame.Surface(self.size)
         surface.fill(background)
         manager.draw_ui(surface)
+        bar_rect = rect(side - BAR_PX, 0, BAR_PX, side)
+        surface.blit(bar, bar_rect)
         screen = Screen(
             png=self._png(surface),
             buttons={label: _box(button.get_abs_rect()) for label, button in buttons.items()},
             field=_box(field.get_abs_rect()),
-            bar=_box(bar.get_abs_rect()),
+            bar=_box(bar_rect),
             at_end=at_end,
         )
         manager.clear_and_reset()
         return screen
+
+    def _bar(self, theme: str, at_end: bool) -> Any:
+        """The scroll bar of a theme; kept, since making one takes as long as all else on a screen.
+
+        To be called while the manager has no elements.
+        """
+        if (theme, at_end) not in self.bars:
+            manager, background = self._manager(theme)
+            place = self.pygame.Rect(0, 0, BAR_PX, self.options.size_px)
+            bar = self.gui.elements.UIVerticalScrollBar(place, 0.4, manager)
+            bar.set_scroll_from_start_percentage(0.6 if at_end else 0.0)
+            manager.update(0.01)
+            surface = self.pygame.Surface(place.size)
+            surface.fill(background)
+            manager.draw_ui(surface)
+            manager.clear_and_reset()
+            self.bars[theme, at_end] = surface
+        return self.bars[theme, at_end]
 
     def _free_place(self, size: tuple[int, int], taken: list[Any], rng: random.Random) -> Any | None:
         """A rectangle that touches none of those taken, to which it is added; None if none is found."""
