@@ -5,7 +5,8 @@
 At each point of the grid the two engines run in turn, each in a process of its own (`step.py`), `--repeats` times. A
 ratio is TRL's median step over mmrl's of the same repeat; given is the median of the repeats with their range. Results
 are kept in `--output`; what is in it is not run again, so that an interrupted comparison goes on where it stopped, more
-repeats can be added, and the tables can be printed again at no cost. Delete the file to measure anew. Run it on an otherwise idle machine.
+repeats can be added, and the tables can be printed again at no cost. Delete the file to measure anew. Run it on an
+otherwise idle machine.
 """
 
 from __future__ import annotations
