@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(argv)
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        # Where torchao is installed transformers imports it, and torch warns of what it does there.
+        logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
         return arguments.run(arguments) or 0
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else 1

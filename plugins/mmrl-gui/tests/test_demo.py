@@ -72,7 +72,7 @@ def test_boxes_do_not_overlap(rows):
         assert covered.max() == 1
 
 
-def test_the_hasty_user_clicks_too_low_and_does_not_scroll(rows):
+def test_the_hasty_user_clicks_too_low_and_at_times_does_not_scroll(rows):
     scores = {kind: [] for kind in ("press", "scroll", "focus", "write")}
     for row in rows:
         (action,) = parse_actions(row["demonstration"])
@@ -84,7 +84,7 @@ def test_the_hasty_user_clicks_too_low_and_does_not_scroll(rows):
     means = {kind: sum(values) / len(values) for kind, values in scores.items()}
     assert means["write"] == 1.0
     assert 0.1 < means["press"] < 0.7
-    assert 0.15 < means["scroll"] < 0.75
+    assert 0.45 < means["scroll"] < 1.0  # 20 rows: 0.75 +- 3 standard deviations of 0.1, and not all
 
 
 def test_rows_are_repeatable_and_longer_sets_start_with_shorter_ones(rows, cache_dir, tmp_path):
