@@ -9,9 +9,9 @@ from mmrl_core.yaml_config import component_problems, load_config
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "tasks" / "visual_rft"
-FRAGMENTS = set((ROOT / "tasks").rglob("paper_common.yaml"))  # extended by recipes, no tasks by themselves
-RECIPES = sorted(set((ROOT / "tasks").rglob("*.yaml")) - FRAGMENTS)
-PUBLISHED = sorted(set(PAPER.glob("paper_*.yaml")) - FRAGMENTS)
+FRAGMENTS = sorted((ROOT / "tasks").rglob("paper_common.yaml"))  # extended by recipes, no tasks by themselves
+RECIPES = sorted(set((ROOT / "tasks").rglob("*.yaml")) - set(FRAGMENTS))
+PUBLISHED = sorted(set(PAPER.glob("paper_*.yaml")) - set(FRAGMENTS))
 DEFINITIONS = sorted((ROOT / "plugins").glob("*/src/*/tasks/*.yaml"))
 PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
 
