@@ -32,7 +32,7 @@ from mmrl_core.tasks import PromptSource
 from mmrl_core.types import Prompt, Sampling
 from mmrl_core.yaml_config import load_config
 from mmrl_find.metrics import diversity, win_rate
-from mmrl_find.policy import diffusion_prompt
+from mmrl_find.policy import NoisePolicy, diffusion_prompt
 from mmrl_find.search import SearchResult, best_of_n, cross_entropy, zero_order
 
 from runs import train
@@ -112,7 +112,9 @@ def run_searches(
     config: RunConfig, prompts: Sequence[Prompt], scorer: Scorer, *, budget: int, num_images: int, seed: int
 ) -> dict[str, list[Results]]:
     """Each search on each prompt: its best picture, its course, and fresh pictures of the Gaussian if it has one."""
-    pipeline: Any = load_policy(config).pipeline  # type: ignore[attr-defined]  # of find/noise
+    policy = load_policy(config)
+    assert isinstance(policy, NoisePolicy)  # TASK is trained by it
+    pipeline = policy.pipeline
     found: dict[str, list[Results]] = {name: [] for name in SEARCHES}
     for prompt in prompts:
         text = diffusion_prompt(prompt)

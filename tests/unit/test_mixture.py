@@ -248,7 +248,8 @@ def test_an_override_of_what_parts_have_of_their_own_is_refused(write):
         f"run.yaml:2. Write mixture.{part}.data.train.path=..."
         for part in (0, 1)
     ]
-    assert load_config(run, ["mixture.base.data.train.path=z"]).mixture[0].data.train.options["path"] == "z"  # type: ignore[union-attr]
+    train = load_config(run, ["mixture.base.data.train.path=z"]).mixture[0].data.train
+    assert train is not None and train.options["path"] == "z"
 
 
 def test_what_parts_name_is_looked_up(write):
