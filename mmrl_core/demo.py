@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,6 +248,23 @@ def cut_patches(frames: Tensor) -> Tensor:
     num_tokens = side_px // TOKEN_PX  # along each side
     cut = frames.reshape(num, num_frames, num_tokens, MERGE, PATCH_PX, num_tokens, MERGE, PATCH_PX, 3)
     return cut.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(num, -1, 3 * num_frames * PATCH_PX**2).contiguous()
+
+
+def picture_patches(files: Sequence[bytes]) -> Tensor:
+    """Pixels of square pictures of one size, cut into patches in the order of the processor.
+
+    Args:
+        files: N image files.
+
+    Returns:
+        uint8 [N, patches, 3 * 14 * 14], channel first.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    pictures = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+    return cut_patches(torch.from_numpy(np.stack(pictures))[:, None])
 
 
 def normalize_patches(patches: Tensor, image_processor: Qwen2VLImageProcessor) -> Tensor:

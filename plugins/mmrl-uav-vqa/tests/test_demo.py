@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.demo import normalize_patches
+from mmrl_core.demo import normalize_patches, picture_patches
 from mmrl_core.errors import TaskDataError
 from mmrl_uav_vqa.demo_data import COLOUR_NAMES, PLACES, aerial_scenes
-from mmrl_uav_vqa.demo_model import build_aerial_reader, build_tokenizer, image_patches, token_targets
+from mmrl_uav_vqa.demo_model import build_aerial_reader, build_tokenizer, token_targets
 from mmrl_uav_vqa.rewards import accuracy
 
 
@@ -158,7 +158,7 @@ def test_the_tower_is_trained_on_the_processors_pixels(built, rows):
     pictures = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows[:2]]
     pixels = processor.image_processor(images=pictures, return_tensors="pt")
     assert pixels["image_grid_thw"].tolist() == [[1, 6, 6]] * 2
-    ours = normalize_patches(image_patches(rows[:2]), processor.image_processor)
+    ours = normalize_patches(picture_patches([row["image"]["bytes"] for row in rows[:2]]), processor.image_processor)
     both_frames = pixels["pixel_values"].view(2, 36, 3, 2, 14 * 14)  # a still image fills both temporal slices
     torch.testing.assert_close(ours.view(2, 36, 3, 14 * 14), both_frames[:, :, :, 0], atol=1e-5, rtol=0)
 

@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from mmrl_core.demo import picture_patches
 from mmrl_core.errors import ConfigError, TaskDataError
 from mmrl_viewpoint.demo_data import rendered_pairs
-from mmrl_viewpoint.demo_model import build_pose_reader, build_tokenizer, view_bins, view_patches
+from mmrl_viewpoint.demo_model import build_pose_reader, build_tokenizer, view_bins
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,8 @@ def test_a_prompt_has_both_pictures_in_order_and_a_question_of_one_token(process
         *["<|im_end|>", "\n", "<|im_start|>", "assistant\n"],
     ]
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4]] * 2
-    expected = view_patches(rows[:1]).flatten(0, 1)[:, : 14 * 14].float()
+    files = [image["bytes"] for image in rows[0]["images"]]
+    expected = picture_patches(files).flatten(0, 1)[:, : 14 * 14].float()
     shown = inputs["pixel_values"][:, : 14 * 14]  # first channel, first of two equal frames
     assert torch.corrcoef(torch.stack([shown.flatten(), expected.flatten()]))[0, 1] > 0.9999
 

@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.demo import CLASS_WORDS, normalize_patches
+from mmrl_core.demo import CLASS_WORDS, normalize_patches, picture_patches
 from mmrl_core.errors import ConfigError
 from mmrl_visual_rft.demo_data import digit_scenes
-from mmrl_visual_rft.demo_model import build_digit_detector, build_tokenizer, image_patches, token_targets
+from mmrl_visual_rft.demo_model import build_digit_detector, build_tokenizer, token_targets
 
 SIDE_PX = 112
 
@@ -91,7 +91,7 @@ def test_pictures_are_not_resized(processor, rows):
 
 def test_the_tower_is_trained_on_the_pixels_that_the_processor_makes(processor, rows):
     made = processor.image_processor(images=pictures(rows[:4]), return_tensors="pt")["pixel_values"]
-    ours = normalize_patches(image_patches(rows[:4]), processor.image_processor)
+    ours = normalize_patches(picture_patches([row["image"]["bytes"] for row in rows[:4]]), processor.image_processor)
     both_slices = ours.reshape(4, -1, 3, 1, 14 * 14).expand(-1, -1, -1, 2, -1).reshape(made.shape)
     assert torch.allclose(both_slices, made, rtol=0, atol=1e-6)
 

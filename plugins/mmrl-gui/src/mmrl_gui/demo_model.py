@@ -9,7 +9,6 @@ supervised stage teaches it to answer.
 from __future__ import annotations
 
 import inspect
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ from mmrl_core.demo import (
     TOKEN_PX,
     build_model,
     build_processor,
-    cut_patches,
     new_model_folder,
     normalize_patches,
+    picture_patches,
     pretrain_tower,
     split_pattern,
     tower_features,
@@ -153,7 +152,7 @@ def train_vision_tower(
     import torch.nn.functional as F
 
     tower = model.model.visual
-    patches = image_patches(rows)
+    patches = picture_patches([row["image"]["bytes"] for row in rows])
     class_ids, centres = token_targets(rows)
     num_coordinates = rows[0]["width"] // GRID_PX + 1
     parts = [len(CLASSES) + 1, 2, 2 * num_coordinates]
@@ -186,20 +185,6 @@ def train_vision_tower(
         lr=lr,
         on_progress=on_progress,
     )
-
-
-def image_patches(rows: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Pixels of screens of one size, cut into patches in the order of the processor (merged patches together).
-
-    Returns:
-        uint8 [N, patches, 3 * 14 * 14], channel first.
-    """
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    pictures = [np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows]
-    return cut_patches(torch.from_numpy(np.stack(pictures))[:, None])
 
 
 def token_targets(rows: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ stage teaches it to answer.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ from mmrl_core.demo import (
     TOKEN_PX,
     build_model,
     build_processor,
-    cut_patches,
     new_model_folder,
     normalize_patches,
+    picture_patches,
     pretrain_tower,
     split_pattern,
     tower_features,
@@ -134,7 +133,7 @@ def train_vision_tower(
     import torch.nn.functional as F
 
     tower = model.model.visual
-    patches, targets = image_patches(rows), token_targets(rows)
+    patches, targets = picture_patches([row["image"]["bytes"] for row in rows]), token_targets(rows)
     # What stands in a token, and which token it is: rotary positions are relative, so the second has to be learnt too.
     head = torch.nn.Linear(tower.config.out_hidden_size, NUM_THINGS + 1 + GRID**2)
     places = torch.arange(GRID**2).repeat(batch_size)
@@ -158,16 +157,6 @@ def train_vision_tower(
         lr=lr,
         on_progress=on_progress,
     )
-
-
-def image_patches(rows: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Pixels cut into patches in the order of the processor; uint8 [N, patches, 3 * 14 * 14], channel first."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    pictures = [np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows]
-    return cut_patches(torch.from_numpy(np.stack(pictures))[:, None])
 
 
 def token_targets(rows: Sequence[Mapping[str, Any]]) -> Tensor:

@@ -9,7 +9,6 @@ answer, and what a difference of two views means is left to it.
 from __future__ import annotations
 
 import inspect
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,9 @@ from mmrl_core.demo import (
     build_model,
     build_processor,
     check_size_px,
-    cut_patches,
     new_model_folder,
     normalize_patches,
+    picture_patches,
     pretrain_tower,
     split_pattern,
     tower_features,
@@ -170,7 +169,7 @@ def train_vision_tower(
     import torch.nn.functional as F
 
     tower = model.model.visual
-    patches, bins = view_patches(rows), view_bins(rows)
+    patches, bins = picture_patches([image["bytes"] for row in rows for image in row["images"]]), view_bins(rows)
     head = torch.nn.Linear(tower.config.out_hidden_size, len(RANGES) * NUM_BINS)
 
     def batch_loss(chosen: Tensor) -> tuple[Tensor, str]:
@@ -194,21 +193,6 @@ def train_vision_tower(
         lr=lr,
         on_progress=on_progress,
     )
-
-
-def view_patches(rows: Sequence[Mapping[str, Any]]) -> Tensor:
-    """Pictures of all rows, cut into patches in the order of the processor.
-
-    Returns:
-        uint8 [2 * rows, patches, 3 * 14 * 14], channel first; the two views of a row are next to each other.
-    """
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    files = [image["bytes"] for row in rows for image in row["images"]]
-    pictures = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
-    return cut_patches(torch.from_numpy(np.stack(pictures))[:, None])
 
 
 def view_bins(rows: Sequence[Mapping[str, Any]]) -> Tensor:
