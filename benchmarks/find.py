@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from mmrl_core.checkpoint import find_checkpoint
-from mmrl_core.config import RunConfig
-from mmrl_core.model_path import starting_model
-from mmrl_core.plugins import load_plugins
+from mmrl_core.config import RunConfig, load_config
+from mmrl_core.data import PromptSource
+from mmrl_core.discovery import load_plugins
 from mmrl_core.policy import Policy, make_policy
-from mmrl_core.rewards import RewardRunner
-from mmrl_core.tasks import PromptSource
+from mmrl_core.scoring import RewardRunner
+from mmrl_core.starting_model import starting_model
 from mmrl_core.types import Prompt, Sampling
-from mmrl_core.yaml_config import load_config
 from mmrl_find.metrics import diversity, win_rate
 from mmrl_find.policy import NoisePolicy, diffusion_prompt
 from mmrl_find.search import SearchResult, best_of_n, cross_entropy, zero_order

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 
 COLUMNS = ("greedy/reward/score", "t1/reward/score", "greedy/reward/iou", "greedy/AP", "greedy/AP50")
 HEADINGS = ("score greedy", "score T=1", "mean IoU", "AP", "AP50")

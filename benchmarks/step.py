@@ -131,9 +131,9 @@ def run_mmrl(arguments: argparse.Namespace, rows: Path, output: Path, recorder: 
     import torch
     import yaml
 
-    from mmrl_core.metrics import read_metrics
+    from mmrl_core.config import load_config
+    from mmrl_core.runs import read_metrics
     from mmrl_core.trainer import Trainer
-    from mmrl_core.yaml_config import load_config
 
     settings = {
         "name": "step",

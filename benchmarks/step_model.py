@@ -51,7 +51,7 @@ def build_model(directory: Path, seed: int = 0) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-    from mmrl_core.tiny import IMAGE_FACTOR_PX, build_tiny
+    from mmrl_core.testing import IMAGE_FACTOR_PX, build_tiny
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as folder:

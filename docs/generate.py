@@ -22,10 +22,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from mmrl_core import config, hookspecs
-from mmrl_core.cli import make_parser
-from mmrl_core.plugins import CORE, KINDS, Entry, Registry, presets
-from mmrl_core.yaml_config import option_names
+from mmrl_core import hookspecs
+from mmrl_core.cli.app import make_parser
+from mmrl_core.config import option_names
+from mmrl_core.config import schema as config
+from mmrl_core.discovery import presets
+from mmrl_core.registry import CORE, KINDS, Entry, Registry
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmrl_core.plugins import Registry
+    from mmrl_core.registry import Registry
 
 
 def mmrl_register(registry: Registry) -> None:
     """The core's entries; in configs their names stand without namespace."""
     add = registry.add
-    add("source", "rows", "mmrl_core.data:rows", "rows of a hub data set or of local parquet, JSONL, JSON, CSV, images")
+    add(
+        "source",
+        "rows",
+        "mmrl_core.data.sources:rows",
+        "rows of a hub data set or of local parquet, JSONL, JSON, CSV, images",
+    )
 
     stages = {
         "group_relative": "(reward - group mean) / (group std + eps): GRPO; without the division Dr. GRPO",
@@ -36,17 +41,32 @@ def mmrl_register(registry: Registry) -> None:
     add(
         "policy",
         "language_model",
-        "mmrl_core.language_model:LanguageModelPolicy",
+        "mmrl_core.language_model.policy:LanguageModelPolicy",
         "transformers text, image or video model",
     )
-    add("engine", "hf", "mmrl_core.generation:HFEngine", "samples with the training weights, in process")
-    add("engine", "vllm", "mmrl_core.vllm_engine:VLLMEngine", "samples through vLLM, in process or in a server")
-    add("strategy", "single_turn", "mmrl_core.rollout:single_turn", "one completion for each prompt")
-    add("strategy", "multi_turn", "mmrl_core.rollout:multi_turn", "conversations with an environment, such as tools")
-    add("environment", "tools", "mmrl_core.environment:ToolEnvironment", "does the calls of tools, within limits")
+    add("engine", "hf", "mmrl_core.language_model.engines.hf:HFEngine", "samples with the training weights, in process")
+    add(
+        "engine",
+        "vllm",
+        "mmrl_core.language_model.engines.vllm:VLLMEngine",
+        "samples through vLLM, in process or in a server",
+    )
+    add("strategy", "single_turn", "mmrl_core.conversation.turns:single_turn", "one completion for each prompt")
+    add(
+        "strategy",
+        "multi_turn",
+        "mmrl_core.conversation.turns:multi_turn",
+        "conversations with an environment, such as tools",
+    )
+    add(
+        "environment",
+        "tools",
+        "mmrl_core.conversation.environment:ToolEnvironment",
+        "does the calls of tools, within limits",
+    )
     add(
         "model",
         "tiny",
-        "mmrl_core.tiny:build_tiny",
+        "mmrl_core.testing.tiny:build_tiny",
         "small random-weight model of a real architecture, see `mmrl tiny`",
     )

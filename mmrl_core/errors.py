@@ -12,6 +12,10 @@ MMRLError
 └── CheckpointError   a checkpoint is torn, missing, or of another run
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class MMRLError(Exception):
     """Base of everything a user can mend; the message says what is wrong, where, and what to do."""
@@ -51,3 +55,17 @@ class HookResultError(MMRLError):
 
 class CheckpointError(MMRLError):
     """A checkpoint is torn, missing, or does not belong to this run."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for the end of an error message: the known name nearest to a wrong one, or nothing.
+
+    >>> did_you_mean("group_relativ", ["group_relative", "whiten"])
+    " Did you mean 'group_relative'?"
+    >>> did_you_mean("gae", ["group_relative", "whiten"])
+    ''
+    """
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mmrl_core.checkpoint import find_checkpoint
-from mmrl_core.config import PartConfig, RunConfig, parts_of
-from mmrl_core.environment import make_environment
+from mmrl_core.config import PartConfig, RunConfig, check_components, parts_of
+from mmrl_core.conversation import make_environment
+from mmrl_core.data import PromptSource, in_turns
+from mmrl_core.discovery import Plugins, load_plugins
 from mmrl_core.errors import ConfigError
-from mmrl_core.metrics import peak_memory_mib, weights_mib
-from mmrl_core.mixture import in_turns
-from mmrl_core.plugins import Plugins, call_with_options, load_plugins
 from mmrl_core.policy import make_policy
-from mmrl_core.rewards import RewardRunner
-from mmrl_core.tasks import PromptSource
+from mmrl_core.registry import call_with_options
+from mmrl_core.runs import peak_memory_mib, weights_mib
+from mmrl_core.scoring import RewardRunner
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
-from mmrl_core.yaml_config import check_components
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
@@ -92,7 +91,7 @@ class Evaluator:
             totals = []
             for part in self._parts:
                 places = [place for place, group in enumerate(groups) if group.prompt.part == part.name]
-                of_part = _select(scores, places)
+                of_part = scores.select(places)
                 measured = self._measure(part, [groups[place] for place in places], of_part)
                 metrics |= {f"{prefix}/{_inside(part, name)}": value for name, value in measured.items()}
                 totals.append(_mean(of_part.totals))
@@ -100,7 +99,7 @@ class Evaluator:
                 metrics[f"{prefix}/reward/total"] = _mean(torch.tensor(totals))
             if log is not None:
                 places = in_turns(prompts, ROLLOUTS_SHOWN)
-                log([groups[place] for place in places], _select(scores, places), temperature)
+                log([groups[place] for place in places], scores.select(places), temperature)
         if self._environment is not None:
             self._environment.close()
         return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
@@ -159,7 +158,7 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
     """
     from accelerate import Accelerator
 
-    from mmrl_core.model_path import starting_model
+    from mmrl_core.starting_model import starting_model
 
     plugins = load_plugins()
     device = Accelerator().device
@@ -196,12 +195,3 @@ def _mean(values: torch.Tensor) -> float:
 def _inside(part: PartConfig, name: str) -> str:
     """A name of a part among those of a mixture, as `RewardRunner` has them too."""
     return f"{part.name}/{name}" if part.name else name
-
-
-def _select(scores: Scores, places: Sequence[int]) -> Scores:
-    chosen = list(places)
-    return Scores(
-        totals=scores.totals[chosen],
-        components={name: values[chosen] for name, values in scores.components.items()},
-        weights=scores.weights,
-    )

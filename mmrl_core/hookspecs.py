@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmrl_core.config import RunConfig
-    from mmrl_core.plugins import Registry
+    from mmrl_core.registry import Registry
     from mmrl_core.trainer import Trainer
     from mmrl_core.types import Batch, LossInputs, Prompt, RewardView, RolloutGroup, Scores, TokenStats
 

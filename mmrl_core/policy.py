@@ -1,6 +1,6 @@
 """What the trainer knows of a policy. A language model is one; a Gaussian over initial noise is another.
 
-The core ships `mmrl_core.language_model.LanguageModelPolicy`; a plugin registers others under kind "policy".
+The core ships `mmrl_core.language_model.policy.LanguageModelPolicy`; a plugin registers others under kind "policy".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mmrl_core.config import RunConfig
-    from mmrl_core.plugins import Plugins
+    from mmrl_core.discovery import Plugins
 
 
 class Policy(Protocol):

@@ -26,37 +26,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmrl_core.behaviour import REFERENCE, CoreBehaviour, check_advantages, check_groups, check_scores
-from mmrl_core.checkpoint import (
-    TrainState,
-    generator_states,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
+from mmrl_core.checkpoint import TrainState, generator_states, latest_checkpoint, load_checkpoint, save_checkpoint
+from mmrl_core.config import (
+    AlgorithmConfig,
+    Component,
+    RunConfig,
+    StageConfig,
+    check_components,
+    check_trainable,
+    dump_config,
+    parts_of,
 )
-from mmrl_core.config import AlgorithmConfig, Component, RunConfig, StageConfig, check_trainable, parts_of
-from mmrl_core.environment import Environment, make_environment
+from mmrl_core.conversation import Environment, demonstrate, make_environment
+from mmrl_core.data import BrokenRow, Draw, Mixture, PromptStream, Template, in_turns, training_mixture
+from mmrl_core.defaults import REFERENCE, CoreBehaviour, check_advantages, check_groups, check_scores
+from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError, HookResultError, PolicyError, TaskDataError
 from mmrl_core.evaluation import Evaluator, mean_outcomes
-from mmrl_core.metrics import (
+from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
+from mmrl_core.policy import Policy, make_policy
+from mmrl_core.runs import (
     MetricsLog,
+    RolloutLog,
     check_trackers,
     evaluation_table,
     flat_config,
     peak_memory_mib,
     read_metrics,
+    write_report,
 )
-from mmrl_core.mixture import Draw, Mixture, in_turns, training_mixture
-from mmrl_core.model_path import starting_model
-from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
-from mmrl_core.plugins import load_plugins
-from mmrl_core.policy import Policy, make_policy
-from mmrl_core.prefetch import PromptStream
-from mmrl_core.report import write_report
-from mmrl_core.rewards import ConstantRewardAlarm, RewardRunner, join_scores, reward_view, split_scores
-from mmrl_core.rollout import demonstrate
-from mmrl_core.rollout_log import RolloutLog
-from mmrl_core.tasks import BrokenRow, Template
+from mmrl_core.scoring import ConstantRewardAlarm, RewardRunner, reward_view
+from mmrl_core.starting_model import starting_model
 from mmrl_core.types import (
     ACTION_MASK,
     LOSS_MASK,
@@ -70,7 +70,6 @@ from mmrl_core.types import (
     Sampling,
     Scores,
 )
-from mmrl_core.yaml_config import check_components, dump_config
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
 """Supervised stages: mean negative logprob of the answers' tokens, one update a step."""
@@ -263,7 +262,7 @@ class Trainer:
             chosen = self.hooks.mmrl_select_groups(run=self, groups=groups, scores=scores)
             if len(chosen) != len(groups):
                 raise HookResultError(f"mmrl_select_groups returned {len(chosen)} choices for {len(groups)} groups.")
-            for group, part, keep in zip(groups, split_scores(scores, groups), chosen, strict=True):
+            for group, part, keep in zip(groups, scores.split(groups), chosen, strict=True):
                 (kept if keep else left_out).append((group, part))
             if rule is None or self._min_over_processes(len(kept)) >= missing:
                 break
@@ -272,7 +271,7 @@ class Trainer:
         if not kept:
             raise HookResultError("mmrl_select_groups selected no group; a step needs one.")
         # Failures count wherever they came up: groups that failed are flat, and left out by dynamic sampling.
-        scores = replace(join_scores([part for _, part in kept]), failures=dict(failures))
+        scores = replace(Scores.join([part for _, part in kept]), failures=dict(failures))
         return [group for group, _ in kept], scores
 
     def _next_groups(self, round_index: int) -> tuple[Sequence[RolloutGroup], Scores]:
@@ -771,7 +770,7 @@ class Trainer:
         if not self.is_main or self.state.stage_step % settings.rollouts_every_steps:
             return
         places = in_turns([group.prompt for group in sampled], settings.rollouts_per_step)
-        shown, score_of = [sampled[place] for place in places], split_scores(scores, sampled)
+        shown, score_of = [sampled[place] for place in places], scores.split(sampled)
         by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
         num_rows = batch.trajectory_ids.bincount()
         means = (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
@@ -783,7 +782,7 @@ class Trainer:
             stage_name(self.config, self.state.stage),
             "train",
             shown,
-            join_scores([score_of[place] for place in places]),
+            Scores.join([score_of[place] for place in places]),
             advantages,
             self.stage.rollout.temperature,
         )
@@ -894,7 +893,7 @@ def _rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batc
 def _totals_of_parts(groups: Sequence[RolloutGroup], scores: Scores) -> dict[str, float]:
     """Mean totals of a mixture's parts, `reward/<part>/total`: that of all depends on how many groups are of which."""
     totals: dict[str, list[Tensor]] = {}
-    for group, part in zip(groups, split_scores(scores, groups), strict=True):
+    for group, part in zip(groups, scores.split(groups), strict=True):
         if group.prompt.part:
             totals.setdefault(f"reward/{group.prompt.part}/total", []).append(part.totals)
     return {name: float(torch.cat(values).nanmean()) for name, values in totals.items()}

@@ -17,7 +17,7 @@ Worked example: two prompts, group size 2, the second prompt answered over two t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -166,6 +166,58 @@ class Scores:
     token_rewards: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     step_rewards: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
+
+    def select(self, index: Sequence[int]) -> Scores:
+        """Scores of the rollouts at `index`, in its order; failures, which are counts of all, are left out."""
+        chosen = list(index)
+        return Scores(
+            totals=self.totals[chosen],
+            components={name: values[chosen] for name, values in self.components.items()},
+            weights=self.weights,
+            token_rewards={name: [values[i] for i in chosen] for name, values in self.token_rewards.items()},
+            step_rewards={name: [values[i] for i in chosen] for name, values in self.step_rewards.items()},
+        )
+
+    def split(self, groups: Sequence[RolloutGroup]) -> list[Scores]:
+        """Scores of each group by itself; the failures stay with the first."""
+        parts, start = [], 0
+        for group in groups:
+            part = self.select(range(start, start + len(group.rollouts)))
+            parts.append(part if start else replace(part, failures=self.failures))
+            start += len(group.rollouts)
+        return parts
+
+    @staticmethod
+    def join(parts: Sequence[Scores]) -> Scores:
+        """Scores of several groups, at least one, one after another; the inverse of `split`."""
+        import torch
+
+        first = parts[0]
+        failures: dict[str, int] = {}
+        for part in parts:
+            for name, count in part.failures.items():
+                failures[name] = failures.get(name, 0) + count
+        return Scores(
+            totals=torch.cat([part.totals for part in parts]),
+            components={name: torch.cat([part.components[name] for part in parts]) for name in first.components},
+            weights=first.weights,
+            token_rewards={
+                name: [values for part in parts for values in part.token_rewards[name]] for name in first.token_rewards
+            },
+            step_rewards={
+                name: [values for part in parts for values in part.step_rewards[name]] for name in first.step_rewards
+            },
+            failures=failures,
+        )
+
+    def with_component(self, name: str, values: Tensor, weight: float = 1.0) -> Scores:
+        """With `weight * values` [N] added to the totals, and `values` kept as a component; unscored stays unscored."""
+        return replace(
+            self,
+            totals=self.totals + weight * values,
+            components={**self.components, name: values},
+            weights={**self.weights, name: weight},
+        )
 
 
 @dataclass(frozen=True)

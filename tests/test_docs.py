@@ -15,10 +15,11 @@ from types import ModuleType
 import pytest
 
 from mmrl_core import builtin
-from mmrl_core.cli import make_parser
-from mmrl_core.plugins import KINDS, Registry, load_plugins, presets
-from mmrl_core.rewards import RewardRunner
-from mmrl_core.yaml_config import component_problems, load_config, load_reward
+from mmrl_core.cli.app import make_parser
+from mmrl_core.config import component_problems, load_config, load_reward
+from mmrl_core.discovery import load_plugins, presets
+from mmrl_core.registry import KINDS, Registry
+from mmrl_core.scoring import RewardRunner
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -78,7 +79,9 @@ def test_every_section_of_the_schema_is_reached(generate):
     sections = {
         value
         for value in vars(generate.config).values()
-        if isinstance(value, type) and issubclass(value, generate.BaseModel) and value.__module__ == "mmrl_core.config"
+        if isinstance(value, type)
+        and issubclass(value, generate.BaseModel)
+        and value.__module__ == generate.config.__name__
     }
     assert sections - {generate.config.Strict} == set(generate._models(generate.config.RunConfig))
 
@@ -194,7 +197,7 @@ def tutorial(tmp_path_factory) -> Path:
 
 def run(folder: Path, *commands: list[str]) -> str:
     """Runs commands in one process, with the tutorial's package on the path; they all exit with 0."""
-    code = "import json, sys; from mmrl_core.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    code = "import json, sys; from mmrl_core.cli.app import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
     result = subprocess.run(
         [sys.executable, "-c", code, json.dumps(commands)],
         cwd=folder,

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mmrl_core import cli, evaluation, preflight, trainer
-from mmrl_core.plugins import KINDS, load_plugins, presets
-from mmrl_core.yaml_config import dump_config, load_config
+from mmrl_core import evaluation, trainer
+from mmrl_core.cli import app as cli
+from mmrl_core.cli import dry_run as preflight
+from mmrl_core.config import dump_config, load_config
+from mmrl_core.discovery import load_plugins, presets
+from mmrl_core.registry import KINDS
 
 COMMANDS = ("train", "eval", "score", "check", "preview", "list", "info", "view", "tiny")
 
@@ -372,7 +375,7 @@ def test_a_line_that_a_reward_fails_on_does_not_spoil_its_neighbours(folder):
 
 
 def test_check_marks_findings_and_exits_with_1_if_one_failed(folder, monkeypatch, capsys):
-    from mmrl_core import checks
+    from mmrl_core.testing import checks
 
     findings = [checks.Finding(True, "this is sound"), checks.Finding(False, "that is not")]
     monkeypatch.setattr(checks, "check_task", lambda config: findings)

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmrl_core.plugins import load_plugins
-from mmrl_core.tiny import build_tiny
+from mmrl_core.config import load_config
+from mmrl_core.discovery import load_plugins
+from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
-from mmrl_core.yaml_config import load_config
 
 CHOICES = ("red", "blue", "dog", "cat", "no", "left")
 
@@ -94,7 +94,7 @@ def noise_video(tmp_path_factory):
     """`noise_video(num_frames, width, height, seed)` -> all frames of an mp4 file of noise, two a second."""
     import av
 
-    from mmrl_core.video import load_video
+    from mmrl_core.media import load_video
 
     def video(num_frames, width, height, seed):
         path = tmp_path_factory.mktemp("video") / "noise.mp4"
@@ -312,7 +312,7 @@ def train(task, output, resume, environment):
     os.environ |= environment
 
     from mmrl_core.trainer import Trainer
-    from mmrl_core.yaml_config import load_config
+    from mmrl_core.config import load_config
 
     trainer = Trainer(load_config(str(task)), Path(output))
     try:
@@ -323,7 +323,7 @@ def train(task, output, resume, environment):
 
 PRELOADED = (
     "mmrl_core.trainer",
-    "mmrl_core.language_model",
+    "mmrl_core.language_model.policy",
     "accelerate",
     "datasets",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from mmrl_core.config import LoraConfig, ModelConfig
-from mmrl_core.environment import Reply
+from mmrl_core.conversation import Reply, demonstrate, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.media import Audio
-from mmrl_core.metrics import read_metrics
-from mmrl_core.rollout import demonstrate, multi_turn
+from mmrl_core.runs import read_metrics
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Sampling
 
 TEMPERATURE = 0.9
@@ -381,7 +380,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmrl_core import hookimpl
-from mmrl_core.environment import Reply
+from mmrl_core.conversation import Reply
 
 GROUPS, LOSSES = [], []
 

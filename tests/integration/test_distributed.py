@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 
 NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes", "advantage/abs_mean", "reward/raises")
 """Times; work that depends on who has seen a picture before; and means over tokens or scored rollouts, of which the

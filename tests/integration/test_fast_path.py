@@ -11,14 +11,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-import mmrl_core.language_model
+import mmrl_core.language_model.policy
 from mmrl_core.config import LoraConfig, ModelConfig, RewardConfig
+from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import PolicyError
-from mmrl_core.generation import HFEngine
-from mmrl_core.language_model import LanguageModel, LanguageModelPolicy
-from mmrl_core.metrics import read_metrics
-from mmrl_core.plugins import load_plugins
-from mmrl_core.rewards import RewardRunner
+from mmrl_core.language_model import HFEngine, LanguageModel, LanguageModelPolicy
+from mmrl_core.runs import read_metrics
+from mmrl_core.scoring import RewardRunner
 from mmrl_core.trainer import Trainer
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
 
@@ -290,7 +289,7 @@ def test_chunks_of_logits_change_nothing_and_hold_no_more_than_they_may(
 
     expected, kept = pass_over()
     assert logit_rows == [num_tokens] and kept
-    monkeypatch.setattr(mmrl_core.language_model, "LOGIT_CHUNK", chunk * vocabulary + vocabulary - 1)
+    monkeypatch.setattr(mmrl_core.language_model.policy, "LOGIT_CHUNK", chunk * vocabulary + vocabulary - 1)
     found, kept = pass_over()
     assert max(logit_rows) == chunk and sum(logit_rows) == 2 * num_tokens, "once forward and once more backward"
     assert not kept
@@ -307,7 +306,7 @@ def test_a_run_never_holds_more_logits_than_the_chunk_in_its_updates(run, grpo, 
     config = grpo(stage={"steps": 2}, algorithm={"kl": {"coefficient": 0.1}, "entropy_coefficient": 0.01})
     whole, expected = run(config)
     vocabulary = whole.policy.model.base.config.vocab_size
-    monkeypatch.setattr(mmrl_core.language_model, "LOGIT_CHUNK", 7 * vocabulary)
+    monkeypatch.setattr(mmrl_core.language_model.policy, "LOGIT_CHUNK", 7 * vocabulary)
     seen = []
     update = Trainer._update
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 
 PROBE = """
 from mmrl_core import hookimpl

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from mmrl_core.errors import TaskDataError
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 
 HARD = '"""Rewards of a part."""\n\ndef never(completions, samples):\n    return [0.0 for _ in completions]\n'
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmrl_core.cli.dry_run import check_run
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.evaluation import evaluate_checkpoint
-from mmrl_core.metrics import read_metrics
-from mmrl_core.preflight import check_run
+from mmrl_core.runs import read_metrics
 from mmrl_core.types import BatchTotals, Rollout, RolloutGroup, Row
 
 GAUSSIAN = """

@@ -9,13 +9,12 @@ import soundfile
 import torch
 
 from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, SourceConfig
+from mmrl_core.data import PromptSource
+from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import PolicyError, TaskDataError
+from mmrl_core.language_model import PromptEncoder, load_model, load_processor, media_of
 from mmrl_core.media import Audio, load_audio, resample_audio
-from mmrl_core.model_loading import load_model, load_processor
-from mmrl_core.plugins import load_plugins
-from mmrl_core.prompt_encoder import PromptEncoder, media_of
-from mmrl_core.tasks import PromptSource
-from mmrl_core.tiny import AUDIO_WINDOW_S, TINY_KINDS
+from mmrl_core.testing import AUDIO_WINDOW_S, TINY_KINDS
 
 RATE = 16000
 

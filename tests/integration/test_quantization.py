@@ -4,11 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrl_core.cli.dry_run import check_run
 from mmrl_core.config import ModelConfig
 from mmrl_core.errors import ConfigError
 from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.language_model import LanguageModelPolicy
-from mmrl_core.preflight import check_run
 from mmrl_core.types import Sampling
 
 KINDS = ("qwen2", "qwen2_5_vl", "qwen2_audio")

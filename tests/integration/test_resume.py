@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mmrl_core.metrics import read_metrics
-from mmrl_core.plugins import load_plugins
+from mmrl_core.discovery import load_plugins
+from mmrl_core.runs import read_metrics
 
 NUM_KILLS = 3
 NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes")  # features are kept only as long as the process

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mmrl_core.errors import ConfigError, PolicyError
-from mmrl_core.generation import HFEngine
-from mmrl_core.metrics import read_metrics
+from mmrl_core.language_model import HFEngine
+from mmrl_core.runs import read_metrics
 from mmrl_core.trainer import Trainer
 
 WAIT_S = 60

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mmrl_core.errors import HookResultError, MMRLError, TaskDataError
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmrl_core.config import OptimizerConfig, StageConfig
+from mmrl_core.config.schema import OptimizerConfig, StageConfig
 from mmrl_core.errors import ConfigError
 from mmrl_core.optimizer import make_optimizer, set_learning_rate
 

@@ -15,11 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmrl_core import tiny
 from mmrl_core.config import ModelConfig
-from mmrl_core.environment import Reply
+from mmrl_core.conversation import Reply, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
-from mmrl_core.rollout import multi_turn
+from mmrl_core.testing import tiny
 from mmrl_core.types import Prompt
 
 

@@ -4,10 +4,9 @@ from collections import Counter
 
 import pytest
 
-from mmrl_core import vllm_server
-from mmrl_core.prompt_encoder import Continuation
+from mmrl_core.language_model import Continuation, VLLMEngine
+from mmrl_core.language_model.engines import vllm_server
 from mmrl_core.types import Sampling
-from mmrl_core.vllm_engine import VLLMEngine
 
 TOLERANCE = 1e-4  # as for single turns
 SAMPLING = Sampling(12, temperature=0.9, seed=1)

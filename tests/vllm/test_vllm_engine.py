@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmrl_core import vllm_engine
 from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.language_model import VLLMEngine, merged_weights
+from mmrl_core.language_model.engines import vllm as vllm_engine
 from mmrl_core.types import Sampling
-from mmrl_core.vllm_engine import VLLMEngine, merged_weights
 
 TOLERANCE = 1e-4  # float32 on both sides; differences of 2e-6 were seen
 SAMPLINGS = [Sampling(12, seed=1), Sampling(12, temperature=0.7, top_p=0.8, top_k=50, seed=2), Sampling(12, 0.0)]

@@ -11,10 +11,10 @@ import threading
 import pytest
 import torch
 
-from mmrl_core import vllm_server
 from mmrl_core.errors import PolicyError
+from mmrl_core.language_model import VLLMEngine
+from mmrl_core.language_model.engines import vllm_server
 from mmrl_core.types import Sampling
-from mmrl_core.vllm_engine import VLLMEngine
 
 TOLERANCE = 1e-4
 
@@ -132,7 +132,7 @@ def test_a_server_at_an_address_serves_one_run_after_the_other(make_policy, prom
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    server = [sys.executable, "-m", "mmrl_core.vllm_server", address]
+    server = [sys.executable, "-m", "mmrl_core.language_model.engines.vllm_server", address]
     without_key = subprocess.run(server, capture_output=True, text=True)
     assert without_key.returncode != 0 and "set MMRL_VLLM_KEY" in without_key.stderr
     monkeypatch.setenv("MMRL_VLLM_KEY", "some secret")

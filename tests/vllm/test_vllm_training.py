@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from mmrl_core.metrics import read_metrics
+from mmrl_core.config import load_config
+from mmrl_core.runs import read_metrics
 from mmrl_core.trainer import Trainer
-from mmrl_core.yaml_config import load_config
 
 REWARD = """
 def spread(completions, samples):

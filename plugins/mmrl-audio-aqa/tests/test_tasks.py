@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl_core.yaml_config import load_config
+from mmrl_core.config import load_config
 
 RECIPES = Path(__file__).parents[3] / "tasks" / "audio_aqa"
 

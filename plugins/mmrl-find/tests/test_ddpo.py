@@ -9,13 +9,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention import BasicTransformerBlock
 
-from mmrl_core.config import ModelConfig
+from mmrl_core.config import ModelConfig, load_config
 from mmrl_core.errors import CheckpointError, PolicyError
 from mmrl_core.losses import policy_loss
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 from mmrl_core.trainer import Trainer, derive_seed
 from mmrl_core.types import BatchTotals, LossInputs, Prompt, Sampling
-from mmrl_core.yaml_config import load_config
 from mmrl_find.ddpo import DDPOPolicy
 from mmrl_find.policy import NoisePolicy
 

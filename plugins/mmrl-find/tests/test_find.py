@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmrl_core.checks import check_plugin, check_task
-from mmrl_core.config import RunConfig
+from mmrl_core.config import RunConfig, load_config
+from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError
-from mmrl_core.metrics import read_metrics
-from mmrl_core.plugins import KINDS, load_plugins
+from mmrl_core.registry import KINDS
+from mmrl_core.runs import read_metrics
+from mmrl_core.testing import check_plugin, check_task
 from mmrl_core.trainer import Trainer
-from mmrl_core.yaml_config import load_config
 from mmrl_find import policy
 from mmrl_find.pipeline import Generated, PromptEmbedding
 

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from mmrl_core.errors import TaskDataError
-from mmrl_core.geometry import BoxConvention
+from mmrl_core.media import BoxConvention
 from mmrl_gui import rewards
 from mmrl_gui.data import androidcontrol, gui_r1, image_size, screenspot, ui_r1
 from mmrl_gui.metrics import grounding

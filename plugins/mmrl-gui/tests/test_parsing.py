@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from mmrl_core.geometry import BoxConvention, Point
+from mmrl_core.media import BoxConvention, Point
 from mmrl_gui.actions import ACTION_SETS, ACTIONS, action_name
 from mmrl_gui.parsing import action_answer, answer_text, coordinates, parse_actions, parse_literal, stated_text
 

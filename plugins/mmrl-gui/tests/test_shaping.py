@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mmrl_core.config import load_config
 from mmrl_core.errors import ConfigError
-from mmrl_core.metrics import read_metrics
+from mmrl_core.runs import read_metrics
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
-from mmrl_core.yaml_config import load_config
 from mmrl_gui.shaping import Dast, dast_bonus
 
 
@@ -107,7 +107,7 @@ def short(completions, samples):
 
 
 def test_a_run_is_trained_with_it_in_the_stages_it_names(tmp_path):
-    from mmrl_core.tiny import build_tiny
+    from mmrl_core.testing import build_tiny
     from mmrl_core.trainer import train
 
     build_tiny("qwen2", tmp_path / "model")

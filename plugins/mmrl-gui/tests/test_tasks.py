@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmrl_core.checks import check_plugin, check_task
-from mmrl_core.yaml_config import load_config
+from mmrl_core.config import load_config
+from mmrl_core.testing import check_plugin, check_task
 
 RECIPES = Path(__file__).parents[3] / "tasks" / "gui"
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.demo import normalize_patches, picture_patches
 from mmrl_core.errors import TaskDataError
+from mmrl_core.testing import normalize_patches, picture_patches
 from mmrl_uav_vqa.demo_data import COLOUR_NAMES, PLACES, aerial_scenes
 from mmrl_uav_vqa.demo_model import build_aerial_reader, build_tokenizer, token_targets
 from mmrl_uav_vqa.rewards import accuracy

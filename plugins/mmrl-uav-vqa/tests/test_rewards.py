@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mmrl_core.checks import HOSTILE
+from mmrl_core.testing import HOSTILE
 from mmrl_uav_vqa.rewards import accuracy, area_class, format, gold_kind
 
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.demo import picture_patches
 from mmrl_core.errors import ConfigError, TaskDataError
+from mmrl_core.testing import picture_patches
 from mmrl_viewpoint.demo_data import rendered_pairs
 from mmrl_viewpoint.demo_model import build_pose_reader, build_tokenizer, view_bins
 

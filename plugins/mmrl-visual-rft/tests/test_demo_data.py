@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmrl_core.demo import CLASS_WORDS
 from mmrl_core.errors import TaskDataError
+from mmrl_core.testing import CLASS_WORDS
 from mmrl_visual_rft.demo_data import (
     SceneOptions,
     classification_solution,

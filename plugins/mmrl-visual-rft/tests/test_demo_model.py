@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.demo import CLASS_WORDS, normalize_patches, picture_patches
 from mmrl_core.errors import ConfigError
+from mmrl_core.testing import CLASS_WORDS, normalize_patches, picture_patches
 from mmrl_visual_rft.demo_data import digit_scenes
 from mmrl_visual_rft.demo_model import build_digit_detector, build_tokenizer, token_targets
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmrl_core.geometry import Box, BoxConvention
+from mmrl_core.media import Box, BoxConvention
 from mmrl_visual_rft import parsing
 from mmrl_visual_rft.parsing import (
     MAX_ANSWER_CHARS,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import mmrl_vital.tasks
+from mmrl_core.config import load_config
 from mmrl_core.errors import TaskDataError
-from mmrl_core.yaml_config import load_config
 from mmrl_vital.data import DATA_SOURCES, activitynet, charades_sta, nextgqa, published, rextime, video_mme
 from mmrl_vital.metrics import accuracy, grounded_qa, temporal_grounding
 from mmrl_vital.prompts import ANSWER_FORM, TOOL_FORM, choice_question, user_prompt

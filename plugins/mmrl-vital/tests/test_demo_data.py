@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from mmrl_core.demo import CLASS_WORDS
 from mmrl_core.errors import TaskDataError
+from mmrl_core.testing import CLASS_WORDS
 from mmrl_vital.demo_data import VideoOptions, draw_frames, hasty_window, tool_videos, video_events
 from mmrl_vital.tools import ClipFrames
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmrl_core.demo import CLASS_WORDS
+from mmrl_core.conversation import schema
 from mmrl_core.errors import ConfigError, TaskDataError
-from mmrl_core.tools import schema
+from mmrl_core.testing import CLASS_WORDS
 from mmrl_vital.demo_data import VideoOptions, draw_frames, final_turn, problem, two_turns, video_events
 from mmrl_vital.demo_model import PAIRS_PER_VIDEO, build_clip_reader, build_tokenizer, frame_pairs
 from mmrl_vital.tools import ClipFrames

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from mmrl_core.environment import ToolEnvironment
+from mmrl_core.conversation import ToolContext, ToolEnvironment, schema, validated
+from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError, MediaError, ToolError
-from mmrl_core.plugins import load_plugins
-from mmrl_core.tools import ToolContext, schema, validated
+from mmrl_core.media import draw_timestamps
 from mmrl_core.types import Prompt
-from mmrl_core.video import draw_timestamps
 from mmrl_vital.tools import Clip, ClipAnswer, ClipCaption, ClipFrames
 
 BITS = 12  # of a frame's number, written as black and white stripes: a codec changes greys, but not these

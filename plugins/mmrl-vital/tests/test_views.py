@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrl_core.plugins import load_plugins
-from mmrl_core.report import write_report
-from mmrl_core.rollout_log import RolloutLog
+from mmrl_core.discovery import load_plugins
+from mmrl_core.runs import RolloutLog, write_report
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 from mmrl_vital import views
 from mmrl_vital.demo_data import two_turns

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mmrl_audio_aqa.prompts import Style, gold_completion, listed_options, question_prompt
-from mmrl_core.data import Row, Rows, load_rows
+from mmrl_core.data import Row, Rows, Template, load_rows, value_of
 from mmrl_core.errors import TaskDataError
-from mmrl_core.tasks import Template, value_of
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl_audio_aqa.prompts import question_prompt
-from mmrl_core.demo import write_aside
 from mmrl_core.errors import TaskDataError
-from mmrl_core.model_path import cache_folder
+from mmrl_core.starting_model import cache_folder
+from mmrl_core.testing import write_aside
 
 if TYPE_CHECKING:
     import numpy as np

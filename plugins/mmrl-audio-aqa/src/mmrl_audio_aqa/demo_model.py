@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING
 
 from mmrl_audio_aqa.demo_data import ANSWERS, LENGTH_S, QUESTIONS, SAMPLING_RATE, draw_melody, play
 from mmrl_audio_aqa.prompts import question_prompt
-from mmrl_core.demo import VOCAB_MULTIPLE, new_model_folder, pretrain_tower, split_pattern
-from mmrl_core.tiny import (
+from mmrl_core.testing import (
     AUDIO_CHAT_TEMPLATE,
     AUDIO_TOKENS_PER_S,
     QWEN_AUDIO_TOKENS,
     UNSAMPLED_AUDIO_TOKENS,
+    VOCAB_MULTIPLE,
+    new_model_folder,
+    pretrain_tower,
+    split_pattern,
     train_tokenizer,
 )
 
@@ -184,7 +187,7 @@ def train_audio_tower(
     import torch.nn.functional as F
     from torch import nn
 
-    from mmrl_core.towers import encode_media
+    from mmrl_core.language_model import encode_media
 
     features, answers = tower_examples(feature_extractor, num_melodies, seed)
     tower = nn.ModuleList([model.model.audio_tower, model.model.multi_modal_projector])

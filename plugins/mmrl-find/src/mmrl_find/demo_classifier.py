@@ -9,7 +9,7 @@ better. Both know pictures that show no digit; an arg max over ten digits would 
     neighbours    scans 800 to 1599              votes of the 5 nearest scans, if the nearest is as near as another
                                                  scan would be
 
-The scans are numbered in the shuffled order of `mmrl_core.demo.scan_ids_by_class`. Scans from 1600 on are seen by
+The scans are numbered in the shuffled order of `mmrl_core.testing.scan_ids_by_class`. Scans from 1600 on are seen by
 neither, nor by the demo's pipeline. Fitting takes about a second, once in each process, and is deterministic.
 """
 
@@ -28,8 +28,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 
-from mmrl_core.demo import CLASS_WORDS
 from mmrl_core.errors import RewardError
+from mmrl_core.testing import CLASS_WORDS
 from mmrl_find.demo_model import PICTURE_PX, scan_pictures
 from mmrl_find.rewards import Completion, Sample, usable_pictures
 

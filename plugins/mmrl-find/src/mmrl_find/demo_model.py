@@ -17,8 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmrl_core.demo import CLASS_WORDS, ink_masks, new_model_folder, scan_ids_by_class
 from mmrl_core.errors import ConfigError
+from mmrl_core.testing import CLASS_WORDS, ink_masks, new_model_folder, scan_ids_by_class
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,7 @@ import torch
 
 from mmrl_core import hookimpl
 from mmrl_core.errors import ConfigError, PolicyError
-from mmrl_core.rewards import join_scores, split_scores
-from mmrl_core.rollout_log import prompt_text
+from mmrl_core.runs import prompt_text
 from mmrl_core.trainer import derive_seed
 from mmrl_core.types import Rollout, RolloutGroup, Scores
 from mmrl_find.policy import NoiseObservation
@@ -73,7 +72,7 @@ class Replay:
     def mmrl_extend_groups(
         self, run: Trainer, groups: Sequence[RolloutGroup], scores: Scores
     ) -> tuple[Sequence[RolloutGroup], Scores]:
-        step, parts = run.state.step, split_scores(scores, groups)
+        step, parts = run.state.step, scores.split(groups)
         if self.max_age is not None:
             self._kept = [kept for kept in self._kept if kept["step"] >= step - self.max_age]
         extended, extended_scores = [], []
@@ -87,7 +86,7 @@ class Replay:
             run.counts["replayed"] += len(chosen)
         for group, part in zip(groups, parts, strict=True):  # only now, so that nothing is added to itself
             self._keep(step, group, part)
-        return extended, join_scores(extended_scores)
+        return extended, Scores.join(extended_scores)
 
     def _keep(self, step: int, group: RolloutGroup, scores: Scores) -> None:
         for index, rollout in enumerate(group.rollouts):

@@ -39,8 +39,7 @@ from typing import Any, Literal
 
 from mmrl_core.data import Row, Rows, load_rows
 from mmrl_core.errors import MediaError, TaskDataError
-from mmrl_core.geometry import BoxConvention, convert
-from mmrl_core.media import media_file, resized_size
+from mmrl_core.media import BoxConvention, convert, media_file, resized_size
 from mmrl_gui.actions import ACTION_SETS, NO_TEXT, action_name, argument_of
 from mmrl_gui.geometry import Position, centre_of, converted, numbers_of, position_of
 from mmrl_gui.parsing import action_answer, coordinates, stated_text

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmrl_core.demo import TOKEN_PX, check_size_px, write_aside
 from mmrl_core.errors import TaskDataError
-from mmrl_core.model_path import cache_folder
+from mmrl_core.starting_model import cache_folder
+from mmrl_core.testing import TOKEN_PX, check_size_px, write_aside
 from mmrl_gui.actions import NO_TEXT
 from mmrl_gui.parsing import action_answer
 

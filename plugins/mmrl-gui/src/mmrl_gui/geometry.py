@@ -1,10 +1,10 @@
-"""Gold positions: a box where the data have one, else a point. See `mmrl_core.geometry` for conventions."""
+"""Gold positions: a box where the data have one, else a point. See `mmrl_core.media.geometry` for conventions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrl_core.geometry import Box, BoxConvention, Point, convert
+from mmrl_core.media import Box, BoxConvention, Point, convert
 
 Position = Box | Point
 
@@ -19,7 +19,7 @@ def position_of(numbers: Sequence[float] | None, convention: BoxConvention) -> P
 
 
 def converted(position: Position, to: BoxConvention, width_px: float | None, height_px: float | None) -> Position:
-    """As `mmrl_core.geometry.convert`, for either kind."""
+    """As `mmrl_core.media.convert`, for either kind."""
     if isinstance(position, Box):
         return convert(position, to, width_px, height_px)
     return convert(position, to, width_px, height_px)

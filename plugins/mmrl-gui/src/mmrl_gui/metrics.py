@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.geometry import Box, BoxConvention, Point, convert
+from mmrl_core.media import Box, BoxConvention, Point, convert
 from mmrl_gui.actions import action_name, argument_of
 from mmrl_gui.geometry import centre_of
 from mmrl_gui.parsing import Action, coordinates, parse_actions, stated_text

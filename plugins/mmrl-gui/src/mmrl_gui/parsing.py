@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from mmrl_core.geometry import MAX_COORDINATE, BoxConvention, Point
+from mmrl_core.media import MAX_COORDINATE, BoxConvention, Point
 from mmrl_gui.actions import ACTIONS, DIRECTIONS, NO_POINT, NO_TEXT, action_name
 
 MAX_ANSWER_CHARS = 8_192  # of one answer block; an action is a hundred characters

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmrl_core.geometry import BoxConvention
+from mmrl_core.media import BoxConvention
 from mmrl_gui.actions import DIRECTIONS, NO_POINT, NO_TEXT, argument_of
 from mmrl_gui.parsing import action_answer
 

@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from mmrl_core.geometry import Box, BoxConvention, Point, convert
+from mmrl_core.media import Box, BoxConvention, Point, convert
 from mmrl_gui.actions import action_name, argument_of
 from mmrl_gui.geometry import Position, converted, position_of
 from mmrl_gui.parsing import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl_core.geometry import BoxConvention
+from mmrl_core.media import BoxConvention
 from mmrl_gui.geometry import Position, converted, numbers_of
 from mmrl_gui.parsing import parse_actions
 from mmrl_gui.rewards import gold_target

@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmrl_core.demo import TOKEN_PX, photographs, write_aside
 from mmrl_core.errors import TaskDataError
-from mmrl_core.model_path import cache_folder
+from mmrl_core.starting_model import cache_folder
+from mmrl_core.testing import TOKEN_PX, photographs, write_aside
 from mmrl_uav_vqa.data import select_rows
 
 if TYPE_CHECKING:

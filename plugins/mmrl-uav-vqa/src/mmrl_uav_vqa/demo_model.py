@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.demo import (
+from mmrl_core.testing import (
+    SHORT_CHAT_TEMPLATE,
     TOKEN_PX,
     build_model,
     build_processor,
@@ -22,8 +23,8 @@ from mmrl_core.demo import (
     pretrain_tower,
     split_pattern,
     tower_features,
+    train_tokenizer,
 )
-from mmrl_core.tiny import SHORT_CHAT_TEMPLATE, train_tokenizer
 from mmrl_uav_vqa.demo_data import COLOUR_NAMES, GRID, KINDS, PLACES, SIZE_PX, aerial_scenes
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmrl_core.demo import write_aside
 from mmrl_core.errors import TaskDataError
-from mmrl_core.model_path import cache_folder
+from mmrl_core.starting_model import cache_folder
+from mmrl_core.testing import write_aside
 from mmrl_viewpoint.data import viewpoint_row
 from mmrl_viewpoint.parsing import LETTERS
 from mmrl_viewpoint.poses import answer_index, look_at, motion

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.demo import (
+from mmrl_core.errors import ConfigError
+from mmrl_core.testing import (
+    SHORT_CHAT_TEMPLATE,
     TOKEN_PX,
     build_model,
     build_processor,
@@ -24,9 +26,8 @@ from mmrl_core.demo import (
     pretrain_tower,
     split_pattern,
     tower_features,
+    train_tokenizer,
 )
-from mmrl_core.errors import ConfigError
-from mmrl_core.tiny import SHORT_CHAT_TEMPLATE, train_tokenizer
 from mmrl_viewpoint.demo_data import (
     AZIMUTH_DEG,
     COMPARISONS,

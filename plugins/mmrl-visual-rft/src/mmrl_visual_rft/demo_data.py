@@ -28,7 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mmrl_core.demo import (
+from mmrl_core.errors import TaskDataError
+from mmrl_core.starting_model import cache_folder
+from mmrl_core.testing import (
     CLASS_WORDS,
     MIN_DIGIT_WIDTH_PX,
     NUM_SCANS,
@@ -37,8 +39,6 @@ from mmrl_core.demo import (
     scan_ids_by_class,
     write_aside,
 )
-from mmrl_core.errors import TaskDataError
-from mmrl_core.model_path import cache_folder
 
 if TYPE_CHECKING:
     import pyarrow

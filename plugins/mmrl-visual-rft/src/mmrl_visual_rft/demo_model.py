@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.demo import (
+from mmrl_core.errors import ConfigError
+from mmrl_core.testing import (
     CLASS_WORDS,
+    SHORT_CHAT_TEMPLATE,
     TOKEN_PX,
     build_model,
     build_processor,
@@ -26,9 +28,8 @@ from mmrl_core.demo import (
     pretrain_tower,
     split_pattern,
     tower_features,
+    train_tokenizer,
 )
-from mmrl_core.errors import ConfigError
-from mmrl_core.tiny import SHORT_CHAT_TEMPLATE, train_tokenizer
 from mmrl_visual_rft.demo_data import CLASSIFICATION_PROBLEM, DETECTION_PROBLEM, NORMALIZED_SIDE, digit_scenes
 
 if TYPE_CHECKING:

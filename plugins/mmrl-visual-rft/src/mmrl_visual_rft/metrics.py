@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrl_core.geometry import Box, BoxConvention, convert
+from mmrl_core.media import Box, BoxConvention, convert
 from mmrl_visual_rft.parsing import Detection, answer_text, parse_boxes, parse_detections
 from mmrl_visual_rft.rewards import classification_accuracy, classification_substring, grounding_iou
 

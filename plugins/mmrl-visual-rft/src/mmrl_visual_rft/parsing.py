@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite
 
-from mmrl_core.geometry import MAX_COORDINATE, Box, BoxConvention
+from mmrl_core.media import MAX_COORDINATE, Box, BoxConvention
 
 # A thousand boxes fit in fewer characters; without a limit a rambling completion stalls the whole batch.
 MAX_ANSWER_CHARS = 65_536

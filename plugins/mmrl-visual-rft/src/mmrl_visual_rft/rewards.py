@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmrl_core.geometry import Box, BoxConvention, box_giou, box_iou, convert
+from mmrl_core.media import Box, BoxConvention, box_giou, box_iou, convert
 from mmrl_visual_rft.parsing import (
     Detection,
     answer_text,

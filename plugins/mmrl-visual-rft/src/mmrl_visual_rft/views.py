@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl_core.geometry import Box, BoxConvention, convert
+from mmrl_core.media import Box, BoxConvention, convert
 from mmrl_visual_rft.parsing import answer_text, parse_boxes, parse_detections
 
 

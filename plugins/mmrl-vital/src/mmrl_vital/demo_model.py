@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.demo import (
+from mmrl_core.conversation import schema
+from mmrl_core.errors import ConfigError
+from mmrl_core.testing import (
     CLASS_WORDS,
     TEMPORAL_PATCH,
     build_model,
@@ -27,10 +29,8 @@ from mmrl_core.demo import (
     pretrain_tower,
     split_pattern,
     tower_features,
+    train_tokenizer,
 )
-from mmrl_core.errors import ConfigError
-from mmrl_core.tiny import train_tokenizer
-from mmrl_core.tools import schema
 from mmrl_vital.demo_data import (
     LETTERS,
     VideoOptions,

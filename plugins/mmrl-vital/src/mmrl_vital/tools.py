@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from mmrl_core.conversation import Part, Question, Tool, ToolContext
 from mmrl_core.errors import ConfigError, ToolError
-from mmrl_core.tools import Part, Question, Tool, ToolContext
+from mmrl_core.media import Video, load_video, open_video
 from mmrl_core.types import Prompt
-from mmrl_core.video import Video, load_video, open_video
 
 END_TOLERANCE_S = 0.5
 """How far past the video's end a clip may reach."""

@@ -1,0 +1,53 @@
+"""Task configs: the schema, and how YAML becomes a checked config."""
+
+from mmrl_core.config.reading import (
+    check_components,
+    component_problems,
+    differing_keys,
+    dump_config,
+    extends_chain,
+    load_config,
+    load_reward,
+    option_names,
+)
+from mmrl_core.config.schema import (
+    AlgorithmConfig,
+    Component,
+    DataConfig,
+    LoraConfig,
+    ModelConfig,
+    PartConfig,
+    PromptConfig,
+    RewardConfig,
+    RolloutConfig,
+    RunConfig,
+    SourceConfig,
+    StageConfig,
+    check_trainable,
+    parts_of,
+)
+
+__all__ = [
+    "AlgorithmConfig",
+    "Component",
+    "DataConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "PartConfig",
+    "PromptConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StageConfig",
+    "check_components",
+    "check_trainable",
+    "component_problems",
+    "differing_keys",
+    "dump_config",
+    "extends_chain",
+    "load_config",
+    "load_reward",
+    "option_names",
+    "parts_of",
+]

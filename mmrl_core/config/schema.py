@@ -1,0 +1,510 @@
+"""The schema of a task config: pydantic models, unknown keys refused, every key read somewhere.
+
+A task *definition* has `data`, `prompt`, `rewards`, `eval`; a *recipe* extends one with `model`, `stages`, `algorithm`,
+`rollout`, `optimizer`. Both are YAML of this schema, read by `mmrl_core.config.load_config`. What stands at the top is
+the default of every stage; a stage overrides it under the same key.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    field_validator,
+    model_validator,
+)
+
+from mmrl_core.errors import ConfigError
+
+
+class Origins(dict[tuple[str | int, ...], str]):
+    """Where each value of a config was written: path -> "file:line". All are equal: they do not make configs differ."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Origins)
+
+    def __ne__(self, other: object) -> bool:  # dict has its own
+        return not self == other
+
+    __hash__ = None
+
+
+class Strict(BaseModel):
+    """A section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Component(BaseModel):
+    """Something registered, by name, with its options: `group_relative` or `{name: group_relative, eps: 1.0e-6}`.
+
+    Options are checked against the function's signature before a run starts.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(description="id of a registered entry, or path/to/file.py:function")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class SourceConfig(Component):
+    """Where rows come from: a data source and its options."""
+
+    name: str = Field("rows", description="registered data source, or path/to/file.py:function")
+    split: str = Field("train", description="split of the source")
+    limit: PositiveInt | None = Field(None, description="use only the first rows")
+
+
+class DataConfig(Strict):
+    train: SourceConfig | None = Field(None, description="rows that are trained on")
+    held_out: SourceConfig | None = Field(None, description="rows that `eval` scores; never trained on")
+    media_root: str | None = Field(None, description="folder that media paths are relative to, and may not leave")
+    max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
+
+
+class VideoConfig(Strict):
+    """Which frames of a video the model is shown, and how large."""
+
+    fps: PositiveFloat | None = Field(None, description="frames per second; default 2")
+    num_frames: int | None = Field(None, ge=2, description="this many frames instead, or all if the video has fewer")
+    min_frames: PositiveInt = Field(4, description="at least so many frames, if the video has them")
+    max_frames: int = Field(768, ge=2, description="at most so many frames, spread over the whole video")
+    min_pixels: PositiveInt | None = Field(None, description="frames are scaled up to this many pixels")
+    max_pixels: PositiveInt | None = Field(None, description="frames are scaled down to this many pixels")
+    timestamps: bool = Field(False, description="draw its time in seconds on each frame")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.fps is not None and self.num_frames is not None:
+            raise ValueError("'fps' and 'num_frames' are both set; set one")
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
+        return self
+
+
+class PromptConfig(Strict):
+    """How a row becomes a prompt; braces name data columns."""
+
+    system: str = Field("", description="system message, if any")
+    images: list[str] = Field([], description="image columns, such as '{image}'")
+    videos: list[str] = Field([], description="video columns")
+    video: VideoConfig = Field(VideoConfig(), description="which frames of a video the model is shown")
+    audios: list[str] = Field([], description="audio columns")
+    max_audio_s: PositiveFloat = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
+    text: str = Field("{problem}", description="user message, after the media")
+    marks: dict[Literal["image", "video", "audio"], str] = Field(
+        {},
+        description="what stands in the text in place of each medium, such as {image: '<image>'}; without: media first",
+    )
+    answer: str = Field("", description="gold completion: trained on by sft stages, checked by `mmrl check`")
+
+
+class RewardConfig(Component):
+    weight: float = Field(1.0, description="factor in the total; 0 only reports it")
+    label: str | None = Field(None, description="name in metrics, if one reward is used twice")
+    timeout_s: PositiveFloat = Field(60.0, description="a group not scored after this many seconds is unscored")
+    stop_on_failure: bool = Field(
+        False, description="end the run when this reward fails; else completions are unscored"
+    )
+
+    @property
+    def key(self) -> str:
+        return self.label or self.name.rpartition(":")[2]
+
+
+class LoraConfig(Strict):
+    rank: PositiveInt = Field(16, description="rank of the adapters")
+    alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
+    target_modules: list[str] | str = Field("all-linear", description="module names, or 'all-linear'")
+
+
+class ModelConfig(Strict):
+    path: str | None = Field(None, description="model folder or hub name")
+    build: Component | None = Field(None, description="registered builder of a starting model, instead of a path")
+    policy: Component = Field(Component(name="language_model"), description="registered policy, with its options")
+    revision: str | None = Field(None, description="hub revision")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    precision: Literal["auto", "float32", "float16", "bfloat16", "bfloat16_mixed"] = Field(
+        "auto",
+        description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU. float16 is for `mmrl eval`",
+    )
+    quantization: Literal["int8"] | None = Field(
+        None, description="for `mmrl eval`: linear layers with weights of 8 bits, by torchao; others keep the precision"
+    )
+    attention: str = Field("sdpa", description="attention implementation of transformers")
+    freeze: list[str] = Field(
+        [], description="towers (vision with its projector, audio, projector, language) or parameter-name patterns"
+    )
+    lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
+    max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
+    max_prompt_tokens: PositiveInt = Field(8192, description="longer prompts are an error, never cut")
+    feature_cache: str | None = Field(
+        None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.path is not None and self.build is not None:
+            raise ValueError("'path' and 'build' are both set; set one")
+        if self.quantization is not None and self.lora is not None:
+            raise ValueError("'quantization' is of whole models; take 'lora' out, or merge the adapter first")
+        return self
+
+
+class RolloutConfig(Strict):
+    engine: Component = Field(Component(name="hf"), description="registered rollout engine, with its options")
+    strategy: Component = Field(Component(name="single_turn"), description="registered rollout strategy")
+    tools: list[Component] = Field([], description="registered tools that the policy may call; with multi_turn")
+    environment: Component | None = Field(
+        None, description="registered environment that answers the policy's turns; default with tools: tools"
+    )
+    steps_ahead: Literal[0, 1] = Field(
+        0, description="1: sample the next step while this one trains, with weights one update old"
+    )
+    max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 is off")
+    top_k: NonNegativeInt = Field(0, description="top-k sampling; 0 is off")
+
+
+class KLConfig(Strict):
+    coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
+    estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = Field(
+        "k3", description="estimate of KL(policy, reference) from the sampled token"
+    )
+    place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
+    times_ratio: bool = Field(False, description="multiply the loss penalty by the ratio, unbiased off-policy")
+
+
+class RefreshConfig(Strict):
+    """When a frozen policy takes over the trained weights."""
+
+    rule: Literal["never", "every", "moving_average"] = Field(
+        "never", description="never: as at the stage's start; every: copy; moving_average: by decay"
+    )
+    every_steps: PositiveInt = Field(1, description="apply the rule every so many steps")
+    decay: float = Field(0.99, ge=0.0, le=1.0, description="moving average: share kept of the frozen weights")
+
+
+class ImportanceConfig(Strict):
+    """Correction for a sampler whose logprobs differ from the trainer's."""
+
+    level: Literal["token", "sequence"] = Field("sequence", description="one weight a token, or a completion")
+    mode: Literal["truncate", "mask"] = Field("mask", description="weights out of range: bounded, or set to 0")
+    maximum: PositiveFloat = Field(3.0, description="largest weight")
+    minimum: NonNegativeFloat = Field(0.0, description="smallest weight")
+
+
+class DynamicSamplingConfig(Strict):
+    """Draw prompts until the step is full of groups whose reward varies (DAPO)."""
+
+    reward: str | None = Field(None, description="reward whose spread counts; default: the total")
+    max_rounds: PositiveInt = Field(10, description="rounds of drawing; then the step goes on with what there is")
+
+
+class OverlongConfig(Strict):
+    """Linear penalty on the last `cache` tokens before the limit (DAPO)."""
+
+    cache: PositiveInt = Field(description="tokens before the limit at which the penalty starts")
+    max_length: PositiveInt | None = Field(None, description="limit; default: rollout.max_tokens")
+
+
+class AlgorithmConfig(Strict):
+    advantage: list[Component] = Field([Component(name="group_relative")], description="advantage stages, in order")
+    loss: Component = Field(Component(name="clipped"), description="policy-loss surrogate")
+    old_logprobs: Literal["trainer", "sampler"] = Field(
+        "trainer",
+        description="ratios are taken to the trainer's logprobs before a step's first update, or to those that each "
+        "rollout was sampled with, which rollouts of earlier steps need",
+    )
+    aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = Field(
+        "token_mean", description="how token losses become one number"
+    )
+    max_length: PositiveInt | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
+    kl: KLConfig = Field(KLConfig(), description="penalty for leaving the reference policy")
+    entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
+    importance_correction: ImportanceConfig | None = Field(
+        None, description="correct for a rollout engine whose logprobs differ from the trainer's"
+    )
+    off_policy_threshold: float | None = Field(
+        None,
+        description="leave out rows of negative advantage whose mean log-ratio to the sampler falls below minus this",
+    )
+    dynamic_sampling: DynamicSamplingConfig | None = Field(
+        None, description="replace groups whose rewards are all equal"
+    )
+    overlong: OverlongConfig | None = Field(None, description="penalty near the length limit")
+    mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
+    updates_per_rollout: PositiveInt = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
+    epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
+    frozen_policies: dict[str, RefreshConfig] = Field({}, description="named frozen policies; 'reference' is the KL's")
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> Self:
+        if self.old_logprobs == "sampler" and self.importance_correction is not None:
+            raise ValueError(
+                "with old_logprobs 'sampler' the ratio is taken to the sampler already, so that importance_correction "
+                "has nothing to correct: set it to null, or old_logprobs to 'trainer'"
+            )
+        return self
+
+
+class OptimizerConfig(Strict):
+    lr: PositiveFloat = Field(1e-6, description="peak learning rate")
+    lr_scale: dict[str, PositiveFloat] = Field(
+        {},
+        description="factors of the learning rate for parameters in whose names a regular expression is found; "
+        "the first that is found counts",
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
+    eps: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegativeFloat = Field(0.0, description="on matrices; biases and norms have none")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="gradients are scaled down to this norm")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its peak")
+    final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
+
+    @field_validator("lr_scale")
+    @classmethod
+    def _expressions(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return value
+
+
+class EvalConfig(Strict):
+    metrics: list[Component] = Field([], description="benchmark metrics on the held-out rows")
+    every_steps: PositiveInt | None = Field(None, description="also within stages; default: before and after each")
+    limit: PositiveInt | None = Field(None, description="evaluate only the first held-out rows")
+    temperatures: list[NonNegativeFloat] = Field([0.0], description="metrics at each; 0 is greedy")
+    batch_size: PositiveInt = Field(64, description="prompts generated for at a time")
+    max_tokens: PositiveInt | None = Field(None, description="default: rollout.max_tokens")
+
+
+class CheckpointConfig(Strict):
+    every_steps: PositiveInt | None = Field(100, description="steps between checkpoints; a stage's end always has one")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+
+
+class LogConfig(Strict):
+    trackers: list[str] = Field([], description="accelerate trackers: tensorboard, wandb, ...")
+    rollouts_every_steps: PositiveInt = Field(10, description="steps between written rollouts")
+    rollouts_per_step: PositiveInt = Field(4, description="groups written then")
+    view: Component | None = Field(None, description="registered view that draws on the media of a rollout")
+
+
+class PartConfig(Strict):
+    """A task of a mixture, of which a run draws prompts by weight.
+
+    What it does not set, a part takes from its task, or else from where the mixture stands: `data`, `prompt`,
+    `rewards`; `tools` and `environment` from `rollout`; `metrics` from `eval`. A resolved config has it filled, with
+    `task` null.
+    """
+
+    task: str | None = Field(
+        None, description="task id, or path of a .yaml, to take from; null: from nowhere; without: where it stands"
+    )
+    name: str = Field(description="of the part, in metrics and ids of prompts; default: the task's, without its plugin")
+    weight: float = Field(
+        1.0, gt=0.0, allow_inf_nan=False, description="its share of the prompts is the weight over the sum of all"
+    )
+    data: DataConfig = Field(DataConfig(), description="its rows")
+    prompt: PromptConfig = Field(PromptConfig(), description="how its rows become prompts")
+    rewards: list[RewardConfig] = Field([], description="what completions of its prompts are scored by, and no others")
+    target: str | None = Field(None, description="sft: completion to learn, as a template; default: the stage's")
+    tools: list[Component] = Field([], description="tools that its prompts may call")
+    environment: Component | None = Field(None, description="environment that answers it; default with tools: tools")
+    metrics: list[Component] = Field([], description="benchmark metrics on its held-out rows")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.task is not None:
+            raise ValueError(f"task {self.task!r} is not filled in: read the config with load_config")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"a part's name is made of letters, digits, '_', '-' and '.'; got {self.name!r}")
+        if self.name in ("reward", "outcome"):  # greedy/reward/... are metrics of the whole mixture
+            raise ValueError(f"a part cannot be called {self.name!r}: metrics of the whole mixture are")
+        if self.data.train is None:
+            raise ValueError(f"part {self.name!r} of the mixture has no data.train, so there is nothing to draw")
+        return self
+
+
+def _different_names(mixture: list[PartConfig]) -> list[PartConfig]:
+    names = [part.name for part in mixture]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two parts of the mixture are called {twice[0]!r}; give one of them a 'name'")
+    return mixture
+
+
+Parts = Annotated[list[PartConfig], AfterValidator(_different_names)]
+
+
+class StageConfig(Strict):
+    kind: Literal["sft", "grpo"] = Field(description="sft: imitate answers; grpo: learn from rewards")
+    name: str | None = Field(None, description="default: the kind, numbered where several stages would share it")
+    steps: PositiveInt | None = Field(None, description="steps; or set epochs")
+    epochs: PositiveFloat | None = Field(None, description="passes over the training rows")
+    prompts_per_step: PositiveInt = Field(8, description="prompts of one step, over all processes")
+    group_size: PositiveInt = Field(8, description="completions of a prompt (grpo)")
+    micro_batch_tokens: PositiveInt = Field(
+        16384, description="tokens of one forward and backward pass, a group's prompt counted once; bounds memory"
+    )
+    micro_batch_rows: PositiveInt | None = Field(None, description="at most so many rows in one pass, too")
+    target: str | None = Field(None, description="sft: completion to learn, as a template; default: prompt.answer")
+    mixture: Parts = Field([], description="tasks to train on at once, by weight; inherits the top level")
+    data: DataConfig = Field(DataConfig(), description="rows to train on; inherits the top level")
+    prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt; inherits the top level")
+    rewards: list[RewardConfig] = Field([], description="what completions are scored by; inherits the top level")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how the policy samples; inherits the top level")
+    algorithm: AlgorithmConfig = Field(
+        AlgorithmConfig(), description="rewards to advantages to loss; inherits the top level"
+    )
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its schedule; inherits the top level")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of 'steps' and 'epochs'")
+        if self.kind == "grpo" and (mute := [part.name for part in self.mixture if not part.rewards]):
+            raise ValueError(f"part {mute[0]!r} of the mixture has no rewards, so there is nothing to learn from")
+        rule = self.algorithm.dynamic_sampling
+        if rule is not None and rule.reward is not None and self.mixture:
+            raise ValueError("dynamic_sampling.reward is of one task, and this is a mixture: leave it out")
+        if rule is not None and rule.reward not in (None, *(reward.key for reward in self.rewards)):
+            known = ", ".join(reward.key for reward in self.rewards)
+            raise ValueError(f"dynamic_sampling.reward {rule.reward!r} is none of the stage's rewards: {known}")
+        if self.kind == "grpo" and self.algorithm.updates_per_rollout > self.prompts_per_step:
+            raise ValueError(
+                f"updates_per_rollout={self.algorithm.updates_per_rollout} disjoint parts cannot be made of "
+                f"prompts_per_step={self.prompts_per_step} groups"
+            )
+        if self.kind == "grpo" and self.rollout.steps_ahead:
+            self._check_steps_ahead()
+        if self.kind == "grpo" and self.group_size < 2:
+            raise ValueError(
+                "group_size is 1: a group of one has no baseline, so every advantage would be 0. "
+                "Set group_size to 2 or more"
+            )
+        return self
+
+    def _check_steps_ahead(self) -> None:
+        """Raises ValueError where rollouts cannot be older than the weights they train."""
+        if self.algorithm.importance_correction is None and self.algorithm.old_logprobs == "trainer":
+            raise ValueError(
+                "rollout.steps_ahead samples with weights one update old: set algorithm.importance_correction, or "
+                "algorithm.old_logprobs to 'sampler'"
+            )
+        if self.algorithm.dynamic_sampling is not None:
+            raise ValueError(
+                "rollout.steps_ahead and dynamic_sampling exclude each other: it draws again within a step"
+            )
+        if self.rollout.engine.name == "hf" and not self.rollout.engine.options.get("copy"):
+            raise ValueError(
+                "rollout.steps_ahead samples beside the training, so the engine needs weights of its own: "
+                "set rollout.engine to {name: hf, copy: true}, or to vllm"
+            )
+
+
+class RunConfig(Strict):
+    """A whole task config, presets merged and stages filled in."""
+
+    name: str = Field(description="of the task; runs are named by it")
+    version: PositiveInt = Field(1, description="raise it when prompts, data or rewards change")
+    description: str = Field("", description="shown in the report")
+    seed: NonNegativeInt = Field(0, description="of sampling, data order and built models")
+    plugins: list[Component] = Field(
+        [], description="plugins whose behaviour hooks fire in this run, and registered behaviours with their options"
+    )
+    model: ModelConfig = Field(ModelConfig(), description="the model that is trained")
+    mixture: Parts = Field([], description="tasks to train on at once, by weight")
+    data: DataConfig = Field(DataConfig(), description="rows to train on")
+    prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt")
+    rewards: list[RewardConfig] = Field([], description="what completions are scored by")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="how the policy samples")
+    algorithm: AlgorithmConfig = Field(AlgorithmConfig(), description="rewards to advantages to loss")
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its schedule")
+    eval: EvalConfig = Field(EvalConfig(), description="held-out metrics")
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="when checkpoints are written")
+    log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
+    stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
+    _origins: Origins = PrivateAttr(default_factory=Origins)
+
+    def where(self, *path: str | int) -> str:
+        """Where a value was written, "file:line" or "command line"; for a default, where its section was.
+
+        >>> config.where("stages", 0, "group_size")  # doctest: +SKIP
+        'my_run.yaml:8'
+        """
+        while path and path not in self._origins:
+            path = path[:-1]
+        return self._origins.get(path, "config")
+
+
+STAGE_SECTIONS = ("mixture", "data", "prompt", "rewards", "rollout", "algorithm", "optimizer")
+"""Sections that a stage inherits from the top and may override, key by key."""
+
+
+def parts_of(section: RunConfig | StageConfig) -> list[PartConfig]:
+    """What a section draws from: the parts of its mixture, or else itself as the only part, which has no name."""
+    if section.mixture:
+        return list(section.mixture)
+    return [
+        PartConfig.model_construct(
+            name="",
+            data=section.data,
+            prompt=section.prompt,
+            rewards=section.rewards,
+            tools=section.rollout.tools,
+            environment=section.rollout.environment,
+            metrics=section.eval.metrics if isinstance(section, RunConfig) else [],
+        )
+    ]
+
+
+def check_trainable(config: RunConfig) -> None:
+    """Refuse what can be evaluated but not trained.
+
+    Raises:
+        ConfigError: says what is missing, or what keeps weights from being trained.
+    """
+    if not config.stages:
+        raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")
+    for stage in config.stages:
+        name = stage.name or stage.kind
+        parts = parts_of(stage)
+        if any(part.data.train is None for part in parts):
+            raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
+        if stage.kind == "grpo" and not all(part.rewards for part in parts):
+            raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
+    if config.model.quantization is not None:
+        raise ConfigError(
+            "model.quantization: weights of 8 bits cannot be trained. It is for `mmrl eval`; take it out."
+        )
+    if config.model.precision == "float16":
+        raise ConfigError(
+            "model.precision: gradients and updates of float16 weights vanish. It is for `mmrl eval`; train with "
+            "bfloat16_mixed or float32."
+        )

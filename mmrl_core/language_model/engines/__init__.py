@@ -1,0 +1,1 @@
+"""Rollout engines: `hf` samples in process, `vllm` through vLLM."""

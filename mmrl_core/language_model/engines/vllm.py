@@ -1,0 +1,315 @@
+"""Rollout engine `vllm`: samples through vLLM, which takes over the trained weights when they are published."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.language_model.encoder import Continuation, media_of, whole
+from mmrl_core.language_model.engines.base import OnFinished, Sampled
+from mmrl_core.language_model.engines.vllm_server import (
+    Answer,
+    AnyHost,
+    Host,
+    Job,
+    RemoteHost,
+    Request,
+    ServerLostError,
+    Start,
+    num_processes,
+)
+from mmrl_core.media import resample_audio
+from mmrl_core.types import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from mmrl_core.language_model.encoder import Observation
+    from mmrl_core.language_model.policy import LanguageModelPolicy
+
+MODES = ("colocated", "server")
+
+
+class VLLMEngine:
+    """Samples completions through vLLM; starts it when it is first asked to."""
+
+    def __init__(
+        self,
+        *,
+        mode: Literal["colocated", "server"] = "colocated",
+        memory_gib: float = 4.0,
+        max_length: int | None = None,
+        sleep: bool = False,
+        gpus: str | None = None,
+        address: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            mode: "colocated" runs vLLM in the training process and on its device; "server" in a process of its own,
+                which is started again once if it ends while it samples.
+            memory_gib: memory for keys and values of what is being sampled, GiB. The weights come on top.
+            max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the
+                max_tokens first sampled with.
+            sleep: give vLLM's GPU memory back between rollouts; its weights wait in the machine's. GPU only.
+            gpus: GPUs of the server, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
+            address: "host:port" of a server that runs already, see docs/vllm.md. Default: one is started.
+            arguments: more arguments of `vllm.LLM`, which overrule ours.
+
+        Raises:
+            ConfigError: an unknown mode, or an option that its mode does not have.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"rollout engine vllm has no mode {mode!r}; modes: {', '.join(MODES)}.")
+        if mode == "colocated" and (gpus is not None or address is not None):
+            raise ConfigError("rollout engine vllm: 'gpus' and 'address' belong to mode 'server'.")
+        if gpus is not None and address is not None:
+            raise ConfigError("rollout engine vllm: a server at 'address' has its own GPUs; leave 'gpus' out.")
+        self._mode = mode
+        self._memory_gib = memory_gib
+        self._max_length = max_length
+        self._sleep = sleep
+        self._gpus = gpus
+        self._address = address
+        self._arguments = dict(arguments or {})
+        self._host: AnyHost | None = None
+        self._asleep: set[str] = set()  # parts whose memory is given back
+
+    def generate(
+        self,
+        policy: LanguageModelPolicy,
+        prompts: Sequence[Prompt],
+        observations: Sequence[Observation],
+        num_samples: int,
+        sampling: Sampling,
+        on_finished: OnFinished,
+    ) -> None:
+        """See `Engine.generate`. Logprobs are vLLM's own, and differ from the trainer's by rounding.
+
+        Raises:
+            PolicyError: vLLM does not start, sees a prompt as other tokens than the trainer, or its server ended twice.
+        """
+        converted: dict[int, Any] = {}
+        requests = [
+            Request(index, _inputs(policy, prompt, observation, converted), sampling.seed + index * num_samples)
+            for index, (prompt, observation) in enumerate(zip(prompts, observations, strict=True))
+        ]
+        tokenizer = policy.encoder.tokenizer
+        banned = tokenizer.convert_ids_to_tokens(policy.model.banned_ids.tolist())
+        stop_ids = sorted(policy.model.stop_ids)
+        num_drawn = 1 if sampling.temperature == 0 else num_samples  # greedy completions are all the same
+        self._check_length(policy, max(map(len, observations)), sampling.max_tokens)
+        continues = any(isinstance(observation, Continuation) for observation in observations)
+        done: set[int] = set()
+
+        def run(host: AnyHost) -> None:
+            missing = [request for request in requests if request.index not in done]
+            for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned, continues)):
+                _check_prompt(prompts[answer.index], observations[answer.index], answer)
+                policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
+                done.add(answer.index)
+                on_finished(answer.index, _samples(answer) * (num_samples // num_drawn))
+
+        with torch.autocast(policy.model.device.type, enabled=False):
+            try:
+                run(self._awake(policy))
+            except ServerLostError as error:
+                self._report_lost(error)
+                try:
+                    run(self._awake(policy))
+                except ServerLostError as second:
+                    self.close()
+                    raise PolicyError(f"the vLLM server ended twice in one rollout; {second}") from second
+        if self._sleep and self._host is not None:
+            self._host.sleep()
+            self._asleep = {"weights", "kv_cache"}
+
+    def weights_changed(self, policy: LanguageModelPolicy) -> None:
+        """See `Engine.weights_changed`. Before the first rollout there is nothing to do: vLLM starts with them."""
+        if self._host is None:
+            return
+        try:
+            self._wake("weights")
+            self._host.load_weights(_weights(policy))
+        except ServerLostError as error:
+            self._report_lost(error)
+
+    def close(self) -> None:
+        """End vLLM, and its server if it is ours. The next rollout starts it anew."""
+        if self._host is not None:
+            self._host.close()
+        self._host, self._asleep = None, set()
+
+    def _report_lost(self, error: ServerLostError) -> None:
+        self.close()
+        print(f"the vLLM server is started again: {str(error).splitlines()[0]}", flush=True)
+
+    def _awake(self, policy: LanguageModelPolicy) -> AnyHost:
+        """vLLM, started if it was not yet, with the weights it was last told of."""
+        if self._host is None:
+            start = Start(_model_files(policy), self._llm_arguments(policy))
+            if self._mode == "colocated":
+                self._host = Host(start, _weights(policy))
+            else:
+                self._host = RemoteHost(start, _weights(policy), self._address, self._gpus)
+        self._wake("weights")
+        self._wake("kv_cache")
+        return self._host
+
+    def _wake(self, part: str) -> None:
+        if self._host is not None and part in self._asleep:
+            self._host.wake(part)
+            self._asleep.remove(part)
+
+    def _check_length(self, policy: LanguageModelPolicy, longest_prompt: int, max_tokens: int) -> None:
+        if self._max_length is None:
+            self._max_length = policy.config.max_prompt_tokens + max_tokens
+            positions = getattr(policy.model.base.config.get_text_config(), "max_position_embeddings", None)
+            self._max_length = min(self._max_length, positions or self._max_length)
+        if longest_prompt + max_tokens > self._max_length:
+            raise PolicyError(
+                f"a prompt of {longest_prompt} tokens and a completion of {max_tokens} do not fit into the "
+                f"{self._max_length} tokens that vLLM was started for: set rollout.engine.max_length, or sample less."
+            )
+
+    def _llm_arguments(self, policy: LanguageModelPolicy) -> dict[str, Any]:
+        on_cpu = policy.model.device.type == "cpu"
+        several = self._mode == "colocated" and num_processes() > 1
+        return {
+            "generation_config": "vllm",  # no sampling defaults of the model's
+            "dtype": str(_dtype(policy)).removeprefix("torch."),
+            "trust_remote_code": policy.config.trust_remote_code,
+            "max_model_len": self._max_length,
+            "kv_cache_memory_bytes": int(self._memory_gib * 2**30),
+            "gpu_memory_utilization": 0.01,  # only checked at the start, where the trainer's memory would count
+            "enable_prefix_caching": True,
+            "skip_mm_profiling": True,
+            "mm_processor_cache_gb": 1,  # conversations of a group show their prompt's media again, in each turn
+            "enable_chunked_prefill": not on_cpu,  # vLLM fails there on a seeded request whose prompt it splits
+            "enforce_eager": on_cpu,
+            "enable_sleep_mode": self._sleep,
+            "distributed_executor_backend": "external_launcher" if several else None,
+            **self._arguments,
+        }
+
+
+def merged_weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights under the names they are saved with, adapters merged into copies, one at a time.
+
+    Raises:
+        PolicyError: an adapter belongs to weights that are saved in another form.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base = policy.model.base
+    weights, adapted = {}, {}
+    for name, weight in base.state_dict().items():
+        layer_name, inner, rest = name.rpartition(".base_layer.")
+        if inner:
+            name = f"{layer_name}.{rest}"
+            if rest == "weight":
+                adapted[id(weight)] = base.get_submodule(layer_name)
+        if ".lora_" not in name:
+            weights[name] = weight
+    saved = revert_weight_conversion(base, weights)
+    if not adapted.keys() <= set(map(id, saved.values())):
+        raise PolicyError("model.lora adapts weights that vLLM takes in another form only. Use rollout.engine=hf.")
+    for name, weight in saved.items():
+        if (layer := adapted.get(id(weight))) is not None:
+            with torch.no_grad():
+                weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
+        yield name.replace("language_model.model.model.", "language_model.model."), weight
+
+
+def _weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
+    dtype = _dtype(policy)
+    return ((name, weight.to(dtype)) for name, weight in merged_weights(policy))
+
+
+def _dtype(policy: LanguageModelPolicy) -> torch.dtype:
+    """What the policy computes in."""
+    with policy.autocast():
+        mixed = torch.is_autocast_enabled(policy.model.device.type)
+    return torch.bfloat16 if mixed else policy.model.base.get_input_embeddings().weight.dtype
+
+
+def _model_files(policy: LanguageModelPolicy) -> dict[str, bytes]:
+    """Config, tokenizer and processor as the policy uses them, pixel limits included."""
+    with tempfile.TemporaryDirectory(prefix="mmrl-vllm-") as name:
+        folder = Path(name)
+        policy.model.base.config.save_pretrained(folder)
+        policy.encoder.processor.save_pretrained(folder)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _inputs(
+    policy: LanguageModelPolicy, prompt: Prompt, observation: Observation, converted: dict[int, Any]
+) -> dict[str, Any]:
+    """What is completed as vLLM takes it: tokens, or with media one placeholder for each medium and the media.
+
+    A prompt with media is given as text, which vLLM tokenises as the trainer did. A conversation is given as tokens,
+    since what was sampled need not be what its text is split into. What a medium was `converted` to is the same object
+    in all conversations, so that a server gets it once.
+    """
+    messages: list[Mapping[str, Any]] = []
+    turn = observation
+    while isinstance(turn, Continuation):
+        messages = [*turn.messages, *messages]
+        turn = turn.before
+    images, videos, audios = media_of([*prompt.messages, *messages])
+    input_ids = whole(observation).input_ids.tolist()
+    if not images and not videos and not audios:
+        return {"prompt_token_ids": input_ids}
+    media: dict[str, list[Any]] = {}
+    if images:
+        media["image"] = images
+    if videos:  # frames as uint8 [frames, height, width, 3]
+        media["video"] = [
+            (
+                converted.setdefault(id(frames), torch.as_tensor(frames).movedim(1, -1).numpy()),
+                {**metadata, "do_sample_frames": False},
+            )
+            for frames, metadata in videos
+        ]
+    if audios:
+        rate_hz = policy.encoder.processor.feature_extractor.sampling_rate
+        media["audio"] = [
+            (converted.setdefault(id(audio[0]), np.asarray(resample_audio(*audio, rate_hz))), rate_hz)
+            for audio in audios
+        ]
+    inputs: dict[str, Any] = {"multi_modal_data": media}
+    if isinstance(observation, Continuation):
+        placeholders = policy.model.banned_ids.tolist()  # one stands for as many as the medium has tokens
+        inputs["prompt_token_ids"] = [
+            token
+            for token, before in zip(input_ids, [None, *input_ids[:-1]], strict=True)
+            if token not in placeholders or token != before
+        ]
+    else:
+        inputs["prompt"] = policy.encoder.render(prompt)
+    return inputs | ({"mm_processor_kwargs": {"do_sample_frames": False}} if videos else {})
+
+
+def _check_prompt(prompt: Prompt, observation: Observation, answer: Answer) -> None:
+    """Completions of other tokens than the trainer sees would be off-policy without a sign of it."""
+    ours = whole(observation).input_ids.tolist()
+    if answer.prompt_ids != ours:
+        raise PolicyError(
+            f"prompt {prompt.id!r} has {len(ours)} tokens in training and {len(answer.prompt_ids)} in vLLM"
+            f"{', not the same ones' if len(ours) == len(answer.prompt_ids) else ''}. If it has images or videos, set "
+            "model.min_pixels and model.max_pixels so that no medium is resized, or use rollout.engine=hf."
+        )
+
+
+def _samples(answer: Answer) -> list[Sampled]:
+    return [
+        Sampled(torch.tensor(tokens), torch.tensor(logprobs), truncated)
+        for tokens, logprobs, truncated in zip(answer.tokens, answer.logprobs, answer.truncated, strict=True)
+    ]

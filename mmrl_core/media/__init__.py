@@ -1,0 +1,34 @@
+"""Images, audio and video from files and bytes; boxes and points with their convention."""
+
+from mmrl_core.media.content import (
+    Audio,
+    content_hash,
+    load_audio,
+    load_image,
+    media_file,
+    resample_audio,
+    resized_size,
+)
+from mmrl_core.media.geometry import MAX_COORDINATE, Box, BoxConvention, Point, box_giou, box_iou, convert
+from mmrl_core.media.video import Video, draw_timestamps, load_video, open_video
+
+__all__ = [
+    "MAX_COORDINATE",
+    "Audio",
+    "Box",
+    "BoxConvention",
+    "Point",
+    "Video",
+    "box_giou",
+    "box_iou",
+    "content_hash",
+    "convert",
+    "draw_timestamps",
+    "load_audio",
+    "load_image",
+    "load_video",
+    "media_file",
+    "open_video",
+    "resample_audio",
+    "resized_size",
+]

@@ -1,0 +1,89 @@
+"""Where a run's starting model lies: a path, a hub name, or a folder that a registered builder fills once."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmrl_core.config import RunConfig
+from mmrl_core.discovery import Plugins
+from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.registry import call_with_options
+
+
+def cache_folder() -> Path:
+    """Where built models and demo data are kept: $MMRL_CACHE, else ~/.cache/mmrl."""
+    return Path(os.environ.get("MMRL_CACHE") or "~/.cache/mmrl").expanduser()
+
+
+def local_model(path: str) -> Path | None:
+    """The folder of a model that lies on this machine; None for a hub name.
+
+    Raises:
+        PolicyError: it can only be meant as a folder, and there is none.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise PolicyError(f"model.path: there is no folder {path}.")
+    return None
+
+
+def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[str], None] | None = None) -> str | Path:
+    """Path or hub name of the model that a run starts from.
+
+    A built model is made once for each set of options and seed, aside, and renamed when it is whole.
+
+    Args:
+        progress: told what a builder is doing.
+
+    Raises:
+        ConfigError: neither model.path nor model.build is set.
+        PolicyError: model.path looks like a folder and there is none.
+    """
+    model = config.model
+    if model.build is None:
+        if model.path is None:
+            raise ConfigError(
+                "no model: set model.path to a folder or hub name, for instance model.path=Qwen/Qwen2.5-VL-3B-Instruct"
+            )
+        return local_model(model.path) or model.path
+    entry = plugins.registry.get("model", model.build.name)
+    builder = entry.load()
+    options: dict[str, Any] = {"seed": config.seed, **model.build.options}
+    identity = {"builder": entry.id, "options": options, "source": _source_digest(builder)}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{entry.id.replace('/', '-')}-{digest}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+    try:
+        if progress is not None:
+            progress(f"building the starting model {entry.id} (once; kept in {folder})")
+            if "on_progress" in inspect.signature(builder).parameters:
+                options["on_progress"] = progress
+        call_with_options(builder, options={"directory": aside / "model", **options}, name=f"model {entry.id!r}")
+        if not folder.is_dir():
+            (aside / "model").rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _source_digest(builder: Callable[..., Any]) -> str:
+    """Of the builder's module and of what the core gives to builders, so that a changed builder builds anew."""
+    core = sorted((Path(__file__).parent / "testing").glob("*.py"))
+    own = inspect.getsourcefile(builder)
+    digest = hashlib.sha256()
+    for path in [*([Path(own)] if own else []), *core]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,206 @@
+"""The plan of `mmrl_core`, measured: floors, faces and sizes.
+
+`python -m tests.house` prints it, `tests/unit/test_house.py` holds it.
+
+A *place* is a file at the top of the package, or a room (a folder with what is in it). `mmrl_core/config/schema.py` is
+a place of its own: the config's schema is needed on a floor below its reading.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "mmrl_core"
+
+FLOORS: tuple[frozenset[str], ...] = tuple(
+    frozenset(floor.split())
+    for floor in (
+        "errors types files lazy",
+        "config.schema registry",
+        "policy run",
+        "hookspecs advantages losses rewards",
+        "builtin discovery",
+        "config batching",
+        "media",
+        "data runs scoring conversation",
+        "language_model",
+        "starting_model optimizer checkpoint defaults",
+        "evaluation step",
+        "trainer",
+        "testing",
+        "cli",
+        "__main__",
+    )
+)
+"""From low to high. A place imports places of lower floors only; those on one floor do not know each other."""
+
+ABOVE_THE_CORE = frozenset({"language_model", "testing", "cli", "__main__"})
+"""Rooms that the core and its own rooms may not import; entries of the registry name them by string."""
+
+LANGUAGE_MODEL_IMPORTS = frozenset({"errors", "types", "files", "config.schema", "registry", "policy", "media"})
+
+MAX_CORE_LINES = 4000
+MAX_FILE_LINES = 400
+MAX_CLASS_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """An import of `name` (None: of the module itself) from `target`, found in `file` at `line`."""
+
+    file: Path
+    line: int
+    source: str  # module, dotted below the package: "media.video"
+    target: str
+    name: str | None
+
+    def __str__(self) -> str:
+        return f"{shown(self.file)}:{self.line}: {self.source} -> {self.target}" + (
+            f" ({self.name})" if self.name else ""
+        )
+
+
+def shown(path: Path) -> str:
+    root = PACKAGE.parent
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+@functools.cache
+def modules() -> dict[str, Path]:
+    """Module, dotted below the package, without "__init__" -> its file. The package itself is ""."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def rooms() -> list[str]:
+    return sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+
+
+def place_of(module: str) -> str:
+    """Where a module stands: "media.video" in "media", "trainer" in itself."""
+    return module if module == "config.schema" else module.partition(".")[0]
+
+
+def floor_of(place: str) -> int:
+    for index, floor in enumerate(FLOORS):
+        if place in floor:
+            return index
+    raise LookupError(f"mmrl_core/{place} stands on no floor: add it to FLOORS in {shown(Path(__file__))}")
+
+
+def imports(path: Path, source: str = "") -> Iterator[Arrow]:
+    """What a file imports of the package, wherever in it: in functions and for type checkers too."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("mmrl_core."):
+                    yield Arrow(path, node.lineno, source, alias.name.removeprefix("mmrl_core."), None)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mmrl_core":
+            base = (node.module or "").removeprefix("mmrl_core").removeprefix(".")
+            for alias in node.names:
+                module = f"{base}.{alias.name}" if base else alias.name
+                if module in known:
+                    yield Arrow(path, node.lineno, source, module, None)
+                elif base:
+                    yield Arrow(path, node.lineno, source, base, alias.name)
+
+
+def arrows() -> list[Arrow]:
+    """All imports between places of the package."""
+    found = []
+    for module, path in modules().items():
+        if module:  # the package's own `__init__` names what everybody may use, and imports it when it is asked for
+            found += [a for a in imports(path, module) if place_of(a.source) != place_of(a.target)]
+    return found
+
+
+def against_the_direction() -> list[Arrow]:
+    """Imports of a place on the same floor or above, or of a room that the core may not import."""
+    wrong = []
+    for arrow in arrows():
+        source, target = place_of(arrow.source), place_of(arrow.target)
+        if (source, target) == ("config", "config.schema"):
+            continue
+        above = floor_of(target) >= floor_of(source)
+        barred = target in ABOVE_THE_CORE and (source not in ABOVE_THE_CORE or target == "language_model")
+        if above or barred or (source == "language_model" and target not in LANGUAGE_MODEL_IMPORTS):
+            wrong.append(arrow)
+    return wrong
+
+
+@functools.cache
+def face(room: str) -> frozenset[str]:
+    """What a room's `__init__` names for others, its `__all__`."""
+    for node in ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            return frozenset(ast.literal_eval(node.value))
+    return frozenset()
+
+
+def past_a_face(path: Path, source: str = "") -> list[Arrow]:
+    """Imports that reach into another room past its face."""
+    wrong = []
+    for arrow in imports(path, source):
+        room = arrow.target.partition(".")[0]
+        if room not in rooms() or room == source.partition(".")[0] or arrow.target == "config.schema":
+            continue
+        if arrow.target != room or (arrow.name is not None and arrow.name not in face(room)):
+            wrong.append(arrow)
+    return wrong
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, class or function and its length."""
+
+    name: str
+    lines: int
+
+
+def num_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def core_lines() -> int:
+    return sum(num_lines(path) for path in PACKAGE.glob("*.py"))
+
+
+def parts() -> tuple[list[Part], list[Part], list[Part]]:
+    """Files, classes and functions of the package, the longest first."""
+    files, classes, functions = [], [], []
+    for path in modules().values():
+        files.append(Part(shown(path), num_lines(path)))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                part = Part(f"{shown(path)}:{node.name}", node.end_lineno - node.lineno + 1)
+                (classes if isinstance(node, ast.ClassDef) else functions).append(part)
+    return tuple(sorted(found, key=lambda part: -part.lines) for found in (files, classes, functions))  # type: ignore[return-value]
+
+
+def main() -> None:
+    print(f"core, mmrl_core/*.py: {core_lines()} lines (limit {MAX_CORE_LINES})")
+    for room in rooms():
+        total = sum(num_lines(path) for path in (PACKAGE / room).rglob("*.py"))
+        reached = {place_of(a.target) for a in arrows() if place_of(a.source) == room}
+        print(f"  {room:15} {total:6} lines, a face of {len(face(room)):3} names; imports {', '.join(sorted(reached))}")
+    limits = (MAX_FILE_LINES, MAX_CLASS_LINES, MAX_FUNCTION_LINES)
+    for what, limit, found in zip(("files", "classes", "functions"), limits, parts(), strict=True):
+        print(f"longest {what} (limit {limit}):", *(f"\n  {part.lines:5}  {part.name}" for part in found[:8]), sep="")
+    wrong = against_the_direction()
+    print(f"imports against the direction: {len(wrong)}", *(f"\n  {arrow}" for arrow in wrong), sep="")
+    past = [arrow for module, path in modules().items() for arrow in past_a_face(path, module)]
+    print(f"imports past a face: {len(past)}", *(f"\n  {arrow}" for arrow in past), sep="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""`mmrl check` and `mmrl preview`: what is wrong with a task is found and named, without a model."""
+
+from __future__ import annotations
+
+import io
+import json
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmrl_core.config.schema import RunConfig
+from mmrl_core.discovery import Plugin, Plugins, TaskEntry, load_plugins
+from mmrl_core.errors import ConfigError, PluginError
+from mmrl_core.registry import Registry
+from mmrl_core.testing import checks
+from mmrl_core.testing.checks import HOSTILE, Finding, check_plugin, check_task, preview_task
+
+REWARDS = '''
+"""Rewards, good and bad."""
+import itertools, time
+calls = itertools.count()
+
+
+def exact(completions, samples):
+    """1 if the completion is the label."""
+    return [float(c == s["label"]) for c, s in zip(completions, samples)]
+
+
+def half(completions, samples):
+    """Never more than a half."""
+    return [0.5] * len(completions)
+
+
+def raises_on_empty(completions, samples):
+    """Reads the first letter."""
+    return [float(c[0] == s["label"][0]) for c, s in zip(completions, samples)]
+
+
+def too_much(completions, samples):
+    """Pays by length."""
+    return [1.0 if c == s["label"] else float(len(c)) for c, s in zip(completions, samples)]
+
+
+def fickle(completions, samples):
+    """Never twice the same, except for the gold answer."""
+    return [1.0 if c == s["label"] else 1 / (2 + next(calls)) for c, s in zip(completions, samples)]
+
+
+def nan(completions, samples):
+    """NaN in, NaN out."""
+    return [float("nan") if "NaN" in c else 1.0 for c in completions]
+
+
+def hangs(completions, samples):
+    """Stops at long completions."""
+    if len(completions[0]) > 50_000:
+        time.sleep(20)
+    return [1.0] * len(completions)
+
+
+def unscored(completions, samples):
+    """Has nothing to say."""
+    return [None] * len(completions)
+
+
+def brightness(completions, samples):
+    """Of a picture that has three channels."""
+    return [sum(c.getpixel((0, 0))) / 765 for c in completions]
+
+
+def steadiness(completions, samples):
+    """1 for frames that are equal; of a film of several frames."""
+    return [float(c[0].tobytes() == c[1].tobytes()) for c in completions]
+
+
+def reads_rollouts(completions, samples, rollouts):
+    """Counts tokens."""
+    return [float(r.num_actions) for r in rollouts]
+'''
+
+
+def png(size: tuple[int, int] = (40, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Data of four rows with an image each, and a file of rewards."""
+    for index in range(4):
+        (tmp_path / f"{index}.png").write_bytes(png())
+    write_rows(tmp_path, [{"image": f"{index}.png", "label": f"label {index}"} for index in range(4)])
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    return tmp_path
+
+
+def write_rows(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def config_of(folder: Path, *rewards: str, **sections: Any) -> RunConfig:
+    base: dict[str, Any] = {
+        "name": "test",
+        "data": {"train": {"path": str(folder / "train.jsonl")}},
+        "prompt": {"images": ["{image}"], "text": "What is it?", "answer": "{label}"},
+        "rewards": [{"name": f"{folder / 'rewards.py'}:{reward}", "timeout_s": 0.3} for reward in rewards],
+    }
+    return RunConfig(**(base | sections))
+
+
+def problems(findings: Sequence[Finding]) -> list[str]:
+    return [finding.what for finding in findings if not finding.ok]
+
+
+def test_a_sound_task_has_no_problem(folder: Path) -> None:
+    findings = check_task(config_of(folder, "exact"))
+    assert problems(findings) == []
+    told = [finding.what for finding in findings]
+    assert told == [
+        "everything that the config names is installed and takes its options",
+        "data.train: 4 of the first 4 rows can be read (4 in all)",
+        "reward 'exact': gold answer: scores the maximum, 1, on 4 rows",
+        f"reward 'exact': {len(HOSTILE)} empty, garbage and hostile completions are safe",
+    ]
+
+
+def test_every_broken_row_is_named(folder: Path) -> None:
+    (folder / "1.png").write_bytes(png()[:50])
+    (folder / "2.png").unlink()
+    first, second = problems(check_task(config_of(folder, "exact")))
+    assert first.startswith("data.train: row 1 (") and "1.png" in first
+    assert second.startswith("data.train: row 2 (2.png): cannot read image") and "no such file" in second
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        (
+            "half",
+            "gold answer: not the maximum 1 on train:0, train:1, train:2, train:3; train:0 scores 0.5 for 'label 0'",
+        ),
+        ("raises_on_empty", "an empty completion, on train:0: raised IndexError: string index out of range"),
+        ("too_much", "100 kB of one letter, on train:0: scores 100000, above the maximum 1 that the reward declares"),
+        ("fickle", "an empty completion, on train:0: scores 0.5, and the next time 0.333333"),
+        ("nan", "NaN, on train:0: returned nan, which is not a finite number"),
+        ("hangs", "100 kB of one letter, on train:0: took longer than 0.3 s"),
+    ],
+)
+def test_what_is_wrong_with_a_reward_is_told(folder: Path, reward: str, expected: str) -> None:
+    told = problems(check_task(config_of(folder, reward)))
+    assert any(what.startswith(f"reward {reward!r}: {expected}") for what in told), told
+    if reward in ("half", "raises_on_empty", "hangs"):
+        assert len(told) == 1
+
+
+def test_rewards_that_cannot_be_checked_are_skipped_aloud(folder: Path) -> None:
+    findings = check_task(config_of(folder, "unscored", "reads_rollouts"))
+    assert problems(findings) == []
+    told = "\n".join(finding.what for finding in findings)
+    assert "reward 'unscored': gold answer: skipped, it leaves the gold answers of all rows unscored" in told
+    assert "reward 'reads_rollouts': skipped" in told
+    without_gold = config_of(folder, "exact", prompt={"text": "{label}"})
+    assert any("skipped, the rows have none" in finding.what for finding in check_task(without_gold))
+
+
+def check_registered(folder: Path, name: str, **details: Any) -> list[str]:
+    """Problems of a task with one reward of the file, registered with these details."""
+    found = load_plugins()
+    registry = Registry()
+    registry._entries = {kind: dict(entries) for kind, entries in found.registry._entries.items()}
+    entry = registry.get("reward", f"{folder / 'rewards.py'}:{name}")
+    registry.add("reward", name, entry.target, name, **details)
+    config = config_of(folder, rewards=[{"name": name}])
+    return problems(check_task(config, Plugins(found.plugins, registry, found.tasks)))
+
+
+@pytest.mark.parametrize("maximum", [0.5, None])
+def test_the_registered_maximum_counts(folder: Path, maximum: float | None) -> None:
+    assert check_registered(folder, "half", maximum=maximum) == []
+
+
+def test_rewards_of_pictures_are_given_hostile_pictures(folder: Path) -> None:
+    assert any("has no attribute 'getpixel'" in problem for problem in check_registered(folder, "brightness"))
+    (problem,) = check_registered(folder, "brightness", reads="image")
+    assert "a grey picture, on train:0" in problem and "int" in problem
+    (problem,) = check_registered(folder, "steadiness", reads="video")
+    assert "a single frame, on train:0" in problem and "out of range" in problem
+    assert check_registered(folder, "brightness", reads="latent") == [], "there are none, so it is skipped"
+
+
+def test_a_model_that_is_no_language_model_has_no_processor(folder: Path) -> None:
+    policy = folder / "policy.py"
+    policy.write_text("class Policy:\n    def __init__(self, config, *, path, device, engine): ...\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "model_index.json").write_text("{}")
+    model = {"path": str(folder / "model"), "policy": f"{policy}:Policy"}
+    assert problems(check_task(config_of(folder, "exact", model=model))) == []
+    assert any("cannot be loaded" in p for p in problems(check_task(config_of(folder, model={"path": model["path"]}))))
+
+
+def test_missing_data_and_unknown_columns_are_one_finding_each(folder: Path) -> None:
+    missing = config_of(folder, data={"train": {"path": str(folder / "gone.jsonl")}})
+    assert len(told := problems(check_task(missing))) == 1
+    assert "data.train:" in told[0] and "gone.jsonl" in told[0]
+    unknown = config_of(folder, prompt={"text": "{lable}"})
+    assert len(told := problems(check_task(unknown))) == 1
+    assert "Did you mean 'label'?" in told[0]
+    assert problems(check_task(RunConfig(name="empty"))) == ["no data: set data.train, at the top or in a stage"]
+
+
+def test_unknown_components_and_options_are_told_before_the_data_are_read(folder: Path) -> None:
+    told = problems(check_task(config_of(folder, rewards=[{"name": "no/such"}])))
+    assert len(told) == 1 and "no installed plugin provides reward 'no/such'" in told[0]
+    reward = {"name": f"{folder / 'rewards.py'}:exact", "iuo": 1}
+    told = problems(check_task(config_of(folder, rewards=[reward])))
+    assert len(told) == 1 and "'iuo'" in told[0]
+
+
+def test_stages_are_checked_where_they_differ(folder: Path) -> None:
+    config = config_of(folder, "exact")
+    stage = {"kind": "grpo", "steps": 1, "data": config.data, "prompt": config.prompt, "rewards": config.rewards}
+    sft = stage | {"kind": "sft", "target": "It is {label}."}
+    findings = check_task(config_of(folder, "exact", stages=[sft, stage, stage]))
+    assert problems(findings) == []
+    assert sum("can be read" in finding.what for finding in findings) == 2
+    assert sum("gold answer" in finding.what for finding in findings) == 1
+    broken = stage | {"prompt": {"text": "{lable}"}}
+    told = problems(check_task(config_of(folder, "exact", stages=[stage, broken])))
+    assert len(told) == 1 and told[0].startswith("stage grpo 2: data.train: prompt.text:")
+
+
+def test_held_out_rows_are_checked_too(folder: Path) -> None:
+    train = {"path": str(folder / "train.jsonl")}
+    held_out = {"path": str(folder / "gone.jsonl")}
+    config = config_of(folder, "exact", data={"train": train, "held_out": held_out})
+    stage = {"kind": "grpo", "steps": 1, "data": config.data, "prompt": config.prompt, "rewards": config.rewards}
+    for checked in (config, config.model_copy(update={"stages": RunConfig(name="s", stages=[stage]).stages})):
+        told = problems(check_task(checked))
+        assert len(told) == 1 and told[0].startswith("data.held_out:")
+
+
+def test_hostile_completions_are_what_they_say() -> None:
+    assert HOSTILE["an empty completion"] == ""
+    for description, completion in HOSTILE.items():
+        assert not description.startswith("100 kB") or len(completion) >= 100_000
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from mmrl_core.testing.tiny import build_tiny
+
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    build_tiny("qwen2_5_vl", path)
+    return path
+
+
+def test_prompts_are_held_against_the_limit_of_the_model(folder: Path, tiny_model: Path) -> None:
+    model: dict[str, Any] = {"path": str(tiny_model)}
+    findings = check_task(config_of(folder, "exact", model=model))
+    assert problems(findings) == []
+    length = next(finding.what for finding in findings if "tokens" in finding.what)
+    assert "(model.max_prompt_tokens: 8192)" in length
+    told = problems(check_task(config_of(folder, "exact", model=model | {"max_prompt_tokens": 10})))
+    assert len(told) == 1 and "more than model.max_prompt_tokens: 10" in told[0]
+
+
+def test_a_model_that_is_not_here_is_not_looked_for(folder: Path) -> None:
+    assert problems(check_task(config_of(folder, "exact", model={"path": "owner/not-here"}))) == []
+
+
+def test_a_preview_shows_prompts_and_writes_their_media(folder: Path, tiny_model: Path) -> None:
+    (folder / "1.png").unlink()
+    output = folder / "out" / "preview"
+    text = preview_task(config_of(folder, "exact", model={"path": str(tiny_model)}), 3, output)
+    assert text == (output / "preview.txt").read_text()
+    assert sorted(path.name for path in output.iterdir()) == ["preview.txt", "train-0-1.png", "train-2-1.png"]
+    assert Image.open(output / "train-0-1.png").size == (40, 30)
+    assert "[image, 40 x 30 pixels: train-0-1.png]\nWhat is it?\n--- gold answer\nlabel 0" in text
+    assert "=== train:1: broken, would be set aside: cannot read image" in text
+    assert "tokens, placeholders of media expanded\n" in text and "<|vision_start|>" in text
+    with pytest.raises(ConfigError, match="no data to preview"):
+        preview_task(RunConfig(name="empty"), 1, output)
+
+
+TOOL = """
+from pydantic import BaseModel
+from mmrl_core import Tool
+
+class Moment(BaseModel):
+    time_s: float
+
+class Look(Tool):
+    name, description, arguments = "look", "Shows a moment.", Moment
+    def run(self, arguments, context): return []
+"""
+
+
+def test_a_preview_shows_the_tools_that_the_model_is_told_of(folder: Path, tiny_model: Path) -> None:
+    (folder / "look.py").write_text(TOOL)
+    rollout = {"strategy": "multi_turn", "tools": [f"{folder / 'look.py'}:Look"]}
+    config = config_of(folder, "exact", model={"path": str(tiny_model)}, rollout=rollout)
+    text = preview_task(config, 1, folder / "preview")
+    assert '--- tools that may be called\n{"type": "function", "function": {"name": "look"' in text
+    assert "<tools>" in text.partition("--- as the model sees it")[2], "told in the system message"
+
+
+def test_frames_of_a_video_are_shown_side_by_side() -> None:
+    import torch
+
+    frames = torch.zeros(20, 3, 6, 8, dtype=torch.uint8)
+    frames[-1] = 255
+    sheet, what = checks._contact_sheet(frames)
+    assert sheet.size == (64, 6) and what == "8 of 20 video frames"
+    assert sheet.getpixel((0, 0)) == (0, 0, 0) and sheet.getpixel((63, 5)) == (255, 255, 255)
+    assert checks._contact_sheet(frames[:2])[0].size == (16, 6)
+
+
+def plugin_with(register: Callable[[Registry], None], tasks: Mapping[str, TaskEntry] | None = None) -> Plugins:
+    registry = Registry()
+    register(registry.registering("mine"))
+    plugin = Plugin("mine", "mmrl-mine", "1.0", module=types.ModuleType("mine"))
+    return Plugins({"mine": plugin}, registry, tasks or {})
+
+
+def test_a_sound_plugin_has_no_problem() -> None:
+    def register(registry: Registry) -> None:
+        registry.add("advantage", "base", "mmrl_core.advantages:group_relative_advantages", "GRPO")
+
+    findings = check_plugin("mine", plugin_with(register))
+    assert [finding.ok for finding in findings] == [True, True]
+    assert findings[1].what == "advantage mine/base (mmrl_core.advantages:group_relative_advantages)"
+
+
+def test_what_is_wrong_with_a_plugin_is_told() -> None:
+    def register(registry: Registry) -> None:
+        registry.add("reward", "gone", "mmrl_core.scoring.runner:gone", "not there")
+        registry.add("reward", "number", "mmrl_core.scoring.runner:MAX_REWARD", "not a function")
+        registry.add("reward", "silent", "mmrl_core.scoring.runner:_Reward._too_long", "no docstring")
+        registry.registering("other").add("reward", "gone", "mmrl_core.scoring.runner:gone", "somebody else's")
+
+    tasks = {
+        "mine/t": TaskEntry("mine/t", "mmrl_core", "t", "mine"),
+        "other/t": TaskEntry("other/t", "x", "t", "other"),
+    }
+    told = problems(check_plugin("mine", plugin_with(register, tasks)))
+    assert len(told) == 4
+    assert "reward 'mine/gone' (mmrl_core.scoring.runner:gone) cannot be imported" in told[0]
+    assert told[1].endswith(": is not callable") and told[2].endswith(": has no docstring")
+    assert told[3].startswith("task 'mine/t'")
+
+
+def test_plugins_that_failed_or_are_missing_are_named() -> None:
+    failed = Plugins({"mine": Plugin("mine", "mmrl-mine", "1.0", error="no module named torch")}, Registry(), {})
+    assert problems(check_plugin("mine", failed)) == [
+        "plugin 'mine' (mmrl-mine) failed to load:\nno module named torch"
+    ]
+    with pytest.raises(PluginError, match="Did you mean 'mine'"):
+        check_plugin("mien", failed)
