@@ -133,7 +133,7 @@ def test_only_the_culprit_of_a_raising_group_is_unscored() -> None:
     assert_close(scores.totals, [1.0, NAN, 0.5, 0.25, 0.25])
     assert scores.failures == {"r": 1}
     assert "ZeroDivisionError: division by zero" in runner.failure_reasons["r"][0]
-    assert "test_rewards.py" in runner.failure_reasons["r"][0]
+    assert "test_runner.py" in runner.failure_reasons["r"][0]
 
 
 def test_completions_judged_jointly_are_never_scored_apart() -> None:
