@@ -20,6 +20,7 @@ from mmrl_core.config import component_problems, load_config, load_reward
 from mmrl_core.discovery import load_plugins, presets
 from mmrl_core.registry import KINDS, Registry
 from mmrl_core.scoring import RewardRunner
+from tests import house
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -118,16 +119,14 @@ def test_index_links_every_page():
     assert {path.name for path in DOCS.glob("*.md")} - {"index.md"} <= linked
 
 
-def test_readme_tree_names_every_top_level_folder():
-    tree = README.partition("## The tree")[2]
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    assert [name for name in sorted(folders - NOT_IN_THE_TREE) if f"\n{name}/" not in tree] == []
-
-
-def test_readme_tree_names_every_module_of_the_core():
-    tree = README.partition("## The tree")[2]
-    modules = {path.name for path in (ROOT / "mmrl_core").glob("*.py")} - {"__init__.py", "__main__.py", "errors.py"}
-    assert [name for name in sorted(modules) if name not in tree] == []
+def test_readme_tree_names_every_folder_and_room_in_ten_lines():
+    tree = README.partition("## The tree")[2].split("```")[1].strip().splitlines()
+    folders = {
+        path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")
+    } - NOT_IN_THE_TREE
+    words = {word for line in tree for word in line.split()}
+    assert len(tree) == 10
+    assert [name for name in sorted(folders | set(house.rooms())) if f"{name}/" not in words] == []
 
 
 def test_visual_rft_readme_names_everything_that_the_plugin_provides():

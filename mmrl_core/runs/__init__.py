@@ -1,6 +1,14 @@
 """The run directory: metrics, sampled completions, the report."""
 
-from mmrl_core.runs.log import MetricsLog, check_trackers, evaluation_table, flat_config, peak_memory_mib, read_metrics, weights_mib
+from mmrl_core.runs.log import (
+    MetricsLog,
+    check_trackers,
+    evaluation_table,
+    flat_config,
+    peak_memory_mib,
+    read_metrics,
+    weights_mib,
+)
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rollouts import RolloutLog, prompt_text
 

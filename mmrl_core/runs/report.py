@@ -27,10 +27,10 @@ import jinja2
 import yaml
 from PIL import Image, ImageSequence
 
-from mmrl_core.runs.charts import Series, Stage, chart_uri, draw_chart, draw_spectrogram
+from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import MediaError, MMRLError
 from mmrl_core.media import load_audio, load_image
-from mmrl_core.discovery import load_plugins
+from mmrl_core.runs.charts import Series, Stage, chart_uri, draw_chart, draw_spectrogram
 from mmrl_core.runs.rollouts import (
     FILM_SUFFIX,
     FOLDER,
