@@ -9,7 +9,6 @@ Nothing here imports torch; entries are import strings, resolved when they are u
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -24,11 +23,11 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from mmrl_core import hookspecs
-from mmrl_core.errors import MMRLError, PluginError
-from mmrl_core.registry import CORE, Registry, call_with_options
+from mmrl_core.errors import MMRLError, PluginError, did_you_mean
+from mmrl_core.plugins.registry import CORE, Registry
 
 if TYPE_CHECKING:
-    from mmrl_core.config import Component
+    from mmrl_core.config.schema import Component
 
 PLUGIN_GROUP = "mmrl"
 TASK_GROUP = "mmrl.tasks"
@@ -92,23 +91,21 @@ class Plugins:
             manager.register(plugin, name=CORE)
         for component in reversed(list(enabled)):
             if not is_behaviour(component.name):
-                manager.register(self.require(component.name), name=component.name)
+                _register(manager, self.require(component.name), component.name)
                 continue
             entry = self.registry.get("behaviour", component.name)
-            made = call_with_options(entry.load(), options=component.options, name=f"behaviour {entry.id!r}")
-            manager.register(made, name=entry.id)
+            made = entry.call(options=component.options)
+            _register(manager, made, entry.id)
             if not manager.get_hookcallers(made):
                 raise PluginError(f"behaviour {entry.id!r} has no hook: mark its methods with @hookimpl.")
-        _refuse_unknown_hooks(manager)
         return manager
 
     def require(self, name: str) -> ModuleType:
         """The module of an installed plugin that loaded."""
         plugin = self.plugins.get(name)
         if plugin is None:
-            close = difflib.get_close_matches(name, self.plugins, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"Try: pip install mmrl-{name.replace('_', '-')}"
-            raise PluginError(f"plugin {name!r} is not installed (installed: {', '.join(self.plugins)}). {hint}")
+            hint = did_you_mean(name, self.plugins) or f" Try: pip install mmrl-{name.replace('_', '-')}"
+            raise PluginError(f"plugin {name!r} is not installed (installed: {', '.join(self.plugins)}).{hint}")
         if plugin.module is None:
             raise PluginError(f"plugin {name!r} ({plugin.distribution}) failed to load:\n{plugin.error}")
         return plugin.module
@@ -117,8 +114,8 @@ class Plugins:
         if task_id in self.tasks:
             return self.tasks[task_id]
         message = f"no task {task_id!r}: neither a file, nor provided by an installed plugin"
-        if close := difflib.get_close_matches(task_id, self.tasks, n=1):
-            raise PluginError(f"{message}. Did you mean {close[0]!r}?")
+        if hint := did_you_mean(task_id, self.tasks):
+            raise PluginError(f"{message}.{hint}")
         namespace = task_id.partition("/")[0]
         failed = self.plugins.get(namespace)
         if failed is not None and failed.error is not None:
@@ -131,23 +128,29 @@ def is_behaviour(name: str) -> bool:
     return "/" in name or ".py:" in name
 
 
-def _refuse_unknown_hooks(manager: pluggy.PluginManager) -> None:
-    try:
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        known = [name for name in vars(hookspecs) if name.startswith("mmrl_")]
-        unknown = str(error).partition("unknown hook ")[2].partition("'")[2].partition("'")[0]
-        close = difflib.get_close_matches(unknown, known, n=1)
-        name = manager.get_name(error.plugin)
-        hint = f" Did you mean {close[0]!r}?" if close else f" Hooks: {', '.join(known)}."
-        raise PluginError(f"plugin {name!r} implements hook {unknown!r}, which does not exist.{hint}") from error
+def _register(manager: pluggy.PluginManager, plugin: object, name: str) -> None:
+    """Register a plugin whose hooks all exist.
+
+    Raises:
+        PluginError: a hook does not exist; pluggy would ignore it in silence.
+    """
+    known = [hook for hook in vars(hookspecs) if hook.startswith("mmrl_")]
+    for attribute in dir(plugin):
+        marks = manager.parse_hookimpl_opts(plugin, attribute)
+        if marks is None or marks["optionalhook"]:
+            continue
+        hook = marks["specname"] or attribute
+        if hook not in known:
+            hint = did_you_mean(hook, known) or f" Hooks: {', '.join(known)}."
+            raise PluginError(f"plugin {name!r} implements hook {hook!r}, which does not exist.{hint}")
+    manager.register(plugin, name=name)
 
 
 @functools.cache
 def load_plugins() -> Plugins:
     """Import every installed plugin's module and let it register; remember those that fail instead of raising."""
     registry = Registry()
-    core = importlib.import_module("mmrl_core.builtin")
+    core = importlib.import_module("mmrl_core.plugins.builtin")
     core.mmrl_register(registry)
     plugins: dict[str, Plugin] = {}
     namespaces: dict[str, str] = {}
@@ -161,8 +164,7 @@ def load_plugins() -> Plugins:
             module = entry_point.load()
             manager = pluggy.PluginManager(hookspecs.PROJECT)
             manager.add_hookspecs(hookspecs)
-            manager.register(module, name=entry_point.name)
-            _refuse_unknown_hooks(manager)
+            _register(manager, module, entry_point.name)
             manager.hook.mmrl_register(registry=registry.registering(entry_point.name))
             plugins[entry_point.name] = plugin(module=module)
         except Exception as error:
@@ -193,7 +195,7 @@ def _origin(entry_point: EntryPoint) -> tuple[str, str, str]:
 @functools.cache
 def presets() -> Mapping[str, Path]:
     """Presets that configs extend: "algorithm/dapo" -> its YAML, in the wheel or beside the package in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     folder = next((path for path in (package / "configs", package.parent / "configs") if path.is_dir()), package)
     paths = sorted(folder.glob("*/*.yaml")) if folder != package else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}

@@ -1,0 +1,24 @@
+"""Finding plugins, keeping what they provide, and saying whose hook it was.
+
+`registry.py` and `hook_results.py` are needed by the lowest floors and may be imported by themselves.
+"""
+
+from mmrl_core.plugins.discovery import Plugin, Plugins, TaskEntry, is_behaviour, load_plugins, presets
+from mmrl_core.plugins.hook_calls import attribute_hooks
+from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry, check_options
+
+__all__ = [
+    "CORE",
+    "KINDS",
+    "Entry",
+    "Kind",
+    "Plugin",
+    "Plugins",
+    "Registry",
+    "TaskEntry",
+    "attribute_hooks",
+    "check_options",
+    "is_behaviour",
+    "load_plugins",
+    "presets",
+]

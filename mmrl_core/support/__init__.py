@@ -1,0 +1,7 @@
+"""Small helpers that know nothing of training: files written whole, names imported late, packages of an extra."""
+
+from mmrl_core.support.extras import need
+from mmrl_core.support.files import finite, remove_unfinished, written_aside
+from mmrl_core.support.lazy import lazy_names
+
+__all__ = ["finite", "lazy_names", "need", "remove_unfinished", "written_aside"]
