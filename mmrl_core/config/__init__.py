@@ -1,31 +1,28 @@
-"""Task configs: the schema, and how YAML becomes a checked config."""
+"""Task configs: the schema, and how YAML becomes a checked config. Loaded when first used."""
 
-from mmrl_core.config.reading import (
-    check_components,
-    component_problems,
-    differing_keys,
-    dump_config,
-    extends_chain,
-    load_config,
-    load_reward,
-    option_names,
-)
-from mmrl_core.config.schema import (
-    AlgorithmConfig,
-    Component,
-    DataConfig,
-    LoraConfig,
-    ModelConfig,
-    PartConfig,
-    PromptConfig,
-    RewardConfig,
-    RolloutConfig,
-    RunConfig,
-    SourceConfig,
-    StageConfig,
-    check_trainable,
-    parts_of,
-)
+from typing import TYPE_CHECKING
+
+from mmrl_core.support import lazy_names
+
+if TYPE_CHECKING:
+    from mmrl_core.config.components import check_components, component_problems
+    from mmrl_core.config.reading import differing_keys, dump_config, extends_chain, load_config, load_reward
+    from mmrl_core.config.schema import (
+        AlgorithmConfig,
+        Component,
+        DataConfig,
+        LoraConfig,
+        ModelConfig,
+        PartConfig,
+        PromptConfig,
+        RewardConfig,
+        RolloutConfig,
+        RunConfig,
+        SourceConfig,
+        StageConfig,
+        check_trainable,
+        parts_of,
+    )
 
 __all__ = [
     "AlgorithmConfig",
@@ -48,6 +45,21 @@ __all__ = [
     "extends_chain",
     "load_config",
     "load_reward",
-    "option_names",
     "parts_of",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "check_components": "components",
+        "component_problems": "components",
+        "differing_keys": "reading",
+        "dump_config": "reading",
+        "extends_chain": "reading",
+        "load_config": "reading",
+        "load_reward": "reading",
+        **{name: "schema" for name in __all__ if name.endswith(("Config", "Component"))},
+        "check_trainable": "schema",
+        "parts_of": "schema",
+    },
+)

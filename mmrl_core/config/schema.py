@@ -8,12 +8,10 @@ the default of every stage; a stage overrides it under the same key.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -24,45 +22,34 @@ from pydantic import (
     model_validator,
 )
 
+from mmrl_core.config.algorithm import AlgorithmConfig, Environment, OptimizerConfig, RolloutConfig, Tool
+from mmrl_core.config.component import Component, Registered, Strict
 from mmrl_core.errors import ConfigError
 
-
-class Origins(dict[tuple[str | int, ...], str]):
-    """Where each value of a config was written: path -> "file:line". All are equal: they do not make configs differ."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Origins)
-
-    def __ne__(self, other: object) -> bool:  # dict has its own
-        return not self == other
-
-    __hash__ = None
-
-
-class Strict(BaseModel):
-    """A section whose unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Component(BaseModel):
-    """Something registered, by name, with its options: `group_relative` or `{name: group_relative, eps: 1.0e-6}`.
-
-    Options are checked against the function's signature before a run starts.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = Field(description="id of a registered entry, or path/to/file.py:function")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_alone(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+__all__ = [
+    "STAGE_SECTIONS",
+    "AlgorithmConfig",
+    "CheckpointConfig",
+    "Component",
+    "DataConfig",
+    "EvalConfig",
+    "LogConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PartConfig",
+    "PluginConfig",
+    "PromptConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RunConfig",
+    "SourceConfig",
+    "StageConfig",
+    "Strict",
+    "VideoConfig",
+    "check_trainable",
+    "parts_of",
+]
 
 
 class SourceConfig(Component):
@@ -73,9 +60,14 @@ class SourceConfig(Component):
     limit: PositiveInt | None = Field(None, description="use only the first rows")
 
 
+Source = Annotated[SourceConfig, Registered("source")]
+
+
 class DataConfig(Strict):
-    train: SourceConfig | None = Field(None, description="rows that are trained on")
-    held_out: SourceConfig | None = Field(None, description="rows that `eval` scores; never trained on")
+    train: Annotated[SourceConfig, Registered("source")] | None = Field(None, description="rows that are trained on")
+    held_out: Annotated[SourceConfig, Registered("source")] | None = Field(
+        None, description="rows that `eval` scores; never trained on"
+    )
     media_root: str | None = Field(None, description="folder that media paths are relative to, and may not leave")
     max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
 
@@ -90,6 +82,9 @@ class VideoConfig(Strict):
     min_pixels: PositiveInt | None = Field(None, description="frames are scaled up to this many pixels")
     max_pixels: PositiveInt | None = Field(None, description="frames are scaled down to this many pixels")
     timestamps: bool = Field(False, description="draw its time in seconds on each frame")
+    reader: Literal["pyav", "decord", "torchcodec"] = Field(
+        "pyav", description="library that decodes; decord for trusted files only"
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -130,6 +125,10 @@ class RewardConfig(Component):
         return self.label or self.name.rpartition(":")[2]
 
 
+Reward = Annotated[RewardConfig, Registered("reward")]
+Metric = Annotated[Component, Registered("metric")]
+
+
 class LoraConfig(Strict):
     rank: PositiveInt = Field(16, description="rank of the adapters")
     alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
@@ -137,166 +136,30 @@ class LoraConfig(Strict):
 
 
 class ModelConfig(Strict):
+    """The model that is trained, and the policy that acts with it.
+
+    Options of the policy `language_model` may be written here too, as in `model: {lora: {rank: 16}}`, which is short
+    for `model: {policy: {lora: {rank: 16}}}`. See [LanguageModelOptions](#languagemodeloptions-modelpolicy).
+    """
+
     path: str | None = Field(None, description="model folder or hub name")
-    build: Component | None = Field(None, description="registered builder of a starting model, instead of a path")
-    policy: Component = Field(Component(name="language_model"), description="registered policy, with its options")
+    build: Annotated[Component, Registered("model")] | None = Field(
+        None, description="registered builder of a starting model, instead of a path"
+    )
+    policy: Annotated[Component, Registered("policy")] = Field(
+        Component(name="language_model"), description="registered policy, with its options"
+    )
     revision: str | None = Field(None, description="hub revision")
-    trust_remote_code: bool = Field(False, description="run code that comes with the model")
-    precision: Literal["auto", "float32", "float16", "bfloat16", "bfloat16_mixed"] = Field(
-        "auto",
-        description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU. float16 is for `mmrl eval`",
-    )
-    quantization: Literal["int8"] | None = Field(
-        None, description="for `mmrl eval`: linear layers with weights of 8 bits, by torchao; others keep the precision"
-    )
-    attention: str = Field("sdpa", description="attention implementation of transformers")
-    freeze: list[str] = Field(
-        [], description="towers (vision with its projector, audio, projector, language) or parameter-name patterns"
-    )
-    lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
-    max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
-    max_prompt_tokens: PositiveInt = Field(8192, description="longer prompts are an error, never cut")
-    feature_cache: str | None = Field(
-        None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
-    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if self.path is not None and self.build is not None:
             raise ValueError("'path' and 'build' are both set; set one")
-        if self.quantization is not None and self.lora is not None:
-            raise ValueError("'quantization' is of whole models; take 'lora' out, or merge the adapter first")
         return self
-
-
-class RolloutConfig(Strict):
-    engine: Component = Field(Component(name="hf"), description="registered rollout engine, with its options")
-    strategy: Component = Field(Component(name="single_turn"), description="registered rollout strategy")
-    tools: list[Component] = Field([], description="registered tools that the policy may call; with multi_turn")
-    environment: Component | None = Field(
-        None, description="registered environment that answers the policy's turns; default with tools: tools"
-    )
-    steps_ahead: Literal[0, 1] = Field(
-        0, description="1: sample the next step while this one trains, with weights one update old"
-    )
-    max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
-    temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 is off")
-    top_k: NonNegativeInt = Field(0, description="top-k sampling; 0 is off")
-
-
-class KLConfig(Strict):
-    coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
-    estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = Field(
-        "k3", description="estimate of KL(policy, reference) from the sampled token"
-    )
-    place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
-    times_ratio: bool = Field(False, description="multiply the loss penalty by the ratio, unbiased off-policy")
-
-
-class RefreshConfig(Strict):
-    """When a frozen policy takes over the trained weights."""
-
-    rule: Literal["never", "every", "moving_average"] = Field(
-        "never", description="never: as at the stage's start; every: copy; moving_average: by decay"
-    )
-    every_steps: PositiveInt = Field(1, description="apply the rule every so many steps")
-    decay: float = Field(0.99, ge=0.0, le=1.0, description="moving average: share kept of the frozen weights")
-
-
-class ImportanceConfig(Strict):
-    """Correction for a sampler whose logprobs differ from the trainer's."""
-
-    level: Literal["token", "sequence"] = Field("sequence", description="one weight a token, or a completion")
-    mode: Literal["truncate", "mask"] = Field("mask", description="weights out of range: bounded, or set to 0")
-    maximum: PositiveFloat = Field(3.0, description="largest weight")
-    minimum: NonNegativeFloat = Field(0.0, description="smallest weight")
-
-
-class DynamicSamplingConfig(Strict):
-    """Draw prompts until the step is full of groups whose reward varies (DAPO)."""
-
-    reward: str | None = Field(None, description="reward whose spread counts; default: the total")
-    max_rounds: PositiveInt = Field(10, description="rounds of drawing; then the step goes on with what there is")
-
-
-class OverlongConfig(Strict):
-    """Linear penalty on the last `cache` tokens before the limit (DAPO)."""
-
-    cache: PositiveInt = Field(description="tokens before the limit at which the penalty starts")
-    max_length: PositiveInt | None = Field(None, description="limit; default: rollout.max_tokens")
-
-
-class AlgorithmConfig(Strict):
-    advantage: list[Component] = Field([Component(name="group_relative")], description="advantage stages, in order")
-    loss: Component = Field(Component(name="clipped"), description="policy-loss surrogate")
-    old_logprobs: Literal["trainer", "sampler"] = Field(
-        "trainer",
-        description="ratios are taken to the trainer's logprobs before a step's first update, or to those that each "
-        "rollout was sampled with, which rollouts of earlier steps need",
-    )
-    aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = Field(
-        "token_mean", description="how token losses become one number"
-    )
-    max_length: PositiveInt | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
-    kl: KLConfig = Field(KLConfig(), description="penalty for leaving the reference policy")
-    entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
-    importance_correction: ImportanceConfig | None = Field(
-        None, description="correct for a rollout engine whose logprobs differ from the trainer's"
-    )
-    off_policy_threshold: float | None = Field(
-        None,
-        description="leave out rows of negative advantage whose mean log-ratio to the sampler falls below minus this",
-    )
-    dynamic_sampling: DynamicSamplingConfig | None = Field(
-        None, description="replace groups whose rewards are all equal"
-    )
-    overlong: OverlongConfig | None = Field(None, description="penalty near the length limit")
-    mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
-    updates_per_rollout: PositiveInt = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
-    epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
-    frozen_policies: dict[str, RefreshConfig] = Field({}, description="named frozen policies; 'reference' is the KL's")
-
-    @model_validator(mode="after")
-    def _one_correction(self) -> Self:
-        if self.old_logprobs == "sampler" and self.importance_correction is not None:
-            raise ValueError(
-                "with old_logprobs 'sampler' the ratio is taken to the sampler already, so that importance_correction "
-                "has nothing to correct: set it to null, or old_logprobs to 'trainer'"
-            )
-        return self
-
-
-class OptimizerConfig(Strict):
-    lr: PositiveFloat = Field(1e-6, description="peak learning rate")
-    lr_scale: dict[str, PositiveFloat] = Field(
-        {},
-        description="factors of the learning rate for parameters in whose names a regular expression is found; "
-        "the first that is found counts",
-    )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
-    eps: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
-    weight_decay: NonNegativeFloat = Field(0.0, description="on matrices; biases and norms have none")
-    max_grad_norm: PositiveFloat | None = Field(1.0, description="gradients are scaled down to this norm")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
-    warmup_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its peak")
-    final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
-
-    @field_validator("lr_scale")
-    @classmethod
-    def _expressions(cls, value: dict[str, float]) -> dict[str, float]:
-        for pattern in value:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
-        return value
 
 
 class EvalConfig(Strict):
-    metrics: list[Component] = Field([], description="benchmark metrics on the held-out rows")
+    metrics: list[Metric] = Field([], description="benchmark metrics on the held-out rows")
     every_steps: PositiveInt | None = Field(None, description="also within stages; default: before and after each")
     limit: PositiveInt | None = Field(None, description="evaluate only the first held-out rows")
     temperatures: list[NonNegativeFloat] = Field([0.0], description="metrics at each; 0 is greedy")
@@ -313,7 +176,9 @@ class LogConfig(Strict):
     trackers: list[str] = Field([], description="accelerate trackers: tensorboard, wandb, ...")
     rollouts_every_steps: PositiveInt = Field(10, description="steps between written rollouts")
     rollouts_per_step: PositiveInt = Field(4, description="groups written then")
-    view: Component | None = Field(None, description="registered view that draws on the media of a rollout")
+    view: Annotated[Component, Registered("view")] | None = Field(
+        None, description="registered view that draws on the media of a rollout"
+    )
 
 
 class PartConfig(Strict):
@@ -333,11 +198,11 @@ class PartConfig(Strict):
     )
     data: DataConfig = Field(DataConfig(), description="its rows")
     prompt: PromptConfig = Field(PromptConfig(), description="how its rows become prompts")
-    rewards: list[RewardConfig] = Field([], description="what completions of its prompts are scored by, and no others")
+    rewards: list[Reward] = Field([], description="what completions of its prompts are scored by, and no others")
     target: str | None = Field(None, description="sft: completion to learn, as a template; default: the stage's")
-    tools: list[Component] = Field([], description="tools that its prompts may call")
-    environment: Component | None = Field(None, description="environment that answers it; default with tools: tools")
-    metrics: list[Component] = Field([], description="benchmark metrics on its held-out rows")
+    tools: list[Tool] = Field([], description="tools that its prompts may call")
+    environment: Environment | None = Field(None, description="environment that answers it; default with tools: tools")
+    metrics: list[Metric] = Field([], description="benchmark metrics on its held-out rows")
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -377,7 +242,7 @@ class StageConfig(Strict):
     mixture: Parts = Field([], description="tasks to train on at once, by weight; inherits the top level")
     data: DataConfig = Field(DataConfig(), description="rows to train on; inherits the top level")
     prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt; inherits the top level")
-    rewards: list[RewardConfig] = Field([], description="what completions are scored by; inherits the top level")
+    rewards: list[Reward] = Field([], description="what completions are scored by; inherits the top level")
     rollout: RolloutConfig = Field(RolloutConfig(), description="how the policy samples; inherits the top level")
     algorithm: AlgorithmConfig = Field(
         AlgorithmConfig(), description="rewards to advantages to loss; inherits the top level"
@@ -428,6 +293,17 @@ class StageConfig(Strict):
             )
 
 
+class PluginConfig(Component):
+    """A plugin whose behaviour hooks fire, or a registered behaviour with its options.
+
+    The list adds up over `extends` and the command line. A name that is listed again merges its options, and
+    `enabled: false` takes it out.
+    """
+
+    name: str = Field(description="name of an installed plugin, id of a behaviour, or path/to/file.py:class")
+    enabled: bool = Field(True, description="false: leave out what a file that is extended has")
+
+
 class RunConfig(Strict):
     """A whole task config, presets merged and stages filled in."""
 
@@ -435,14 +311,14 @@ class RunConfig(Strict):
     version: PositiveInt = Field(1, description="raise it when prompts, data or rewards change")
     description: str = Field("", description="shown in the report")
     seed: NonNegativeInt = Field(0, description="of sampling, data order and built models")
-    plugins: list[Component] = Field(
-        [], description="plugins whose behaviour hooks fire in this run, and registered behaviours with their options"
+    plugins: list[Annotated[PluginConfig, Registered("behaviour")]] = Field(
+        [], description="plugins and registered behaviours whose hooks fire, the first one asked first; adds up"
     )
     model: ModelConfig = Field(ModelConfig(), description="the model that is trained")
     mixture: Parts = Field([], description="tasks to train on at once, by weight")
     data: DataConfig = Field(DataConfig(), description="rows to train on")
     prompt: PromptConfig = Field(PromptConfig(), description="how a row becomes a prompt")
-    rewards: list[RewardConfig] = Field([], description="what completions are scored by")
+    rewards: list[Reward] = Field([], description="what completions are scored by")
     rollout: RolloutConfig = Field(RolloutConfig(), description="how the policy samples")
     algorithm: AlgorithmConfig = Field(AlgorithmConfig(), description="rewards to advantages to loss")
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="AdamW and its schedule")
@@ -450,7 +326,16 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="when checkpoints are written")
     log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
     stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
-    _origins: Origins = PrivateAttr(default_factory=Origins)
+    _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("plugins")
+    @classmethod
+    def _enabled(cls, plugins: list[PluginConfig]) -> list[PluginConfig]:
+        return [plugin for plugin in plugins if plugin.enabled]
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all keys are equal. Where they were written does not count."""
+        return isinstance(other, RunConfig) and dict(self) == dict(other)
 
     def where(self, *path: str | int) -> str:
         """Where a value was written, "file:line" or "command line"; for a default, where its section was.
@@ -485,10 +370,10 @@ def parts_of(section: RunConfig | StageConfig) -> list[PartConfig]:
 
 
 def check_trainable(config: RunConfig) -> None:
-    """Refuse what can be evaluated but not trained.
+    """Refuse a config without stages, rows or rewards to train on. The policy checks its options itself.
 
     Raises:
-        ConfigError: says what is missing, or what keeps weights from being trained.
+        ConfigError: says what is missing.
     """
     if not config.stages:
         raise ConfigError(f"task {config.name!r} has no stages, so there is nothing to train. Use a recipe or a demo.")
@@ -499,12 +384,3 @@ def check_trainable(config: RunConfig) -> None:
             raise ConfigError(f"stage {name!r} has no data.train, so there is nothing to train on.")
         if stage.kind == "grpo" and not all(part.rewards for part in parts):
             raise ConfigError(f"stage {name!r} has no rewards, so there is nothing to learn from.")
-    if config.model.quantization is not None:
-        raise ConfigError(
-            "model.quantization: weights of 8 bits cannot be trained. It is for `mmrl eval`; take it out."
-        )
-    if config.model.precision == "float16":
-        raise ConfigError(
-            "model.precision: gradients and updates of float16 weights vanish. It is for `mmrl eval`; train with "
-            "bfloat16_mixed or float32."
-        )

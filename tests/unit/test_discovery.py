@@ -5,11 +5,11 @@ import textwrap
 
 import pytest
 
-from mmrl_core import discovery as plugins_module
 from mmrl_core.config.schema import Component
-from mmrl_core.discovery import load_plugins, presets
 from mmrl_core.errors import PluginError
-from mmrl_core.registry import KINDS, Registry, call_with_options
+from mmrl_core.plugins import discovery as plugins_module
+from mmrl_core.plugins import load_plugins, presets
+from mmrl_core.plugins.registry import KINDS, Registry, check_options
 
 GOOD = """
 from mmrl_core import hookimpl
@@ -101,6 +101,22 @@ def test_a_misspelled_hook_is_refused_with_the_nearest_name(install):
     assert "implements hook 'mmrl_stepend', which does not exist. Did you mean 'mmrl_step_end'?" in error
 
 
+def test_a_behaviour_with_a_misspelled_hook_is_refused_when_it_is_made(install):
+    install_probe(install, source=BEHAVIOUR.replace("mmrl_save_state", "mmrl_save_stat"))
+    with pytest.raises(
+        PluginError, match=r"plugin 'probe/counting' implements hook 'mmrl_save_stat'.*'mmrl_save_state'"
+    ):
+        load_plugins().hooks([Component(name="probe/counting")])
+
+
+def test_files_of_one_name_are_modules_of_their_own(tmp_path, install):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "probe_same.py").write_text(f"def where(): return {folder!r}")
+    get = load_plugins().registry.get
+    assert [get("reward", f"{tmp_path}/{folder}/probe_same.py:where").load()() for folder in "ab"] == ["a", "b"]
+
+
 def test_a_hook_with_an_unknown_argument_is_refused(install):
     install_probe(install, source=GOOD.replace("metrics)", "metrics, runn)"))
     assert "runn" in load_plugins().plugins["probe"].error
@@ -179,7 +195,7 @@ def test_a_behaviour_without_hooks_or_with_an_option_that_it_has_not_is_refused(
     install_probe(install, source=BEHAVIOUR)
     with pytest.raises(PluginError, match=r"behaviour 'probe/idle' has no hook: mark its methods with @hookimpl"):
         load_plugins().hooks([Component(name="probe/idle")])
-    with pytest.raises(PluginError, match=r"behaviour 'probe/counting' has no option 'bye'; its options: by"):
+    with pytest.raises(PluginError, match=r"'probe/counting': no option 'bye'\. Did you mean 'by'\? Options: by\."):
         load_plugins().hooks([Component(name="probe/counting", bye=3)])
     with pytest.raises(PluginError, match=r"no installed plugin provides behaviour 'probe/countin'. Did you mean"):
         load_plugins().hooks([Component(name="probe/countin")])
@@ -255,22 +271,81 @@ def test_a_function_of_a_file_is_an_entry(tmp_path, monkeypatch, install):
         registry.get("reward", "probe_bad.py:length")
 
 
-def test_a_wrong_option_names_the_right_ones():
-    def function(a, *, scale=1.0):
-        return a * scale
-
-    assert call_with_options(function, 2, options={"scale": 3}, name="f") == 6
-    with pytest.raises(PluginError, match=r"f has no option 'scal'; its options: .*scale"):
-        call_with_options(function, 2, options={"scal": 3}, name="f")
-
-
 def test_presets_are_found_in_the_wheel_too(tmp_path, monkeypatch):
     assert "algorithm/dapo" in presets()
     (tmp_path / "mmrl_core/configs/model").mkdir(parents=True)
     (tmp_path / "mmrl_core/configs/model/small.yaml").write_text("model: {}")
-    monkeypatch.setattr(plugins_module, "__file__", str(tmp_path / "mmrl_core/discovery.py"))
+    monkeypatch.setattr(plugins_module, "__file__", str(tmp_path / "mmrl_core/plugins/discovery.py"))
     presets.cache_clear()
     try:
         assert list(presets()) == ["model/small"]
     finally:
         presets.cache_clear()
+
+
+# Calling entries
+
+CALLS = """
+def scaled(completions, samples, *, scale: float = 1.0, rollouts=None):
+    return completions, samples, scale, rollouts
+
+def plain(completions, samples):
+    return completions, samples
+
+class Base:
+    def __init__(self, path, *, device="cpu", scale: float = 1.0):
+        self.made = path, device, scale
+
+class Derived(Base):
+    def __init__(self, *arguments, times=1, **options):
+        super().__init__(*arguments, **options)
+        self.times = times
+"""
+
+
+@pytest.fixture
+def calls(tmp_path, install):
+    (tmp_path / "probe_calls.py").write_text(CALLS)
+    registry = load_plugins().registry
+    return lambda kind, name: registry.get(kind, f"{tmp_path}/probe_calls.py:{name}")
+
+
+def test_a_call_passes_what_the_run_gives_to_those_that_take_it(calls):
+    given = {"rollouts": ["r"], "later": 1}
+    assert calls("reward", "scaled").call("c", "s", options={"scale": 2.0}, **given) == ("c", "s", 2.0, ["r"])
+    assert calls("reward", "plain").call("c", "s", options={}, **given) == ("c", "s")
+
+
+def test_a_class_that_passes_everything_on_takes_what_its_base_takes(calls):
+    entry = calls("policy", "Derived")
+    made = entry.call("p", options={"scale": 3.0, "times": 2}, device="gpu", engine=None)
+    assert (made.made, made.times) == (("p", "gpu", 3.0), 2)
+    assert list(entry.options()) == ["scale", "times"]
+    with pytest.raises(PluginError, match=r"no option 'scal'\. Did you mean 'scale'\? Options: scale, times\."):
+        entry.call("p", options={"scal": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"scal": 3}, r"no option 'scal'\. Did you mean 'scale'\? Options: scale\."),
+        ({"scale": "high"}, r"option 'scale' should be a number; got 'high'\."),
+        ({"rollouts": []}, r"'rollouts' is passed by the run and cannot be set\. Options: scale\."),
+    ],
+)
+def test_a_wrong_option_is_refused_in_the_words_of_the_config(calls, options, problem):
+    entry = calls("reward", "scaled")
+    with pytest.raises(PluginError, match=f"reward '.*probe_calls.py:scaled': {problem}$"):
+        entry.call([], [], options=options)
+    with pytest.raises(PluginError, match=f"^reward 'mine': {problem}$"):
+        check_options("reward", "mine", entry.load(), options)
+
+
+def test_options_are_printed_readably(calls):
+    (option,) = calls("reward", "scaled").options().values()
+    assert str(option) == "scale: float = 1.0"
+    lora = load_plugins().registry.get("policy", "language_model").options()["lora"]
+    assert str(lora) == "lora: LoraConfig | None = None" and lora.description.startswith("train LoRA adapters")
+    for kind in KINDS:
+        for entry in load_plugins().registry.entries(kind):
+            assert " at 0x" not in " ".join(map(str, entry.options().values())), entry.id

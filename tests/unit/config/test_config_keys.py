@@ -8,17 +8,17 @@ import pytest
 from pydantic import BaseModel
 
 import mmrl_core
-from mmrl_core.config import schema as config
+from mmrl_core.config import algorithm, component, schema
 
 PACKAGE = Path(mmrl_core.__file__).parent
-MODELS = [value for value in vars(config).values() if inspect.isclass(value) and issubclass(value, BaseModel)]
-KEYS = sorted(
-    (model.__name__, key)
-    for model in MODELS
-    if model.__module__ == config.__name__
-    for key in model.__annotations__
-    if key in model.model_fields
-)
+SCHEMA = (component, algorithm, schema)
+MODELS = {
+    value
+    for module in SCHEMA
+    for value in vars(module).values()
+    if inspect.isclass(value) and issubclass(value, BaseModel) and value.__module__ == module.__name__
+}
+KEYS = sorted((m.__name__, key) for m in MODELS for key in m.__annotations__ if key in m.model_fields)
 
 
 def attributes_read(path: Path) -> set[str]:
@@ -32,7 +32,8 @@ def attributes_read(path: Path) -> set[str]:
     return names
 
 
-READ = set().union(*(attributes_read(path) for path in PACKAGE.rglob("*.py") if path != Path(config.__file__)))
+SCHEMA_FILES = {Path(module.__file__) for module in SCHEMA}
+READ = set().union(*(attributes_read(path) for path in PACKAGE.rglob("*.py") if path not in SCHEMA_FILES))
 INSIDE_CONFIG = {
     ("Component", "name"),
     ("RewardConfig", "label"),

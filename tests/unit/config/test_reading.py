@@ -1,22 +1,23 @@
 """Configs: merging, overrides, errors with file and line, and the check of components."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from mmrl_core.config.components import check_components
 from mmrl_core.config.reading import (
-    check_components,
-    component_problems,
     differing_keys,
     dump_config,
     extends_chain,
     load_config,
     load_reward,
 )
-from mmrl_core.config.schema import Origins, RunConfig
-from mmrl_core.discovery import load_plugins, presets
+from mmrl_core.config.schema import RunConfig
 from mmrl_core.errors import ConfigError, PluginError
+from mmrl_core.plugins import load_plugins, presets
 
 GRPO_STAGE = "stages: [{kind: grpo, steps: 3}]\n"
 
@@ -254,8 +255,10 @@ def test_a_source_without_a_name_is_the_default_one_when_merged(write):
     write("data: {train: {path: rows.jsonl}}", "base.yaml")
     same = load_config(write("extends: base.yaml\nname: x\ndata: {train: {name: rows, split: val}}"))
     assert (same.data.train.split, same.data.train.options) == ("val", {"path": "rows.jsonl"})
-    other = load_config(write("extends: base.yaml\nname: x\ndata: {train: {name: visual_rft/digit_scenes}}"))
-    assert other.data.train.options == {}
+    other = load_config(
+        write("extends: base.yaml\nname: x\ndata: {train: {name: visual_rft/digit_scenes, num_rows: 3}}")
+    )
+    assert other.data.train.options == {"num_rows": 3}
 
 
 # Stages
@@ -379,7 +382,7 @@ def test_a_dumped_config_loads_again_to_an_equal_one(write):
 def test_differing_keys_are_named_with_both_values(write):
     path = write(f"name: x\n{GRPO_STAGE}")
     assert differing_keys(load_config(path), load_config(path, ["stages.0.group_size=4", "model.lora={rank: 4}"])) == [
-        "model.lora: null there, a mapping here",
+        "model.policy.lora: null there, a mapping here",
         "stages.0.group_size: 8 there, 4 here",
     ]
 
@@ -388,8 +391,9 @@ def test_where_a_value_came_from_does_not_make_configs_differ(write):
     config = load_config(write("\n\nname: x"))
     assert config.where("name") == "run.yaml:3" and config.where("optimizer", "lr") == "run.yaml:1"
     assert config == RunConfig(name="x") and RunConfig(name="x").where("name") == "config"
-    assert Origins({(): "a"}) == Origins({(): "b"})
-    assert not Origins() != Origins({(): "a"})  # noqa: SIM202 - != is defined apart from ==
+    other = load_config(write("name: x\nseed: 0", "other.yaml"))
+    assert config.where("seed") != other.where("seed") and config == other
+    assert config != RunConfig(name="y")
 
 
 def test_models_built_in_python_refuse_unknown_keys_too():
@@ -430,7 +434,7 @@ def test_options_are_checked_against_signatures_without_calling(write):
         "    - {name: group_relative, divide_by_std: groups}\n"
         "    - {name: whiten, reduce_sum: 1}\n" + GRPO_STAGE
     )
-    found = component_problems(load_config(path), load_plugins())
+    found = problems(path)
     assert len(found) == len(set(found)), "what a stage inherits is reported once"
     expected = [
         "run.yaml:2: plugin 'visual_rtf' is not installed",
@@ -453,13 +457,11 @@ def test_options_are_checked_against_signatures_without_calling(write):
     for line in expected:
         assert any(problem.startswith(line) for problem in found), line
     assert len(found) == len(expected)
-    with pytest.raises(ConfigError, match="threshhold"):
-        check_components(load_config(path), load_plugins())
 
 
 PARTS_FILE = """
 class Policy:
-    def __init__(self, config, *, path, device="cpu", engine=None, num_steps: int = 10): raise AssertionError("called")
+    def __init__(self, path, *, device="cpu", engine=None, num_steps: int = 10): raise AssertionError("called")
 class Replay:
     def __init__(self, *, per_prompt: int): raise AssertionError("called")
 """
@@ -470,7 +472,7 @@ def test_options_of_policies_and_behaviours_are_checked_without_calling(write):
     path = write(
         "name: x\n"
         "model:\n"
-        "  policy: {name: my.py:Policy, num_step: 3, num_steps: many, path: here, config: 1}\n"
+        "  policy: {name: my.py:Policy, num_step: 3, num_steps: many, path: here, device: gpu}\n"
         "plugins:\n"
         "  - my.py:Replay\n"
         "  - {name: my.py:Replay, per_prompt: 2, capacity: 3}\n"
@@ -483,14 +485,14 @@ def test_options_of_policies_and_behaviours_are_checked_without_calling(write):
         "run.yaml:6: 'my.py:Replay' stands twice in 'plugins'.",
         "run.yaml:7: plugin 'visual_rft' takes no options. Behaviours, which do: none.",
         "run.yaml:5: behaviour 'my.py:Replay': missing option 'per_prompt', which has no default.",
-        "run.yaml:6: behaviour 'my.py:Replay': no option 'capacity'. Options: per_prompt.",
+        "run.yaml:6: behaviour 'my.py:Replay': no option 'capacity'. Options: per_prompt, enabled.",
         "run.yaml:9: no installed plugin provides behaviour 'visual_rft/absent' (installed: ",
         "run.yaml:3: policy 'my.py:Policy': no option 'num_step'. Did you mean 'num_steps'? Options: num_steps.",
         "run.yaml:3: policy 'my.py:Policy': option 'num_steps' should be a whole number; got 'many'.",
         "run.yaml:3: policy 'my.py:Policy': 'path' is passed by the run and cannot be set. Options: num_steps.",
-        "run.yaml:3: policy 'my.py:Policy': 'config' is passed by the run and cannot be set. Options: num_steps.",
+        "run.yaml:3: policy 'my.py:Policy': 'device' is passed by the run and cannot be set. Options: num_steps.",
     ]
-    found = component_problems(load_config(path), load_plugins())
+    found = problems(path)
     assert len(found) == len(expected)
     for line in expected:
         assert any(problem.startswith(line) for problem in found), line
@@ -531,3 +533,225 @@ def test_rewards_of_the_command_line_take_checked_options(write):
         "command line: no option 'treshold'. Did you mean 'threshold'? "
         "Options: threshold, weight, label, timeout_s, stop_on_failure.",
     ]
+
+
+# Everything in one go
+
+
+def test_yaml_schema_components_and_options_are_reported_together(write):
+    write("def good(completions, samples, *, threshold: float = 0.5): ...", "my.py")
+    found = problems(
+        write(
+            "name: x\nname: y\nseed: -1\nreward: []\n"
+            "rewards:\n  - {name: my.py:good, threshold: high}\n  - visual_rft/iuo\n"
+            "rollout: {max_tokens: none, engine: vlm}\nalgorithm: {loss: {name: clipped, clip_hihg: 1}}\n"
+        )
+    )
+    expected = [
+        "run.yaml:2: key 'name' stands twice",
+        "run.yaml:4: unknown key 'reward'.",
+        "run.yaml:3: 'seed' should be at least 0",
+        "run.yaml:8: 'rollout.max_tokens' should be a whole number",
+        "run.yaml:6: reward 'my.py:good': option 'threshold' should be a number; got 'high'.",
+        "run.yaml:7: no installed plugin provides reward 'visual_rft/iuo'.",
+        "run.yaml:8: no installed plugin provides engine 'vlm'",
+        "run.yaml:9: loss 'clipped': no option 'clip_hihg'. Did you mean 'clip_high'?",
+    ]
+    assert len(found) == len(expected)
+    for line in expected:
+        assert any(problem.startswith(line) for problem in found), line
+
+
+def test_a_component_of_a_broken_section_is_checked_too(write):
+    (weight, option) = problems(write("name: x\nrewards:\n  - {name: visual_rft/format, weight: a, strictt: 1}"))
+    assert weight.startswith("run.yaml:3: 'rewards.0.weight' should be a number")
+    assert option.startswith("run.yaml:3: reward 'visual_rft/format': no option 'strictt'.")
+
+
+def test_components_that_a_config_does_not_touch_are_not_imported(write):
+    write("name: x\nseed: 1")
+    code = (
+        "import sys; from mmrl_core.config import load_config; load_config('run.yaml'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "False\n"
+
+
+# Options that a model declares
+
+DECLARED_FILE = """
+from pydantic import BaseModel, Field, model_validator
+
+class Inner(BaseModel, extra="forbid"):
+    rank: int = Field(4, gt=0)
+    names: list[str] = []
+
+class Settings(BaseModel):
+    scale: float
+    inner: Inner | None = None
+    steps: int | None = None
+
+    @model_validator(mode="after")
+    def _either(self):
+        if self.steps is not None and self.inner is not None:
+            raise ValueError("'steps' and 'inner' are both set; set one")
+        return self
+
+def good(completions, samples, **options): raise AssertionError("called")
+good.Options = Settings
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("scale: 1", []),
+        ("scale: 1, inner: {rank: 2, names: [a]}", []),
+        ("scale: '1'", ["'rewards.0.scale' should be a number; got '1'."]),
+        ("steps: 1", ["reward 'my.py:good': missing option 'scale', which has no default."]),
+        (
+            "scale: 1, step: 2",
+            ["reward 'my.py:good': no option 'step'. Did you mean 'steps'? Options: scale, inner, steps, weight, "],
+        ),
+        ("scale: 1, inner: {rnk: 2}", ["unknown key 'rnk'. Did you mean 'rank'? Keys here: names, rank."]),
+        ("scale: 1, inner: {rank: 0}", ["'rewards.0.inner.rank' should be greater than 0; got 0."]),
+        ("scale: 1, inner: {}, steps: 2", ["'steps' and 'inner' are both set; set one."]),
+        ("scale: 1, samples: 2", ["reward 'my.py:good': 'samples' is passed by the run and cannot be set."]),
+    ],
+)
+def test_options_that_a_model_declares_are_checked_by_it(write, options, expected):
+    write(DECLARED_FILE, "my.py")
+    path = write(f"name: x\nrewards:\n  - {{name: my.py:good, {options}}}")
+    if not expected:
+        assert load_config(path).rewards[0].options["scale"] == 1
+        return
+    found = problems(path)
+    assert len(found) == len(expected)
+    assert all(problem.startswith(f"run.yaml:3: {start}") for problem, start in zip(found, expected, strict=True))
+
+
+# Options of the policy and their short forms
+
+
+def options_of_policy(config):
+    return config.model.policy.options
+
+
+def test_short_forms_are_options_of_the_policy(write):
+    config = load_config(write("name: x\nmodel: {path: p, precision: float32, lora: {rank: 4}}"))
+    assert options_of_policy(config) == {"precision": "float32", "lora": {"rank": 4}}
+    assert config.where("model", "policy", "lora", "rank") == "run.yaml:2"
+    Path("saved.yaml").write_text(dump_config(config))
+    assert "policy:\n    name: language_model\n    precision: float32" in Path("saved.yaml").read_text()
+    assert load_config("saved.yaml") == config
+
+
+@pytest.mark.parametrize("base", ["{lora: {rank: 4, alpha: 1}}", "{policy: {lora: {rank: 4, alpha: 1}}}"])
+@pytest.mark.parametrize("over", ["{lora: {rank: 8}}", "{policy: {name: language_model, lora: {rank: 8}}}"])
+def test_the_last_layer_wins_whichever_form_it_uses(write, base, over):
+    write(f"model: {base}", "base.yaml")
+    config = load_config(write(f"extends: base.yaml\nname: x\nmodel: {over}"))
+    assert options_of_policy(config) == {"lora": {"rank": 8, "alpha": 1}}
+    again = load_config("run.yaml", ["model.lora.alpha=2", "model.policy.lora.rank=9", "model.freeze=[vision]"])
+    assert options_of_policy(again) == {"lora": {"rank": 9, "alpha": 2}, "freeze": ["vision"]}
+
+
+def test_wrong_short_forms_are_reported_as_they_were_written(write):
+    path = write("name: x\nmodel:\n  lora: {rnk: 2}\n  precison: float32\n  rank: 3\n  max_pixels: many")
+    assert problems(path, "model.lora.alpha=x", "model.policy.frezze=[]") == [
+        "run.yaml:4: unknown key 'precison'. Did you mean 'precision'? Keys here: attention, build, feature_cache, "
+        "freeze, gradient_checkpointing, lora, max_pixels, max_prompt_tokens, min_pixels, path, policy, precision, "
+        "quantization, revision, trust_remote_code.",
+        "run.yaml:5: unknown key 'rank'. Did you mean 'model.lora.rank'? Keys here: attention, build, feature_cache, "
+        "freeze, gradient_checkpointing, lora, max_pixels, max_prompt_tokens, min_pixels, path, policy, precision, "
+        "quantization, revision, trust_remote_code.",
+        "command line: policy 'language_model': no option 'frezze'. Did you mean 'freeze'? Options: "
+        "trust_remote_code, precision, quantization, attention, freeze, lora, gradient_checkpointing, min_pixels, "
+        "max_pixels, max_prompt_tokens, feature_cache.",
+        "run.yaml:3: unknown key 'rnk'. Did you mean 'rank'? Keys here: alpha, rank, target_modules.",
+        "command line: 'model.lora.alpha' should be a number; got 'x'.",
+        "run.yaml:6: 'model.max_pixels' should be a whole number; got 'many'.",
+    ]
+
+
+def test_both_forms_of_an_option_in_one_file_are_refused(write):
+    (problem,) = problems(write("name: x\nmodel:\n  policy: {lora: {rank: 4}}\n  lora: {rank: 8}"))
+    assert problem == "run.yaml:4: 'model.lora' is set a second time; first at run.yaml:3."
+
+
+def test_another_policy_refuses_short_forms_that_are_not_its_own(write):
+    write(PARTS_FILE, "my.py")
+    (problem,) = problems(write("name: x\nmodel:\n  policy: my.py:Policy\n  precision: float32"))
+    assert problem.startswith("run.yaml:4: 'model.precision' is short for an option of policy 'language_model'")
+    assert problem.endswith("and the policy here is 'my.py:Policy'. Its options: num_steps.")
+    (problem,) = problems(write("name: x\nmodel: {policy: my.py:Policy}"), "model.lora.rank=8")
+    assert problem.startswith("command line: 'model.lora' is short for an option of policy 'language_model'")
+
+
+def test_another_policy_replaces_the_options_of_a_base_that_set_short_forms(write):
+    write(PARTS_FILE, "my.py")
+    write("model: {lora: {rank: 4}, precision: float32}", "base.yaml")
+    config = load_config(write("extends: base.yaml\nname: x\nmodel: {policy: {name: my.py:Policy, num_steps: 3}}"))
+    assert (config.model.policy.name, options_of_policy(config)) == ("my.py:Policy", {"num_steps": 3})
+
+
+def test_a_component_without_a_name_merges_with_the_default_one_by_name(write):
+    write("algorithm: {loss: {clip_low: 0.1}}", "base.yaml")
+    loss = load_config(write("extends: base.yaml\nname: x\nalgorithm: {loss: {name: clipped, clip_high: 0.3}}"))
+    assert loss.algorithm.loss.options == {"clip_low": 0.1, "clip_high": 0.3}
+
+
+# Plugins add up
+
+
+def named_plugins(config):
+    return [(plugin.name, plugin.options) for plugin in config.plugins]
+
+
+def test_plugins_of_two_presets_both_apply_and_a_repeated_one_merges_its_options(write):
+    write("plugins: [vital, {name: find/replay, per_prompt: 4}]", "a.yaml")
+    write("plugins: [{name: find/replay, capacity: 9}, visual_rft]", "b.yaml")
+    path = write("extends: [a.yaml, b.yaml]\nname: x\nplugins: [{name: find/replay, per_prompt: 2}]")
+    expected = [("vital", {}), ("find/replay", {"per_prompt": 2, "capacity": 9}), ("visual_rft", {})]
+    assert named_plugins(load_config(path)) == expected
+    assert named_plugins(load_config(path, ["plugins=[gui]", "plugins.replay.per_prompt=3"])) == [
+        ("vital", {}),
+        ("find/replay", {"per_prompt": 3, "capacity": 9}),
+        ("visual_rft", {}),
+        ("gui", {}),
+    ]
+
+
+def test_a_plugin_that_is_not_enabled_is_taken_out(write):
+    write("plugins: [vital, {name: find/replay, per_prompt: 4}]", "a.yaml")
+    path = write("extends: a.yaml\nname: x\nplugins: [{name: vital, enabled: false}]")
+    assert named_plugins(load_config(path)) == [("find/replay", {"per_prompt": 4})]
+    assert named_plugins(load_config(path, ["plugins.replay.enabled=false"])) == []
+    back = load_config(path, ["plugins=[{name: vital, enabled: true}]"])
+    assert named_plugins(back) == [("vital", {}), ("find/replay", {"per_prompt": 4})]
+    assert RunConfig(name="x", plugins=[{"name": "vital", "enabled": False}]).plugins == []
+
+
+def test_a_plugin_that_one_file_names_twice_is_refused_though_its_base_names_it_too(write):
+    write("plugins: [vital]", "a.yaml")
+    (problem,) = problems(write("extends: a.yaml\nname: x\nplugins:\n  - vital\n  - vital"))
+    assert problem == "run.yaml:5: 'vital' stands twice in 'plugins'."
+
+
+# Defaults of declared options
+
+
+def test_a_default_of_the_policy_does_not_differ_from_the_same_value_written_out(write):
+    left_out = load_config(write("name: x"))
+    written = load_config(write("name: x\nmodel: {precision: auto, max_prompt_tokens: 8192}", "written.yaml"))
+    assert differing_keys(left_out, written) == differing_keys(written, left_out) == []
+    other = load_config(write("name: x\nmodel: {precision: float32}", "other.yaml"))
+    assert differing_keys(left_out, other) == ["model.policy.precision: 'auto' there, 'float32' here"]
+
+
+def test_a_config_saved_with_every_short_form_resumes(write):
+    """The form in which configs were saved while these keys belonged to the section `model`."""
+    short = "model: {trust_remote_code: false, precision: auto, quantization: null, attention: sdpa, freeze: [], "
+    short += "lora: null, gradient_checkpointing: false, min_pixels: null, max_pixels: null, max_prompt_tokens: 8192, "
+    saved = load_config(write(f"name: x\n{short}feature_cache: null}}", "saved.yaml"))
+    assert differing_keys(saved, load_config(write("name: x"))) == []

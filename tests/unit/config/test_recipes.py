@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mmrl_core.config.reading import component_problems, load_config
-from mmrl_core.discovery import load_plugins, presets
+from mmrl_core.config.components import component_problems
+from mmrl_core.config.reading import load_config
+from mmrl_core.plugins import load_plugins, presets
 
 ROOT = Path(__file__).parents[3]
 PAPER = ROOT / "tasks" / "visual_rft"
@@ -90,9 +91,10 @@ def test_recipe_trains_with_the_published_settings(path):
     )
     assert (stage.rollout.temperature, stage.rollout.max_tokens) == (1.0, 256)
     assert config.model.path == "Qwen/Qwen2-VL-2B-Instruct"
-    assert (config.model.min_pixels, config.model.max_pixels) == (3136, 401408)
-    assert config.model.precision == "bfloat16_mixed"
-    assert config.model.freeze == [] and config.model.lora is None  # all weights, vision tower included
+    options = config.model.policy.options
+    assert (options["min_pixels"], options["max_pixels"]) == (3136, 401408)
+    assert options["precision"] == "bfloat16_mixed"
+    assert not options.get("freeze") and options.get("lora") is None  # all weights, vision tower included
     assert all(reward.weight == 1.0 for reward in stage.rewards)
 
 
@@ -136,8 +138,8 @@ def test_novel_categories_are_fifteen():
 
 
 def test_only_grounding_recomputes_activations():
-    assert paper("grounding_lisa").model.gradient_checkpointing
-    assert not paper("detection_coco_80").model.gradient_checkpointing
+    assert paper("grounding_lisa").model.policy.options["gradient_checkpointing"]
+    assert not paper("detection_coco_80").model.policy.options["gradient_checkpointing"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,153 @@
+"""The sections `rollout`, `algorithm` and `optimizer` of the schema: what a step does with its prompts."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+from mmrl_core.config.component import Component, Registered, Strict
+
+Tool = Annotated[Component, Registered("tool")]
+Environment = Annotated[Component, Registered("environment")]
+
+
+class RolloutConfig(Strict):
+    engine: Annotated[Component, Registered("engine")] = Field(
+        Component(name="hf"), description="registered rollout engine, with its options"
+    )
+    strategy: Annotated[Component, Registered("strategy")] = Field(
+        Component(name="single_turn"), description="registered rollout strategy"
+    )
+    tools: list[Tool] = Field([], description="registered tools that the policy may call; with multi_turn")
+    environment: Environment | None = Field(
+        None, description="registered environment that answers the policy's turns; default with tools: tools"
+    )
+    steps_ahead: Literal[0, 1] = Field(
+        0, description="1: sample the next step while this one trains, with weights one update old"
+    )
+    max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
+    temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 is off")
+    top_k: NonNegativeInt = Field(0, description="top-k sampling; 0 is off")
+
+
+class KLConfig(Strict):
+    coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
+    estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = Field(
+        "k3", description="estimate of KL(policy, reference) from the sampled token"
+    )
+    place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
+    times_ratio: bool = Field(False, description="multiply the loss penalty by the ratio, unbiased off-policy")
+
+
+class RefreshConfig(Strict):
+    """When a frozen policy takes over the trained weights."""
+
+    rule: Literal["never", "every", "moving_average"] = Field(
+        "never", description="never: as at the stage's start; every: copy; moving_average: by decay"
+    )
+    every_steps: PositiveInt = Field(1, description="apply the rule every so many steps")
+    decay: float = Field(0.99, ge=0.0, le=1.0, description="moving average: share kept of the frozen weights")
+
+
+class ImportanceConfig(Strict):
+    """Correction for a sampler whose logprobs differ from the trainer's."""
+
+    level: Literal["token", "sequence"] = Field("sequence", description="one weight a token, or a completion")
+    mode: Literal["truncate", "mask"] = Field("mask", description="weights out of range: bounded, or set to 0")
+    maximum: PositiveFloat = Field(3.0, description="largest weight")
+    minimum: NonNegativeFloat = Field(0.0, description="smallest weight")
+
+
+class DynamicSamplingConfig(Strict):
+    """Draw prompts until the step is full of groups whose reward varies (DAPO)."""
+
+    reward: str | None = Field(None, description="reward whose spread counts; default: the total")
+    max_rounds: PositiveInt = Field(10, description="rounds of drawing; then the step goes on with what there is")
+
+
+class OverlongConfig(Strict):
+    """Linear penalty on the last `cache` tokens before the limit (DAPO)."""
+
+    cache: PositiveInt = Field(description="tokens before the limit at which the penalty starts")
+    max_length: PositiveInt | None = Field(None, description="limit; default: rollout.max_tokens")
+
+
+class AlgorithmConfig(Strict):
+    advantage: list[Annotated[Component, Registered("advantage")]] = Field(
+        [Component(name="group_relative")], description="advantage stages, in order"
+    )
+    loss: Annotated[Component, Registered("loss")] = Field(
+        Component(name="clipped"), description="policy-loss surrogate"
+    )
+    old_logprobs: Literal["trainer", "sampler"] = Field(
+        "trainer",
+        description="ratios are taken to the trainer's logprobs before a step's first update, or to those that each "
+        "rollout was sampled with, which rollouts of earlier steps need",
+    )
+    aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = Field(
+        "token_mean", description="how token losses become one number"
+    )
+    max_length: PositiveInt | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
+    kl: KLConfig = Field(KLConfig(), description="penalty for leaving the reference policy")
+    entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
+    importance_correction: ImportanceConfig | None = Field(
+        None, description="correct for a rollout engine whose logprobs differ from the trainer's"
+    )
+    off_policy_threshold: float | None = Field(
+        None,
+        description="leave out rows of negative advantage whose mean log-ratio to the sampler falls below minus this",
+    )
+    dynamic_sampling: DynamicSamplingConfig | None = Field(
+        None, description="replace groups whose rewards are all equal"
+    )
+    overlong: OverlongConfig | None = Field(None, description="penalty near the length limit")
+    mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
+    updates_per_rollout: PositiveInt = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
+    epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
+    frozen_policies: dict[str, RefreshConfig] = Field({}, description="named frozen policies; 'reference' is the KL's")
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> Self:
+        if self.old_logprobs == "sampler" and self.importance_correction is not None:
+            raise ValueError(
+                "with old_logprobs 'sampler' the ratio is taken to the sampler already, so that importance_correction "
+                "has nothing to correct: set it to null, or old_logprobs to 'trainer'"
+            )
+        return self
+
+
+class OptimizerConfig(Strict):
+    lr: PositiveFloat = Field(1e-6, description="peak learning rate")
+    lr_scale: dict[str, PositiveFloat] = Field(
+        {},
+        description="factors of the learning rate for parameters in whose names a regular expression is found; "
+        "the first that is found counts",
+    )
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
+    eps: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
+    weight_decay: NonNegativeFloat = Field(0.0, description="on matrices; biases and norms have none")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="gradients are scaled down to this norm")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
+    warmup_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its peak")
+    final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
+
+    @field_validator("lr_scale")
+    @classmethod
+    def _expressions(cls, value: dict[str, float]) -> dict[str, float]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return value

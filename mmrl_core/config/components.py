@@ -1,0 +1,224 @@
+"""What a config names: every component is found by the marks of the schema, imported, and its options checked."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from mmrl_core.config.component import Registered
+from mmrl_core.config.layers import is_short, short_forms
+from mmrl_core.config.merge import CORE_PREFIX
+from mmrl_core.config.messages import Locate, fault_line
+from mmrl_core.config.nodes import DEFAULT, Mark, Node
+from mmrl_core.config.options import KeyPath, model_of, option_problems, options_model, options_of
+from mmrl_core.config.schema import RunConfig
+from mmrl_core.errors import ConfigError, MMRLError, PluginError
+from mmrl_core.plugins import Plugins, is_behaviour
+from mmrl_core.plugins.registry import KINDS
+
+POLICY = ("model", "policy")
+
+
+def check_components(config: RunConfig, plugins: Plugins) -> None:
+    """Resolve everything that a config names, and check its options. Imports it, calls nothing.
+
+    `load_config` has done this for a config from a file. A config made in Python needs it.
+
+    Raises:
+        ConfigError: lists every problem, one a line, with file and line.
+    """
+    if problems := component_problems(config, plugins):
+        raise ConfigError("\n".join(problems))
+
+
+def component_problems(config: RunConfig, plugins: Plugins) -> list[str]:
+    """What `check_components` would refuse, one line each."""
+    values = config.model_dump()
+
+    def locate(path: KeyPath) -> Mark:
+        return Mark(config.where(*path), 0, "")
+
+    return list(dict.fromkeys(_problems(values, locate, plugins)))  # stages inherit components
+
+
+def node_problems(root: Node, plugins: Plugins) -> list[str]:
+    """What is wrong with the components of a config as it was read, whether or not its schema is sound."""
+
+    def locate(path: KeyPath) -> Mark:
+        mark = root.find(path)[0].mark
+        return root.mark if mark.source == DEFAULT else mark
+
+    refused, problems = _refused_short_forms(root, plugins)
+    values = root.plain
+    for key in refused:
+        del values["model"]["policy"][key]
+    untouched = {path for path, mark in root.marks() if mark == DEFAULT}
+    return [*problems, *_problems(values, locate, plugins, untouched)]
+
+
+def _problems(
+    values: dict[str, Any], locate: Locate, plugins: Plugins, untouched: Iterable[KeyPath] = ()
+) -> Iterator[str]:
+    """
+    Args:
+        untouched: places with a default that nothing was written over, which is sound.
+    """
+    yield from _plugin_problems(values.get("plugins"), locate, plugins)
+    for kind, path, model, component in named(RunConfig, values):
+        name = component.get("name")
+        is_plugin = kind == "behaviour" and not is_behaviour(str(name))
+        if isinstance(name, str) and path not in untouched and not is_plugin:
+            yield from _component_problems(kind, path, model, component, locate, plugins)
+
+
+def _component_problems(
+    kind: str, path: KeyPath, model: type[BaseModel], component: dict[str, Any], locate: Locate, plugins: Plugins
+) -> Iterator[str]:
+    name = component["name"]
+    try:
+        target = plugins.registry.get(kind, name).load()
+    except MMRLError as error:
+        yield f"{locate(path)}: {error}"
+        return
+    options = {key: value for key, value in component.items() if key not in model.model_fields}
+    others = [key for key in model.model_fields if key != "name"]
+    for problem in option_problems(target, options, KINDS[kind].positional, KINDS[kind].given, others):
+        declared = options_model(target)
+        if problem.fault is not None and declared is not None and problem.is_inside:
+            yield fault_line(problem.fault, declared, locate, at=path)
+        else:
+            yield f"{locate((*path, *problem.path))}: {kind} {name!r}: {problem.text}"
+    if kind == "source" and callable(target) and component.get("split", "train") != "train":
+        parameters = inspect.signature(target).parameters
+        if "split" not in parameters:
+            yield f"{locate((*path, 'split'))}: {kind} {name!r}: it has no splits, so 'split' would do nothing."
+
+
+def _plugin_problems(items: Any, locate: Locate, plugins: Plugins) -> Iterator[str]:
+    """What is wrong with the list `plugins`, apart from the options of behaviours."""
+    seen: set[str] = set()
+    for i, item in enumerate(items if isinstance(items, list) else ()):
+        item = {"name": item} if isinstance(item, str) else item
+        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+            continue
+        where, name = locate(("plugins", i)), item["name"].removeprefix(CORE_PREFIX)
+        if name in seen:
+            yield f"{where}: {name!r} stands twice in 'plugins'."
+        seen.add(name)
+        if is_behaviour(item["name"]):
+            continue
+        try:
+            plugins.require(name)
+        except PluginError as error:
+            yield f"{where}: {error}"
+        if set(item) - {"name", "enabled"}:
+            known = [e.id for e in plugins.registry.entries("behaviour") if e.id.startswith(f"{name}/")]
+            yield f"{where}: plugin {name!r} takes no options. Behaviours, which do: {', '.join(known) or 'none'}."
+
+
+def with_declared_defaults(config: RunConfig, plugins: Plugins) -> RunConfig:
+    """A sound config in which every option that a component declares in `Options` has a value, set or not.
+
+    Imports the components, so reading a config leaves it to those who compare or save configs.
+    """
+    values = config.model_dump(mode="json")
+    for kind, path, model, component in named(RunConfig, values):
+        if kind == "behaviour" and not is_behaviour(component["name"]):
+            continue
+        declared = options_model(plugins.registry.get(kind, component["name"]).load())
+        if declared is None:
+            continue
+        options = {key: value for key, value in component.items() if key not in model.model_fields}
+        filled = declared.model_validate_json(json.dumps(options), strict=True).model_dump(mode="json")
+        place: Any = values
+        for key in path:
+            place = place[key]
+        place.update(filled)
+    return RunConfig.model_validate_json(json.dumps(values), strict=True)
+
+
+def named(
+    annotation: Any, value: Any, path: KeyPath = (), marks: Iterable[Any] = ()
+) -> Iterator[tuple[str, KeyPath, type[BaseModel], dict[str, Any]]]:
+    """Kind, path, model and keys of every component in a value. Parts of the value that the schema refuses are skipped.
+
+    Args:
+        annotation: of the schema, for the value.
+        value: plain.
+        path: of the value.
+        marks: metadata of the annotation; `Registered` says the kind.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        yield from named(arguments[0], value, path, arguments[1:])
+        return
+    if arguments and type(None) in arguments:
+        yield from named(next(a for a in arguments if a is not type(None)), value, path, marks)
+        return
+    kind = next((mark.kind for mark in marks if isinstance(mark, Registered)), None)
+    model = model_of(annotation)
+    if model is not None and kind is not None:
+        value = {"name": value} if isinstance(value, str) else value
+        if isinstance(value, dict):
+            default = model.model_fields["name"].default
+            yield kind, path, model, {"name": default, **value} if isinstance(default, str) else value
+    elif model is not None and isinstance(value, dict):
+        for name, info in model.model_fields.items():
+            if name in value:
+                yield from named(info.annotation, value[name], (*path, name), info.metadata)
+    elif origin is list and isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from named(arguments[0], item, (*path, i))
+
+
+# Short forms of a policy's options
+
+
+def short_annotations(root: Node, plugins: Plugins) -> dict[str, Any]:
+    """Keys that may be written in `model` with the policy of a config -> their annotation, None if it is not known."""
+    entry = _policy_entry(root, plugins)
+    if entry is None or not (keys := entry.details.get("model_keys", ())):
+        return {}
+    try:
+        known = options_of(entry.load(), KINDS["policy"].positional, KINDS["policy"].given)
+    except MMRLError:
+        known = {}
+    return {key: known[key].annotation if key in known else None for key in keys}
+
+
+def _policy_entry(root: Node, plugins: Plugins) -> Any:
+    node, walked = root.find((*POLICY, "name"))
+    try:
+        return plugins.registry.get("policy", str(node.value)) if walked == (*POLICY, "name") else None
+    except PluginError:
+        return None
+
+
+def _refused_short_forms(root: Node, plugins: Plugins) -> tuple[list[str], list[str]]:
+    """Keys that are written in `model` and are no options of the policy there, and a line for each."""
+    entry = _policy_entry(root, plugins)
+    policy, walked = root.find(POLICY)
+    if entry is None or walked != POLICY or not isinstance(policy.value, dict):
+        return [], []
+    own = entry.details.get("model_keys", ())
+    wrong = {key: node for key, node in policy.value.items() if key not in own and is_short(key, node)}
+    if not wrong:
+        return [], []
+    try:
+        known = options_of(entry.load(), KINDS["policy"].positional, KINDS["policy"].given)
+    except MMRLError:  # its own line says so
+        return list(wrong), []
+    of = short_forms()
+    name = entry.id.removeprefix(CORE_PREFIX)
+    lines = []
+    for key, node in wrong.items():
+        whose = " or ".join(map(repr, of.get(key, ())))
+        hint = f" Write 'model.policy.{key}'." if key in known else f" Its options: {', '.join(known) or 'none'}."
+        what = f"'model.{key}' is short for an option of policy {whose}, and the policy here is {name!r}."
+        lines.append(f"{node.mark}: {what}{hint}")
+    return list(wrong), lines
