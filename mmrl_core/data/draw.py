@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from mmrl_core.data.prompts import BrokenRow, PromptSource
+from mmrl_core.data.prompts import Preparer, PromptSource
+from mmrl_core.data.set_aside import BrokenRow
 from mmrl_core.errors import TaskDataError
 
 if TYPE_CHECKING:
     from mmrl_core.config import PartConfig
-    from mmrl_core.conversation import Environment
-    from mmrl_core.discovery import Plugins
+    from mmrl_core.plugins import Plugins
     from mmrl_core.types import Prompt
 
 
@@ -95,7 +95,7 @@ class Mixture:
         return Draw(prompts, end, end // len(self) - position // len(self), broken)
 
 
-def training_mixture(plugins: Plugins, parts: Sequence[PartConfig], environment: Environment | None) -> Mixture:
+def training_mixture(plugins: Plugins, parts: Sequence[PartConfig], environment: Preparer | None) -> Mixture:
     """What parts, each with rows to train on, are drawn from together."""
     sources = [PromptSource.of_part(plugins, part, "train", environment) for part in parts]
     return Mixture(sources, [part.weight for part in parts])

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from mmrl_core.config.reading import component_problems, dump_config, load_config
+from mmrl_core.config import dump_config, load_config
 from mmrl_core.config.schema import DataConfig, PromptConfig, RewardConfig, SourceConfig
 from mmrl_core.conversation.environment import PartEnvironments, Reply
 from mmrl_core.data.draw import Mixture, epoch_order, in_turns, interleave
 from mmrl_core.data.prompts import PromptSource
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError, RewardError
+from mmrl_core.plugins import load_plugins
 from mmrl_core.scoring.runner import RewardRunner
-from mmrl_core.testing.checks import check_task, preview_task
+from mmrl_core.testing import check_task, preview_task
 from mmrl_core.types import Prompt, Rollout, RolloutGroup
 
 NAN = math.nan
@@ -120,6 +120,11 @@ def write(tmp_path, monkeypatch):
     Path("r.py").write_text(
         "def exact(completions, samples):\n    '''1 if right.'''\n"
         "    return [float(c == s['a']) for c, s in zip(completions, samples)]\n"
+        "exact.maximum = 1.0\n"
+        "def other(completions, samples): ...\n"
+        "def share(completions, samples): ...\n"
+        "def top(completions, samples): ...\n"
+        "class Look: ...\n"
     )
 
     def write_file(text: str, name: str = "run.yaml") -> str:
@@ -131,8 +136,8 @@ def write(tmp_path, monkeypatch):
         "data: {train: {path: one.jsonl, columns: [q, a]}, held_out: {path: one.jsonl}}\n"
         "prompt: {text: '{q}', answer: '{a}'}\n"
         "rewards: [{name: 'r.py:exact', weight: 0.5}]\n"
-        "rollout: {strategy: multi_turn, tools: [some/tool], environment: {name: tools, max_calls: 2}}\n"
-        "eval: {metrics: [some/metric]}\n",
+        "rollout: {strategy: multi_turn, tools: ['r.py:Look'], environment: {name: tools, max_calls: 2}}\n"
+        "eval: {metrics: ['r.py:share']}\n",
         "base.yaml",
     )
     return write_file
@@ -150,7 +155,7 @@ INLINE = "{name: inline, weight: 3, data: {train: {path: two.jsonl}}, rewards: [
 def test_a_part_takes_from_its_task_or_else_from_where_it_stands(write):
     config = load_config(
         write(
-            "name: x\nprompt: {text: 'top {q}'}\nrewards: ['r.py:other']\neval: {metrics: [top/metric]}\n"
+            "name: x\nprompt: {text: 'top {q}'}\nrewards: ['r.py:other']\neval: {metrics: ['r.py:top']}\n"
             "data: {train: {path: top.jsonl, limit: 5}}\n"
             f"mixture: [{{task: base.yaml, prompt: {{answer: '<{{a}}>'}}}}, {INLINE}]\n"
         )
@@ -159,13 +164,13 @@ def test_a_part_takes_from_its_task_or_else_from_where_it_stands(write):
     assert (base.name, base.weight, base.prompt.text, base.prompt.answer) == ("base", 1.0, "{q}", "<{a}>")
     assert base.data.train is not None and base.data.train.options == {"path": "one.jsonl", "columns": ["q", "a"]}
     assert [(r.name, r.weight) for r in base.rewards] == [("r.py:exact", 0.5)]
-    assert [tool.name for tool in base.tools] == ["some/tool"] and base.environment is not None
-    assert base.environment.options == {"max_calls": 2} and base.metrics[0].name == "some/metric"
+    assert [tool.name for tool in base.tools] == ["r.py:Look"] and base.environment is not None
+    assert base.environment.options == {"max_calls": 2} and base.metrics[0].name == "r.py:share"
     assert (inline.weight, inline.prompt.text, inline.tools, inline.metrics[0].name) == (
         3.0,
         "top {q}",
         [],
-        "top/metric",
+        "r.py:top",
     )
     assert inline.data.train is not None and inline.data.held_out is None and inline.data.train.limit == 5
     assert config.where("mixture", 0, "rewards", 0, "weight") == "base.yaml:4"
@@ -253,8 +258,9 @@ def test_an_override_of_what_parts_have_of_their_own_is_refused(write):
 
 
 def test_what_parts_name_is_looked_up(write):
-    config = load_config(write("name: x\nmixture: [{task: base.yaml}]\n"))
-    found = component_problems(config, load_plugins())
+    base = Path("base.yaml").read_text().replace("r.py:Look", "some/tool").replace("r.py:share", "some/metric")
+    write(base, "base.yaml")
+    found = problems(write("name: x\nmixture: [{task: base.yaml}]\n"))
     assert [problem.partition(" (")[0] for problem in found] == [
         "base.yaml:5: no installed plugin provides tool 'some/tool'",
         "base.yaml:6: no installed plugin provides metric 'some/metric'",

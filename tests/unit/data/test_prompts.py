@@ -16,10 +16,11 @@ import soundfile
 from PIL import Image
 
 from mmrl_core.config.schema import DataConfig, PromptConfig, SourceConfig
+from mmrl_core.data import PromptSource, Template
 from mmrl_core.data.draw import Mixture, epoch_order
-from mmrl_core.data.prompts import BrokenRow, PromptSource, SetAside, Template
-from mmrl_core.discovery import Plugins, load_plugins
+from mmrl_core.data.set_aside import BrokenRow, SetAside
 from mmrl_core.errors import PluginError, TaskDataError
+from mmrl_core.plugins import Plugins, load_plugins
 
 PLUGINS = load_plugins()
 

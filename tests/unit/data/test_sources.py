@@ -7,9 +7,10 @@ import sys
 import pytest
 from PIL import Image
 
-from mmrl_core.data.sources import Rows, load_rows, parse_split, rows
+from mmrl_core.data import Rows, load_rows, parse_split, read_parquet, write_parquet
+from mmrl_core.data.sources import rows
 from mmrl_core.errors import TaskDataError
-from mmrl_core.media.content import load_image
+from mmrl_core.media import load_image
 
 TABLE = [{"problem": f"p{number}", "number": number} for number in range(4)]
 
@@ -354,3 +355,19 @@ def test_slices_are_rows_with_their_own_numbers(tmp_path):
 def test_source_rows_is_load_rows(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", TABLE)
     assert list(rows("train[:1]", path=str(path), columns=["number"])) == [{"number": 0}]
+
+
+def test_parquet_rows_come_back_as_written_and_a_torn_file_is_named(tmp_path):
+    import pyarrow
+
+    path, rows = tmp_path / "new" / "rows.parquet", [{"a": 1, "b": ["x", None]}, {"a": None, "b": []}]
+    schema = pyarrow.schema({"a": pyarrow.int32(), "b": pyarrow.list_(pyarrow.string())})
+    write_parquet(rows, path, schema=schema)
+    assert read_parquet(path) == read_parquet(path, schema=schema) == rows
+    assert read_parquet(path, schema=pyarrow.schema({"a": pyarrow.int32()})) == [{"a": 1}, {"a": None}]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(TaskDataError, match=r"rows\.parquet cannot be read"):
+        read_parquet(path)
+    with pytest.raises(TaskDataError, match="Delete it; it is written anew when needed"):
+        read_parquet(path, remade=True)
+    assert [entry.name for entry in path.parent.iterdir()] == ["rows.parquet"]

@@ -1,7 +1,10 @@
 """Frames of a video by time, whatever the file; the frames a model is shown; and one clear MediaError for the rest."""
 
+import importlib.util
 import json
+import sys
 from fractions import Fraction
+from typing import get_args
 
 import av
 import numpy as np
@@ -11,11 +14,12 @@ from pydantic import ValidationError
 
 from mmrl_core.config.schema import DataConfig, PromptConfig, SourceConfig, VideoConfig
 from mmrl_core.data.prompts import PromptSource
-from mmrl_core.discovery import load_plugins
-from mmrl_core.errors import MediaError
-from mmrl_core.media import video as video_module
-from mmrl_core.media.content import content_hash, media_file
-from mmrl_core.media.video import FRAME_CACHE, FrameCache, draw_timestamps, load_video, open_video
+from mmrl_core.errors import MediaError, MissingPackageError
+from mmrl_core.media import content_hash, draw_timestamps, load_video, media_file, open_video
+from mmrl_core.media.frame_cache import FRAME_CACHE, FrameCache
+from mmrl_core.media.video import DEFAULT_FPS
+from mmrl_core.media.video_libraries import Reader
+from mmrl_core.plugins import load_plugins
 
 BITS = 12  # of a frame's number, written as black and white stripes: a codec changes greys, but not these
 
@@ -136,7 +140,7 @@ def test_frames_are_upright(tmp_path, rotation, corner):
 
 def test_decord_shows_the_same_frames_and_refuses_what_it_gets_wrong(clip, tmp_path):
     times = [0.0, 0.55, 1.9]
-    with open_video(clip) as ours, open_video(clip, backend="decord") as theirs:
+    with open_video(clip) as ours, open_video(clip, reader="decord") as theirs:
         for one, other in zip(ours.frames_at(times), theirs.frames_at(times), strict=True):
             np.testing.assert_allclose(one, other, atol=2 if one.ndim == 4 else 1e-6)
         assert (ours.num_frames, ours.average_fps) == (theirs.num_frames, theirs.average_fps)
@@ -144,7 +148,7 @@ def test_decord_shows_the_same_frames_and_refuses_what_it_gets_wrong(clip, tmp_p
     turned = write_video(tmp_path / "turned.mp4", map(striped, range(4)), rotation=90)
     for path, why in ((tmp_path / "list.mp4", "not an mp4"), (turned, "cannot rotate")):
         with pytest.raises(MediaError, match=why):
-            open_video(path, backend="decord")
+            open_video(path, reader="decord")
 
 
 @pytest.mark.parametrize("times", [[], [float("nan")], [0.0, float("inf")]])
@@ -330,7 +334,7 @@ def test_contradicting_limits_are_refused(options, why):
 def test_processor_takes_the_loaded_video(clip, tmp_path):
     from transformers import AutoProcessor
 
-    from mmrl_core.testing.tiny import build_tiny
+    from mmrl_core.testing import build_tiny
 
     build_tiny("qwen2_5_vl", tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
@@ -476,4 +480,52 @@ def test_video_options_that_contradict_each_other_are_refused(options):
 def test_defaults_of_the_config_are_those_of_load_video():
     defaults = {key: field.default for key, field in VideoConfig.model_fields.items()}
     assert defaults == {key: load_video.__kwdefaults__[key] for key in defaults}
-    assert video_module.DEFAULT_FPS == 2.0
+    assert get_args(VideoConfig.model_fields["reader"].annotation) == get_args(Reader)
+    assert DEFAULT_FPS == 2.0
+
+
+# The library that decodes
+
+
+@pytest.fixture(scope="module")
+def slow_start(tmp_path_factory):
+    """60 frames with unequal times, the first of them 3.5 s after 0 by the clock of the file."""
+    times_ms = [3500 + number * 100 + 7 * (number % 3) for number in range(60)]
+    path = tmp_path_factory.mktemp("video") / "slow.mkv"
+    return write_video(path, map(striped, range(60)), codec="libx264", times_ms=times_ms)
+
+
+@pytest.mark.parametrize("reader", ["decord", "torchcodec"])
+@pytest.mark.parametrize("video", ["clip", "slow_start"])
+def test_every_reader_gives_the_same_frames_at_the_same_times(request, video, reader):
+    path = request.getfixturevalue(video)
+    asked = [0.0, 0.05, 0.31, 1.0, 1.85, 99.0]
+    if reader == "torchcodec" and importlib.util.find_spec("torchcodec") is None:
+        with pytest.raises(MissingPackageError) as caught:
+            open_video(path, reader=reader)
+        command = "pip install 'mmrl-core[torchcodec]'"
+        assert str(caught.value) == f"reading videos with torchcodec needs the package torchcodec. Try: {command}"
+        return
+    with open_video(path) as ours, open_video(path, reader=reader) as theirs:
+        assert (theirs.num_frames, theirs.width, theirs.height) == (ours.num_frames, ours.width, ours.height)
+        (expected, expected_times), (frames, times) = ours.frames_at(asked), theirs.frames_at(asked)
+    assert times == pytest.approx(expected_times, abs=1e-3)
+    assert numbers_of(frames) == numbers_of(expected)
+    assert np.abs(frames.astype(int) - expected).mean() < 3  # each library converts colours its own way
+
+
+@pytest.mark.parametrize("reader", ["pyav", "decord"])
+def test_the_config_chooses_the_library_that_decodes(clip, tmp_path, reader):
+    (tmp_path / "v.mp4").write_bytes(clip.read_bytes())
+    prompt = prompt_of(tmp_path, [{"video": "v.mp4", "q": "What?"}], video={"reader": reader})
+    part = prompt.messages[0]["content"][0]
+    assert part["metadata"]["video_backend"] == reader
+    assert torch.equal(part["video"], load_video(tmp_path / "v.mp4", reader=reader).frames)
+
+
+def test_a_missing_package_stops_the_run_and_breaks_no_row(clip, tmp_path, monkeypatch):
+    (tmp_path / "v.mp4").write_bytes(clip.read_bytes())
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(MissingPackageError) as caught:
+        prompt_of(tmp_path, [{"video": "v.mp4", "q": "What?"}])
+    assert str(caught.value) == "reading video files needs the package av. Try: pip install 'mmrl-core[video]'"
