@@ -9,11 +9,13 @@ from mmrl_core.runs.log import (
     read_metrics,
     weights_mib,
 )
+from mmrl_core.runs.recorder import Recorder
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rollouts import RolloutLog, prompt_text
 
 __all__ = [
     "MetricsLog",
+    "Recorder",
     "RolloutLog",
     "check_trackers",
     "evaluation_table",

@@ -151,7 +151,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _draw_series(axes: Any, line: Series, stages: Sequence[Stage], colour: str, dash: Any) -> Any:
-    """Draw one curve; returns the line that stands for it in the legend."""
+    """Draw one curve; returns its line for the legend."""
     style = {"color": colour, "linestyle": dash}
     if line.is_measured:
         (key,) = axes.plot(line.steps, line.values, marker="o", markersize=4, markerfacecolor="white", **style)

@@ -1,8 +1,8 @@
 """Metrics of a run: a line a step in metrics.jsonl, a progress display, and accelerate's trackers when asked for.
 
 Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step); in evaluations
-`greedy/<metric>` and `t<temperature>/<metric>`. Units stand in the name: `seconds`, `elapsed_s`, `peak_mib`;
-`time/<phase>` is in seconds. Of a mixture `reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
+`greedy/<metric>` and `t<temperature>/<metric>`. Units are in the name: `seconds`, `elapsed_s`, `peak_mib`;
+`time/<phase>` is in seconds. A mixture has `reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
 
 `count/` has the work of a step: `media_encodes`; `prefill_tokens` and `decode_tokens` of sampling; `update_tokens` that
 went through the model with gradient, prompts included; `score_tokens` without (old and frozen policies);
@@ -13,7 +13,6 @@ rewards.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mmrl_core.errors import ConfigError
+from mmrl_core.support import finite
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class MetricsLog:
         self._progress: Progress | None = None
 
     def open(self, num_bytes: int) -> None:
-        """Continue the file behind its first `num_bytes` bytes; 0 for a new run."""
+        """Continue the file after its first `num_bytes` bytes; 0 for a new run."""
         self.path.touch()
         os.truncate(self.path, min(num_bytes, self.path.stat().st_size))
         self._file = self.path.open("a")
@@ -61,7 +61,7 @@ class MetricsLog:
     def write(self, record: Mapping[str, Any]) -> None:
         """Append a record; numbers that are not finite become null."""
         assert self._file is not None
-        self._file.write(json.dumps({key: _finite(value) for key, value in record.items()}) + "\n")
+        self._file.write(json.dumps({key: finite(value) for key, value in record.items()}) + "\n")
         self._file.flush()
 
     def start_stage(self, name: str, total: int, done: int) -> None:
@@ -86,7 +86,7 @@ class MetricsLog:
         """Write a step and move the progress display."""
         self.write(record)
         rate = 1.0 / max(record["seconds"], 1e-9)
-        shown = " ".join(f"{name} {record[name]:.4g}" for name in SHOWN if _finite(record.get(name)) is not None)
+        shown = " ".join(f"{name} {record[name]:.4g}" for name in SHOWN if finite(record.get(name)) is not None)
         shown = f"{rate:.2f} steps/s {shown}"
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=stage_step, shown=shown)
@@ -138,7 +138,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def weights_mib(module: nn.Module) -> float:
-    """Memory of a module's parameters and buffers, each counted once; of quantised ones, what they are stored as."""
+    """Memory of a module's parameters and buffers, each counted once; quantised ones count as they are stored."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     def stored_bytes(tensor: Tensor) -> int:
@@ -181,7 +181,3 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return records
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

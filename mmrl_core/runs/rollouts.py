@@ -11,9 +11,9 @@ A line holds step, stage, split, temperature, prompt_id, group (position in the 
 prompt (text; media are written as [image]), media (paths from rollouts/), times_s (for each of the media the time of a
 video's frame, in seconds, or null), answer (the gold completion), sample, completion (null if it is a picture or a
 video), completion_media (its path, or null), turns (of a conversation, in order: role, text, media, times_s; empty for
-a single turn), outcome (facts of the conversation), rewards (name -> number, null = unscored), total, advantage,
-truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made the first
-MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that are not finite are null.
+a single turn), outcome (facts of the conversation), rewards (name -> number before its weight, null = unscored), total
+(weighted), advantage, truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made
+the first MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ import hashlib
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from PIL import Image
-
-from mmrl_core.media import content_hash
+from mmrl_core.media import content_hash, is_picture
+from mmrl_core.support import finite, need, remove_unfinished, written_aside
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from mmrl_core.types import Prompt, Rollout, RolloutGroup, Scores
 
 FOLDER = "rollouts"
 MAX_FRAMES = 8  # frames kept of a video: enough to see what happens, without storing the data set again
-MAX_MADE_FRAMES = 64  # kept of a video that a policy made
-FRAME_MS = 125  # that a frame of such a video is shown
+MAX_MADE_FRAMES = 64  # frames kept of a video that a policy made
+FRAME_MS = 125  # time for which a frame of such a video is shown
 FILM_SUFFIX = ".webp"
-MAX_SOUND_S = 30  # kept of a sound: what the audio encoders of the field hear
+MAX_SOUND_S = 30  # seconds kept of a sound, as much as the audio encoders of the field hear
 SOUND_SUFFIX = ".flac"
-MAX_LOSSLESS_SIDE = 64  # of films; in small ones every pixel is seen
-MAX_DEPTH = 12  # of a sample; deeper values are written as text
+MAX_LOSSLESS_SIDE = 64  # side of a film in pixels; in small ones every pixel is seen
+MAX_DEPTH = 12  # depth of a sample; deeper values are written as text
 MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
 
 _FILE_NAME = re.compile(r"step-(\d+)-(train|held_out)(?:-t([0-9.e+-]+))?\.jsonl")
@@ -53,7 +53,7 @@ _FILE_NAME = re.compile(r"step-(\d+)-(train|held_out)(?:-t([0-9.e+-]+))?\.jsonl"
 
 @dataclass(frozen=True)
 class RolloutFile:
-    """A file of rollouts: `temperature` is that of a held-out file, 0 for greedy; None for training."""
+    """A file of rollouts. `temperature` is that of a held-out file, 0 for greedy; None for training."""
 
     path: Path
     step: int
@@ -69,9 +69,8 @@ class RolloutLog:
         self._media = self._folder / "media"
 
     def remove_unfinished(self) -> None:
-        """Delete what a run that was killed left half written."""
-        for leftover in self._folder.rglob(".*.tmp"):
-            leftover.unlink()
+        """Delete the files that a killed run left half written."""
+        remove_unfinished(self._folder)
 
     def write(
         self,
@@ -83,16 +82,15 @@ class RolloutLog:
         advantages: Sequence[Sequence[float]] | None,
         temperature: float,
     ) -> Path:
-        """Write what was sampled at a step, in place of what was written for it before.
+        """Write the rollouts of a step, in place of a file that was written for it before.
 
         Args:
-            step: counted over all stages.
-            stage: name of the stage.
-            split: held-out files of different temperatures lie side by side.
-            groups: what the policy sampled.
+            step, stage: counted over all stages, and the name of its stage.
+            split: held-out rollouts have a file for each temperature.
+            groups: prompts with their rollouts.
             scores: of exactly these rollouts, in the order of the groups; None if nothing scored them.
             advantages: for each group a number for each rollout, the mean over trained tokens; None outside training.
-            temperature: that they were sampled at; 0 is greedy.
+            temperature: of sampling; 0 is greedy.
 
         Returns:
             Path of the file.
@@ -100,15 +98,10 @@ class RolloutLog:
         Raises:
             ValueError: scores or advantages are not of as many rollouts as the groups hold.
         """
-        sizes = [len(group.rollouts) for group in groups]
-        if scores is not None and len(scores.totals) != sum(sizes):
-            raise ValueError(f"{len(scores.totals)} scores for {sum(sizes)} rollouts")
-        if advantages is not None and [len(row) for row in advantages] != sizes:
-            raise ValueError(f"advantages of {[len(row) for row in advantages]} rollouts for groups of {sizes}")
+        _check_sizes(groups, scores, advantages)
         self._media.mkdir(parents=True, exist_ok=True)
-        totals = None if scores is None else [_number(value) for value in scores.totals.tolist()]
-        rewards = None if scores is None else _rewards(scores)
-        lines, first = [], 0
+        scored = iter(_scored_rollouts(groups, scores))
+        lines = []
         for group_index, group in enumerate(groups):
             shared = {
                 "step": step,
@@ -123,20 +116,17 @@ class RolloutLog:
                 "sample": json_safe(group.prompt.sample),
             }
             for index, rollout in enumerate(group.rollouts):
-                position = first + index
                 own = {
                     "index": index,
                     **self._completion(rollout),
                     "turns": [self._turn(message) for message in rollout.messages],
                     "outcome": json_safe(rollout.outcome),
-                    "rewards": {} if rewards is None else {name: values[position] for name, values in rewards.items()},
-                    "total": None if totals is None else totals[position],
-                    "advantage": None if advantages is None else _number(advantages[group_index][index]),
+                    **next(scored),
+                    "advantage": None if advantages is None else finite(float(advantages[group_index][index])),
                     "truncated": rollout.truncated,
                     "num_tokens": rollout.num_actions,
                 }
                 lines.append(json.dumps(shared | own) + "\n")
-            first += len(group.rollouts)
         suffix = f"-t{temperature:g}" if split == "held_out" and temperature > 0 else ""
         path = self._folder / f"step-{step:06d}-{split}{suffix}.jsonl"
         with written_aside(path) as aside:
@@ -145,7 +135,7 @@ class RolloutLog:
 
     def _completion(self, rollout: Rollout) -> dict[str, Any]:
         completion = rollout.completion
-        if isinstance(completion, Image.Image):
+        if is_picture(completion):
             return {"completion": None, "completion_media": self._save_image(completion, content_hash(completion))}
         if is_film(completion):
             return {"completion": None, "completion_media": self._save_film(completion)}
@@ -166,7 +156,7 @@ class RolloutLog:
         for position, part in enumerate(_media_parts(messages)):
             kind = part["type"]
             medium = part.get(kind)
-            if kind == "image" and isinstance(medium, Image.Image):
+            if kind == "image" and is_picture(medium):
                 key = keys[position] if position < len(keys) else ""
                 paths.append(self._save_image(medium, key or content_hash(medium)))
                 times.append(None)
@@ -185,13 +175,12 @@ class RolloutLog:
         key = key or content_hash({"array": samples, "sampling_rate": sampling_rate})
         path = self._media / f"{_file_stem(key)}{SOUND_SUFFIX}"
         if not path.exists():
-            import soundfile
-
+            soundfile: Any = need("soundfile", "audio", "writing the sounds of a run")
             with written_aside(path) as aside:
                 soundfile.write(aside, samples[: MAX_SOUND_S * sampling_rate], sampling_rate, "PCM_16", format="FLAC")
         return f"{self._media.name}/{path.name}"
 
-    def _save_image(self, image: Image.Image, key: str) -> str:
+    def _save_image(self, image: Image, key: str) -> str:
         path = self._media / f"{_file_stem(key)}.png"
         if not path.exists():
             writable = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
@@ -199,7 +188,7 @@ class RolloutLog:
                 writable.save(aside, format="PNG")
         return f"{self._media.name}/{path.name}"
 
-    def _save_film(self, frames: Sequence[Image.Image]) -> str:
+    def _save_film(self, frames: Sequence[Image]) -> str:
         path = self._media / f"{content_hash(frames)}{FILM_SUFFIX}"
         if not path.exists():
             with written_aside(path) as aside:
@@ -214,11 +203,11 @@ def _file_stem(key: str) -> str:
 def is_film(completion: Any) -> bool:
     """Whether a completion is a list of PIL images, the frames of a video."""
     is_list = isinstance(completion, list | tuple) and bool(completion)
-    return is_list and all(isinstance(frame, Image.Image) for frame in completion)
+    return is_list and all(map(is_picture, completion))
 
 
-def encode_film(frames: Sequence[Image.Image]) -> bytes:
-    """Frames as an endless animated WebP, a seventh of the size of an animated PNG; small ones without loss."""
+def encode_film(frames: Sequence[Image]) -> bytes:
+    """Frames as an endless animated WebP, a seventh of the size of an animated PNG; small frames lose nothing."""
     first, *others = [frame.convert("RGB") for frame in frames]
     buffer = io.BytesIO()
     first.save(
@@ -236,15 +225,15 @@ def encode_film(frames: Sequence[Image.Image]) -> bytes:
 
 def rollout_files(run: Path) -> list[RolloutFile]:
     """The rollout files of a run, by step; training before held-out, greedy before warmer."""
-    files = []
+    found = []
     for path in (run / FOLDER).glob("step-*.jsonl"):
         if match := _FILE_NAME.fullmatch(path.name):
             step, split, temperature = match.groups()
             split_name: Literal["train", "held_out"] = "train" if split == "train" else "held_out"
             with contextlib.suppress(ValueError):  # a name of somebody else's, such as step-1-held_out-t...jsonl
                 warmth = None if split == "train" else float(temperature or 0)
-                files.append(RolloutFile(path, int(step), split_name, warmth))
-    return sorted(files, key=lambda file: (file.step, file.split != "train", file.temperature or 0.0))
+                found.append(RolloutFile(path, int(step), split_name, warmth))
+    return sorted(found, key=lambda file: (file.step, file.split != "train", file.temperature or 0.0))
 
 
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
@@ -268,7 +257,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """What a prompt says, with [image] where a picture stands; roles are named if there are several messages."""
+    """The text of a prompt, with [image] in place of a picture. Roles are named if there are several messages."""
     spoken = [(str(message.get("role", "")), _message_text(message)) for message in prompt.messages]
     if len(spoken) == 1:
         return spoken[0][1]
@@ -280,7 +269,7 @@ def json_safe(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
-        return _number(value)
+        return finite(value)
     if depth < MAX_DEPTH:
         if isinstance(value, Mapping):
             return {str(key): json_safe(item, depth + 1) for key, item in value.items()}
@@ -294,19 +283,30 @@ def json_safe(value: Any, depth: int = 0) -> Any:
             return f"<array of shape {tuple(value.shape)}>"
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
-    if isinstance(value, Image.Image):
+    if is_picture(value):
         return f"<image {value.width} x {value.height}>"
     return str(value)
 
 
-def _rewards(scores: Scores) -> dict[str, list[float | None]]:
-    """Name -> a number for each rollout; rewards given per token or step are summed."""
-    rewards = {name: [_number(value) for value in values.tolist()] for name, values in scores.components.items()}
-    for name, tensors in scores.token_rewards.items():
-        rewards[name] = [_number(float(tensor.sum())) for tensor in tensors]
-    for name, steps in scores.step_rewards.items():
-        rewards[name] = [_number(math.fsum(values)) for values in steps]
-    return rewards
+def _check_sizes(
+    groups: Sequence[RolloutGroup], scores: Scores | None, advantages: Sequence[Sequence[float]] | None
+) -> None:
+    sizes = [len(group.rollouts) for group in groups]
+    if scores is not None and len(scores.totals) != sum(sizes):
+        raise ValueError(f"{len(scores.totals)} scores for {sum(sizes)} rollouts")
+    if advantages is not None and [len(row) for row in advantages] != sizes:
+        raise ValueError(f"advantages of {[len(row) for row in advantages]} rollouts for groups of {sizes}")
+
+
+def _scored_rollouts(groups: Sequence[RolloutGroup], scores: Scores | None) -> list[dict[str, Any]]:
+    """The keys "rewards" and "total" of each rollout; None = unscored."""
+    if scores is None:
+        return [{"rewards": {}, "total": None} for group in groups for _ in group.rollouts]
+    columns = {name: values.tolist() for name, values in scores.components.items()}
+    return [
+        {"rewards": {name: finite(values[n]) for name, values in columns.items()}, "total": finite(total)}
+        for n, total in enumerate(scores.totals.tolist())
+    ]
 
 
 def _message_text(message: Mapping[str, Any]) -> str:
@@ -326,7 +326,7 @@ def _media_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str,
         yield from () if isinstance(content, str) else (part for part in content if part.get("type", "text") != "text")
 
 
-def _frames(part: Mapping[str, Any]) -> list[tuple[Image.Image, float | None]]:
+def _frames(part: Mapping[str, Any]) -> list[tuple[Image, float | None]]:
     """Up to MAX_FRAMES evenly spaced pictures of a video part, and their times in seconds, None where unknown.
 
     The video is uint8 frames [frames, 3, height, width] or a list of pictures.
@@ -337,12 +337,15 @@ def _frames(part: Mapping[str, Any]) -> list[tuple[Image.Image, float | None]]:
         count = len(frames)
     except TypeError:
         return []
+    need("PIL", "vision", "writing the frames of a video")
+    from PIL import Image
+
     times = _frame_times_s(part)
     chosen = sorted({round(i * (count - 1) / max(1, MAX_FRAMES - 1)) for i in range(MAX_FRAMES)}) if count else []
     pictures = []
     for index in chosen:
         frame = frames[index]
-        if not isinstance(frame, Image.Image):
+        if not is_picture(frame):
             frame = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())  # [3, height, width] -> [height, width, 3]
         pictures.append((frame, times[index] if len(times) == count else None))
     return pictures
@@ -355,20 +358,4 @@ def _frame_times_s(part: Mapping[str, Any]) -> list[float | None]:
         metadata = part.get("metadata") or {}
         indices, fps = metadata.get("frames_indices"), metadata.get("fps")
         times = [] if indices is None or not fps else [index / fps for index in indices]
-    return [_number(round(float(time), 3)) for time in times]
-
-
-def _number(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-@contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; renamed to it if all went well, removed if not."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return [finite(round(float(time), 3)) for time in times]

@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,11 +20,12 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
-import mmrl_core.runs.report
+import mmrl_core.runs.report.numbers
 from mmrl_core.errors import MMRLError
-from mmrl_core.media.content import content_hash
+from mmrl_core.media import content_hash
 from mmrl_core.runs.charts import Series, Stage, chart_uri, draw_chart, draw_spectrogram
-from mmrl_core.runs.report import format_change, format_number, format_seconds, write_report
+from mmrl_core.runs.report import write_report
+from mmrl_core.runs.report.text import format_change, format_number, format_seconds
 from mmrl_core.runs.rollouts import RolloutLog
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
 
@@ -264,7 +267,7 @@ def drawn_in(run: Path) -> dict[str, tuple[list[Series], list[Stage]]]:
         return draw_chart(series, stages)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmrl_core.runs.report, "draw_chart", draw)
+        patch.setattr(mmrl_core.runs.report.numbers, "draw_chart", draw)
         charts = page_of(run).charts
     assert set(charts.values()) == set(drawn), "each picture is that of its data"
     return {title: drawn[uri] for title, uri in charts.items()}
@@ -759,3 +762,34 @@ def test_numbers_are_written_for_reading():
         "3600.0 s",
         "1.0e+150 s",
     ]
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_of_the_report_is_one_sentence(full_run: Path, package: str, monkeypatch: pytest.MonkeyPatch):
+    before = (full_run / "report.html").read_bytes() if (full_run / "report.html").exists() else None
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MMRLError) as caught:
+        write_report(full_run)
+    assert str(caught.value) == f"the report needs the package {package}. Try: pip install 'mmrl-core[report]'"
+    assert before is None or (full_run / "report.html").read_bytes() == before
+
+
+def test_importing_the_rooms_of_runs_and_rewards_imports_nothing_heavy():
+    heavy = ("torch", "transformers", "jinja2", "matplotlib", "av", "datasets", "pyarrow")
+    code = f"import sys, mmrl_core.runs, mmrl_core.scoring; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"path": "m", "lora": {"rank": 8}, "freeze": ["vision"]},
+        {"path": "m", "policy": {"name": "language_model", "lora": {"rank": 8}, "freeze": ["vision"]}},
+        {"path": "m", "policy": {"lora": {"rank": 8}, "freeze": ["vision"]}},
+        {"path": "m", "policy": "language_model", "lora": {"rank": 8}, "freeze": ["vision"]},
+    ],
+)
+def test_options_of_the_policy_are_told_wherever_the_config_has_them(tmp_path: Path, model: dict[str, Any]):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": "t", "model": model}))
+    assert "m; LoRA rank 8; frozen: vision" in page_of(tmp_path).plain

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from mmrl_core.media.content import content_hash
+from mmrl_core.media import content_hash
 from mmrl_core.runs.rollouts import RolloutLog, json_safe, prompt_text, read_rollouts, rollout_files
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
 
@@ -39,9 +39,9 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
     ]
     scores = Scores(
         torch.tensor([1.5, 0.5, math.nan, 0.25]),
-        {"iou": torch.tensor([1.0, 0.0, math.nan, 0.25])},
-        {"iou": 1.0},
-        token_rewards={"brevity": [torch.tensor([0.25, 0.25]), torch.tensor([0.5]), torch.zeros(2), torch.zeros(1)]},
+        {"iou": torch.tensor([1.0, 0.0, math.nan, 0.25]), "brevity": torch.tensor([1.0, 2.0, math.nan, 0.0])},
+        {"iou": 1.0, "brevity": 0.25},
+        token_rewards={"brevity": [torch.tensor([0.125, 0.125]), torch.tensor([0.5]), torch.zeros(2), torch.zeros(1)]},
     )
     path = RolloutLog(tmp_path).write(120, "grpo", "train", groups, scores, [[0.5, -0.5], [0.0, math.nan]], 1.0)
     assert path == tmp_path / "rollouts" / "step-000120-train.jsonl"
@@ -70,15 +70,45 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
         "completion_media": None,
         "turns": [],
         "outcome": {},
-        "rewards": {"iou": 0.0, "brevity": 0.5},
+        "rewards": {"iou": 0.0, "brevity": 2.0},
         "total": 0.5,
         "advantage": -0.5,
         "truncated": True,
         "num_tokens": 5,
     }
     assert (lines[2]["total"], lines[2]["rewards"]["iou"], lines[3]["advantage"]) == (None, None, None)
+    assert [line["rewards"]["brevity"] for line in lines] == [1.0, 2.0, None, 0.0], (
+        "before the weight, null if unscored"
+    )
     assert [file.name for file in (tmp_path / "rollouts" / "media").iterdir()] == [f"{content_hash(image)}.png"]
     assert Image.open(tmp_path / "rollouts" / media).convert("RGB").tobytes() == image.tobytes()
+
+
+def test_rewards_of_turns_and_tokens_are_written_before_their_weight(tmp_path: Path):
+    # What a runner makes of a step reward of weight 0.5 that gives two rollouts [0.5, 1.5] and nothing.
+    scores = Scores(
+        torch.tensor([1.0, math.nan]),
+        {"turns": torch.tensor([2.0, math.nan])},
+        {"turns": 0.5},
+        step_rewards={"turns": [[0.25, 0.75], [0.0]]},
+    )
+    group = RolloutGroup(Prompt("p", [], {}), [rollout("a"), rollout("b")])
+    path = RolloutLog(tmp_path).write(1, "grpo", "train", [group], scores, None, 1.0)
+    assert [line["rewards"] for line in read_rollouts(path)] == [{"turns": 2.0}, {"turns": None}]
+
+
+def test_what_a_killed_run_left_half_written_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    log, groups = RolloutLog(tmp_path), [RolloutGroup(image_prompt(picture()), [rollout("x")])]
+    written = log.write(1, "grpo", "train", groups, None, None, 1.0)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if the process had ended here
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        log.write(2, "grpo", "train", [RolloutGroup(image_prompt(picture(1)), [rollout("y")])], None, None, 1.0)
+    monkeypatch.undo()
+    assert len(list(tmp_path.rglob(".*"))) == 1
+    log.remove_unfinished()
+    assert sorted(tmp_path.rglob("*")) == before and read_rollouts(written)
 
 
 def test_a_sound_is_kept_once_and_no_longer_than_30_seconds(tmp_path: Path):

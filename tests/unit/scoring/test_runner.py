@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ import pytest
 import torch
 
 from mmrl_core.config.schema import RewardConfig
-from mmrl_core.discovery import Plugins
 from mmrl_core.errors import PluginError, RewardError
-from mmrl_core.registry import Registry
-from mmrl_core.scoring.runner import MAX_HANGING, ConstantRewardAlarm, RewardRunner, reward_view
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
+from mmrl_core.plugins import Plugins
+from mmrl_core.plugins.registry import Registry
+from mmrl_core.scoring.call import MAX_HANGING
+from mmrl_core.scoring.runner import RewardRunner
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 
 Samples = Sequence[dict[str, Any]]
 NAN = math.nan
@@ -213,8 +215,8 @@ def test_a_hanging_reward_does_not_hold_up_the_end_of_the_process() -> None:
     program = """
 import sys, time, types
 from mmrl_core.config.schema import RewardConfig
-from mmrl_core.discovery import Plugins
-from mmrl_core.registry import Registry
+from mmrl_core.plugins import Plugins
+from mmrl_core.plugins.registry import Registry
 from mmrl_core.scoring.runner import RewardRunner
 module = sys.modules["hanging"] = types.ModuleType("hanging")
 async def blocks(completions, samples): time.sleep(60)
@@ -407,78 +409,33 @@ def test_token_rewards_cover_the_actions_of_all_rows() -> None:
     assert runner.score_samples("r", list("abc"), [{}] * 3) == [6.0, 0.0, 1.0]
 
 
-def test_reward_view_places_all_four_shapes() -> None:
-    # Worked by hand: totals 10 and NaN; of the 10, step rewards are 1 + 2 and token rewards 0.5 + 0 + 1 + 0 + 0.
-    groups = [group("a", rows=[[2, 3]]), group("b", rows=[[1]])]
-    scores = Scores(
-        totals=torch.tensor([10.0, NAN]),
-        components={"x": torch.tensor([5.5, NAN])},
-        weights={"x": 1.0},
-        token_rewards={"t": [torch.tensor([0.5, 0.0, 1.0, 0.0, 0.0]), torch.tensor([9.0])]},
-        step_rewards={"s": [[1.0, 2.0], [9.0]]},
-    )
-    masks = torch.tensor([[True, True, False], [True, True, False], [True, False, False]])
-    view = reward_view(scores, groups, masks)
-    assert_close(view.rewards, [10.0, 10.0, NAN])
-    assert_close(view.components["x"], [5.5, 5.5, NAN])
-    assert_close(view.token_rewards, [[0.5, 1.0, 0.0], [1.0, 2.0 + 5.5, 0.0], [0.0, 0.0, 0.0]])
-    assert view.group_ids.tolist() == [0, 0, 1] and view.trajectory_ids.tolist() == [0, 0, 1]
-    assert view.group_ids.dtype == torch.int64 and view.token_rewards.dtype == torch.float32
-    assert view.mask is masks
+FILE_REWARDS = """
+async def judge(completions, samples):
+    return [None if c == "unscored" else 2.0 for c in completions]
+
+def each_step(completions, samples):
+    return [[1.0, 0.5]] * len(completions)
+
+each_step.shape, each_step.maximum = "step", 1.5
+
+def nonsense(completions, samples):
+    return []
+
+nonsense.maximum = "two"
+"""
 
 
-def test_reward_of_an_untrained_row_passes_to_the_nearest_trained_token() -> None:
-    groups = [group("a", rows=[[2, 2, 2]])]
-    scores = Scores(torch.tensor([7.0]), {}, {}, step_rewards={"s": [[1.0, 2.0, 3.0]]})
-    middle = torch.tensor([[False, False], [True, True], [False, False]])
-    assert_close(reward_view(scores, groups, middle).token_rewards, [[0, 0], [0, 7], [0, 0]])
-    nothing = torch.zeros(3, 2, dtype=torch.bool)
-    assert_close(reward_view(scores, groups, nothing).token_rewards, [[0, 0], [0, 0], [0, 0]])
+def test_a_function_from_a_file_declares_its_details_as_attributes(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE_REWARDS)
 
+    def runner(name: str) -> RewardRunner:
+        return RewardRunner(Plugins({}, Registry(), {}), [RewardConfig(name=f"{path}:{name}")])
 
-def test_token_rewards_of_a_view_add_up_to_the_total_after_shaping() -> None:
-    generator = torch.Generator().manual_seed(0)
-    groups = [group("a", "b", rows=[[3, 1], [4]]), group("c", rows=[[2, 2, 2]])]
-    masks = torch.zeros(6, 4, dtype=torch.bool)
-    for b, size in enumerate([3, 1, 4, 2, 2, 2]):
-        masks[b, :size] = True
-    tokens = [torch.randn(size, generator=generator) for size in (4, 4, 6)]
-    scores = Scores(torch.tensor([1.0, -2.0, 0.3]), {}, {}, {"t": tokens}, {"s": [[0.1, 0.2], [0.3], [0.1] * 3]})
-    view = reward_view(scores, groups, masks)
-    sums = torch.zeros(3).index_add(0, view.trajectory_ids, view.token_rewards.sum(1))
-    torch.testing.assert_close(sums, scores.totals)
-    assert not view.token_rewards[~masks].any()
-
-
-def test_rounding_of_totals_is_not_a_reward() -> None:
-    values = [0.1, 0.2, 0.7]
-    scores = Scores(torch.tensor([sum(values) * 3]), {}, {}, {"t": [torch.tensor(values) * 3]})
-    view = reward_view(scores, [group("a", rows=[[3]])], torch.ones(1, 3, dtype=torch.bool))
-    assert view.token_rewards[0].tolist() == (torch.tensor(values) * 3).tolist()
-
-
-def test_reward_view_refuses_numbers_that_do_not_agree() -> None:
-    scores = Scores(torch.tensor([1.0]), {}, {})
-    with pytest.raises(ValueError, match="1 rollouts with 1 rows, but 1 totals and 2 masks"):
-        reward_view(scores, [group("a")], torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="3 actions"):
-        reward_view(scores, [group("a", rows=[[3]])], torch.ones(1, 2, dtype=torch.bool))
-
-
-def test_constant_rewards_raise_one_alarm_each() -> None:
-    alarm = ConstantRewardAlarm(patience=3)
-    constant, varying, unscored = torch.ones(4), torch.arange(4.0), torch.full((4,), NAN)
-    told = [alarm.update({"c": constant, "v": varying, "u": unscored}) for _ in range(5)]
-    assert [len(messages) for messages in told] == [0, 0, 2, 0, 0]
-    assert "reward 'c' was the same for every rollout (now 1) in each of the last 3 steps" in told[2][0]
-    assert "reward 'u' was unscored" in told[2][1]
-
-
-def test_one_varying_step_starts_the_alarm_anew_and_state_survives() -> None:
-    alarm = ConstantRewardAlarm(patience=3)
-    for values in ([1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0], [2.0, NAN], [1.0, 1.0]):
-        assert alarm.update({"r": torch.tensor(values)}) == []
-    resumed = ConstantRewardAlarm(patience=3)
-    resumed.load_state(json.loads(json.dumps(alarm.state())))
-    assert len(resumed.update({"r": torch.tensor([5.0, 5.0, NAN])})) == 1
-    assert resumed.update({"r": torch.tensor([5.0, 5.0])}) == []
+    steps = runner("each_step")
+    assert steps.maximum("each_step") == 1.5
+    assert steps.score([group("a", rows=[[1, 1]])]).step_rewards == {"each_step": [[1.0, 0.5]]}
+    assert runner("judge").maximum("judge") is None, "it has promised nothing"
+    with pytest.raises(RewardError, match="is declared with maximum 'two', which is no number"):
+        runner("nonsense")
+    assert runner_of(lengths).maximum("r") == 1.0

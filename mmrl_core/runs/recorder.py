@@ -1,0 +1,206 @@
+"""What a run records: metrics of steps and evaluations, sampled completions, rows set aside, the report at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmrl_core.data import in_turns
+from mmrl_core.errors import MMRLError
+from mmrl_core.processes import Processes
+from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
+from mmrl_core.runs.report import write_report
+from mmrl_core.runs.rollouts import RolloutLog
+from mmrl_core.scoring import ConstantRewardAlarm
+from mmrl_core.types import Rollout, RolloutGroup, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mmrl_core.config import RunConfig
+
+WriteHeldOut = Callable[[Sequence[RolloutGroup], Scores, float], None]
+
+
+class Recorder:
+    """Writes the run directory from the main process; in the others it only takes part in what all do together.
+
+    Attributes:
+        log: metrics.jsonl and the console.
+    """
+
+    def __init__(self, config: RunConfig, output: Path, accelerator: Any, processes: Processes) -> None:
+        self.log = MetricsLog(output)
+        self._config, self._output = config, output
+        self._accelerator, self._processes = accelerator, processes
+        self._is_main = accelerator.is_main_process
+        self._rollout_log = RolloutLog(output)
+        self.alarm = ConstantRewardAlarm()
+        self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def open(self, num_bytes: int) -> None:
+        """Continue metrics.jsonl after its first `num_bytes` bytes, and start the trackers of the config."""
+        if self._is_main:
+            self.log.open(num_bytes)
+            self._rollout_log.remove_unfinished()
+        if self._config.log.trackers:
+            self._accelerator.init_trackers(self._config.name, config=flat_config(self._config.model_dump()))
+
+    def print(self, message: str) -> None:
+        if self._is_main:
+            self.log.print(message)
+
+    def start_stage(self, name: str, num_steps: int, done: int) -> None:
+        if self._is_main:
+            self.log.start_stage(name, num_steps, done)
+
+    def end_stage(self) -> None:
+        if self._is_main:
+            self.log.end_stage()
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Add the seconds spent inside to `time/<phase>` of the step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += time.perf_counter() - started
+
+    # Steps
+
+    def with_work(self, metrics: Mapping[str, float], counts: Mapping[str, int], *, ahead: bool) -> dict[str, float]:
+        """Metrics of a step with the work, time and memory that it took, over all processes.
+
+        Args:
+            ahead: rollouts and rewards pass beside the update, so that only waiting for them is idle time.
+        """
+        worked = dict(metrics)
+        worked |= {f"count/{key}": float(value) for key, value in counts.items()}
+        worked |= {f"time/{phase}": value for phase, value in self._seconds.items()}
+        worked["time/idle"] = sum(self._seconds[phase] for phase in ("data", "wait" if ahead else "rewards"))
+        worked["memory/peak_mib"] = peak_memory_mib(self._accelerator.device)
+        self._seconds.clear()
+        return over_processes(self._processes.gather([worked]))
+
+    def set_aside(self, stage: str, rows: Sequence[Any]) -> int:
+        """Note broken rows of the stage's sources; returns how many rows are set aside in all."""
+        broken = [{"stage": stage, **asdict(row)} for row in rows]
+        self._broken |= {f"{stage}/{row['id']}": row for row in self._processes.gather(broken)}
+        return len(self._broken)
+
+    def step(self, record: Mapping[str, Any], metrics: Mapping[str, float], stage_step: int, num_steps: int) -> None:
+        """Write a step's record, and its metrics to the trackers."""
+        if not self._is_main:
+            return
+        self.log.step(record, stage_step, num_steps)
+        self._accelerator.log(dict(metrics), step=record["step"])
+        if self._broken:
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._broken.values()]
+            (self._output / "set_aside.jsonl").write_text("".join(lines), encoding="utf-8")
+
+    def watch(self, components: Mapping[str, Tensor]) -> None:
+        """Warn when a reward has stopped telling rollouts apart."""
+        for message in self.alarm.update(components):
+            self.log.print(f"warning: {message}")
+
+    def write_rollouts(
+        self,
+        step: int,
+        stage: str,
+        groups: Sequence[RolloutGroup],
+        scores: Scores,
+        advantages: Iterable[tuple[Rollout, float]],
+        temperature: float,
+    ) -> None:
+        """Write some groups of a step.
+
+        Args:
+            groups: of this step, with their scores.
+            advantages: the rollouts that were trained on, each with the mean of its advantages.
+        """
+        if not self._is_main:
+            return
+        places = in_turns([group.prompt for group in groups], self._config.log.rollouts_per_step)
+        shown, score_of = [groups[place] for place in places], scores.split(groups)
+        # By identity: rollouts that a hook kept are the same objects, and equal ones may have been sampled twice.
+        advantage_of = {id(rollout): advantage for rollout, advantage in advantages}
+        self._rollout_log.write(
+            step,
+            stage,
+            "train",
+            shown,
+            Scores.join([score_of[place] for place in places]),
+            [[advantage_of.get(id(rollout), math.nan) for rollout in group.rollouts] for group in shown],
+            temperature,
+        )
+
+    # Evaluations
+
+    def held_out_writer(self, step: int, stage: str) -> WriteHeldOut:
+        """Writes held-out rollouts of an evaluation: (groups, scores, temperature)."""
+
+        def write(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
+            self._rollout_log.write(step, stage, "held_out", groups, scores, None, temperature)
+
+        return write
+
+    def evaluation(self, stage: str, step: int, label: str, metrics: Mapping[str, float]) -> None:
+        self.log.write({"kind": "eval", "stage": stage, "step": step, "label": label, **metrics})
+        shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" in name)
+        self.log.print(f"held out, {label}: {shown}")
+        self._accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=step)
+
+    def print_evaluations(self) -> None:
+        """Print the table of all evaluations of the run."""
+        if self._is_main and (records := [r for r in read_metrics(self._output) if r["kind"] == "eval"]):
+            self.log.console.print(evaluation_table(records))
+
+    def write_report(self) -> None:
+        """Write report.html; where a package that it needs is missing, say which, for the run is whole without it."""
+        try:
+            self.log.print(f"report: {write_report(self._output)}")
+        except MMRLError as error:
+            self.log.print(f"no report: {error}")
+
+    # Resuming
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"alarm": self.alarm.state(), "set_aside": dict(self._broken)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.alarm.load_state(state["alarm"])
+        self._broken = dict(state["set_aside"])
+
+    def close(self) -> None:
+        self.log.close()
+        if self._config.log.trackers:
+            self._accelerator.end_training()
+
+
+def over_processes(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of all processes as one: work and failures are summed, maxima kept; else the mean over those measured."""
+    found: dict[str, list[float]] = {}
+    for part in parts:
+        for name, value in part.items():
+            found.setdefault(name, []).append(value)
+    reduced = {}
+    for name, values in found.items():
+        numbers = [value for value in values if not math.isnan(value)]
+        if name.startswith(("count/", "failures/")):
+            reduced[name] = sum(numbers)
+        elif name.endswith("/max") or name.startswith("memory/"):
+            reduced[name] = max(numbers, default=math.nan)
+        else:
+            reduced[name] = sum(numbers) / len(numbers) if numbers else math.nan
+    return reduced

@@ -1,0 +1,13 @@
+"""`mmrl view`: a run directory as one HTML file that needs no network, no script and nothing beside it.
+
+It reads config.yaml, metrics.jsonl, rollouts/ and set_aside.jsonl. Each of them may be missing, torn or unfinished.
+Completions are untrusted: the template escapes everything, media are decoded and encoded again, and a content security
+policy in the page forbids scripts and addresses.
+
+`reading` reads the files, `numbers` makes tables and charts, `media` embeds pictures and sounds, `samples` shows
+prompts and completions, `text` writes numbers and texts, `page` puts all together and renders `report.html.j2`.
+"""
+
+from mmrl_core.runs.report.page import write_report
+
+__all__ = ["write_report"]
