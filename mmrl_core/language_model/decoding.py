@@ -1,212 +1,242 @@
-"""One new token of every sequence through a text decoder, operator by operator.
-
-While sampling, a layer's products are small, and most of the time goes to what stands around them: modules calling
-modules, rotary angles put together anew in each layer, seven operators for a norm. `DecodeStep` reads the weights of a
-decoder of Llama's form (Llama, Mistral, Qwen2, Qwen3 and the multimodal models built on them) and runs its layers
-without all that. Whether a decoder is of that form is not taken from a list: its parts must have the names that
-are known here, and a token must come out as the decoder's own layers compute it (`steps_alike`).
-"""
+"""Sequences that are being continued: their keys and values, with a prompt's kept once for its group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmrl_core.language_model.packing import LayerStep, Layout, Packing, SharedDecoding, run_decoder
+from mmrl_core.language_model.attention import Layout, PackedAttention, run_decoder
+from mmrl_core.language_model.packing import Packing
 
-ANGLES_AHEAD = 32
-"""Tokens whose rotary angles are computed at one time."""
-
-_LAYER_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
-_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-
-Operator = Callable[[Tensor], Tensor]
+FIRST_CAPACITY = 32
+"""Completion tokens that the key/value cache holds at first. It doubles when full."""
 
 
-class DecodeStep:
-    """A decoder's layers on one token of each of R sequences.
+class Decoding(Protocol):
+    """Sequences that are being continued, a slot for each.
 
-    Made anew for each rollout: it holds copies of the projections to queries, keys and values, side by side.
+    Attributes:
+        rows: int64 [R], the sequence of each slot, -1 where a slot only fills up.
     """
 
-    def __init__(self, decoder: Any) -> None:
-        """
-        Raises:
-            AttributeError: the decoder is not of the form that is known here.
-        """
-        settings = _Settings()
-        weight = decoder.norm.weight
-        run_decoder(decoder, weight.new_zeros(1, 1, len(weight)), weight.new_zeros(1, 1, dtype=torch.long), settings)
-        self._layers = [_Layer.of(layer, *settings.of[index]) for index, layer in enumerate(decoder.layers)]
-        self._norm = _norm(decoder.norm)
-        self._rotary = decoder.rotary_emb
-        if self._rotary.rope_type != "default":  # others look at the length so far
-            raise AttributeError("rotary angles that are not fixed")
-        self._angles: tuple[Tensor, Tensor] | None = None
-        self._places_left = 0
+    rows: Tensor
+
+    def advance(self, embeddings: Tensor) -> Tensor:
+        """Append a token to each, [R, 1, hidden], and return the decoder's hidden states, [R, 1, hidden]."""
+        ...
+
+    def compact(self, live: Tensor) -> Tensor:
+        """Drop slots outside bool [R] `live`. Returns the old slot of each new one, -1 where one only fills up."""
+        ...
+
+
+class Step(Protocol):
+    """Runs a decoder on the next token of R sequences."""
 
     def __call__(self, embeddings: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-        """Hidden states [R, 1, hidden].
-
-        Args:
-            embeddings: [R, 1, hidden].
-            positions: int64 [R, 1]; one more in each call, unless `restart` was called between.
-            layout: keys and values so far.
-        """
-        cos, sin = self._next_angles(embeddings, positions)
-        hidden = embeddings[:, 0]
-        for index, layer in enumerate(self._layers):
-            hidden = hidden + layer.attention(index, layer.before_attention(hidden), cos, sin, layout)
-            hidden = hidden + layer.mlp(layer.before_mlp(hidden))
-        return self._norm(hidden)[:, None]
+        """embeddings [R, 1, hidden] at int64 [R, 1] positions -> hidden states [R, 1, hidden]."""
+        ...
 
     def restart(self) -> None:
         """The sequences are others from now on."""
-        self._places_left = 0
-
-    def _next_angles(self, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines, and sines with the signs of `rotate_half`, [R, 1, d]."""
-        if not self._places_left:
-            ahead = positions + torch.arange(ANGLES_AHEAD, device=positions.device)
-            cos, sin = self._rotary(embeddings, ahead)  # [R, ANGLES_AHEAD, d]
-            low, high = sin.chunk(2, -1)
-            self._angles = cos, torch.cat([-low, high], -1)
-            self._places_left = ANGLES_AHEAD
-        assert self._angles is not None
-        place = ANGLES_AHEAD - self._places_left
-        self._places_left -= 1
-        cos, sin = self._angles
-        return cos[:, place : place + 1], sin[:, place : place + 1]
+        ...
 
 
-class _Settings:
-    """A layout that only takes note of the scale and the window that each layer hands over."""
+class LayerStep:
+    """The decoder's own layers."""
 
-    def __init__(self) -> None:
-        self.of: dict[int, tuple[float, int | None]] = {}
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    def __call__(self, embeddings: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+        return run_decoder(self._decoder, embeddings, positions, layout)
+
+    def restart(self) -> None: ...
+
+
+class SharedDecoding:
+    """Keys and values while sampling: those of N prompts once, those of each sequence beside them.
+
+    Sequences are placed in a grid of N x L, so that those of a prompt meet its keys in one product. A slot whose
+    completion has ended is computed on until `compact` takes it out. Tokens between a prompt and the first sampled
+    token, in a conversation, are aligned on the right: the next token of every sequence has the same place.
+
+    Attributes:
+        rows: int64 [N * L], the sequence of each slot, -1 where a slot only fills the grid.
+    """
+
+    def __init__(self, attention: PackedAttention, next_position: Tensor, step: Step) -> None:
+        """Take over the keys that an attention over N prompts and R sequences kept.
+
+        Args:
+            attention: made with `keep_keys`, after a forward of the decoder.
+            next_position: int64 [R], position of the first token that is sampled.
+            step: runs the decoder.
+        """
+        packing, device = attention.packing, next_position.device
+        self._step = step
+        self._lengths = torch.tensor(packing.prompt_lengths, device=device)
+        slots, self.rows = _grid(packing, device)
+        prompts = torch.tensor(packing.prompt_starts, device=device)[:, None]
+        steps = torch.arange(max(packing.prompt_lengths), device=device)
+        self._padding = _padding(steps < self._lengths[:, None])
+        self._prompts = attention.keys_at(prompts + steps)
+        self._own_lengths = torch.tensor(packing.row_lengths, device=device)[slots]
+        self._num_steps = max(packing.row_lengths)  # places taken in each sequence
+        steps = torch.arange(self._num_steps, device=device) - self._num_steps + self._own_lengths[:, None]
+        self._own_padding = _padding(steps >= 0)
+        starts = torch.tensor(packing.row_starts, device=device)[slots]
+        self._own = attention.keys_at(starts[:, None] + steps) if self._num_steps else {}
+        self._next_position = next_position[slots]
+
+    def advance(self, embeddings: Tensor) -> Tensor:
+        """Append a token to each completion, [N * L, 1, hidden], and return the hidden states, [N * L, 1, hidden]."""
+        hidden = self._step(embeddings, self._next_position[:, None], self)
+        self._num_steps += 1
+        self._own_lengths = self._own_lengths + 1
+        self._next_position = self._next_position + 1
+        return hidden
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        self.of[layer] = scale, window
-        return torch.zeros_like(query.transpose(1, 2))
+        """Attention of one new token for each completion. See `Layout.attend`."""
+        prompt_key, prompt_value = self._prompts[layer]  # [N, kv, P, d]
+        own_key, own_value = self._append(layer, key, value)  # [R * kv, t + 1, d]
+        num_prompts, kv_heads, length, _ = prompt_key.shape
+        slots, repeats = query.shape[0] // num_prompts, query.shape[1] // kv_heads
+
+        def fold(tensor: Tensor) -> Tensor:  # [R * kv, r, x] -> [N * kv, L * r, x]: what meets the same prompt keys
+            grid = tensor.view(num_prompts, slots, kv_heads, repeats, -1).transpose(1, 2)
+            return grid.reshape(num_prompts * kv_heads, slots * repeats, -1)
+
+        def unfold(tensor: Tensor) -> Tensor:
+            grid = tensor.view(num_prompts, kv_heads, slots, repeats, -1).transpose(1, 2)
+            return grid.reshape(-1, repeats, tensor.shape[-1])
+
+        rows = (query * scale).reshape(-1, repeats, query.shape[-1])  # [R * kv, r, d]
+        over_prompt = torch.bmm(fold(rows), prompt_key.flatten(0, 1).transpose(1, 2))
+        over_self = torch.bmm(rows, own_key.transpose(1, 2))
+        if self._padding is not None:
+            over_prompt = over_prompt + self._padding.repeat_interleave(kv_heads, 0)
+        if self._own_padding is not None:
+            over_self[..., : self._own_padding.shape[-1]] += self._own_padding.repeat_interleave(kv_heads, 0)
+        if window is not None:
+            over_prompt, over_self = self._within(over_prompt, over_self, window)
+        weights = torch.cat([over_prompt, fold(over_self)], -1).softmax(-1, dtype=torch.float32).to(value.dtype)
+        from_prompt = torch.bmm(weights[..., :length], prompt_value.flatten(0, 1))
+        out = torch.baddbmm(unfold(from_prompt), unfold(weights[..., length:].contiguous()), own_value)
+        return out.view(query.shape[0], 1, query.shape[1], -1)
+
+    def _within(self, over_prompt: Tensor, over_self: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """Scores of tokens that lie further back than the window become -inf."""
+        num_prompts, device = len(self._lengths), over_prompt.device
+        slots = len(self._own_lengths) // num_prompts
+        oldest = self._lengths[:, None] + self._own_lengths.view(num_prompts, slots) - window  # the newest out of reach
+        hidden = torch.arange(over_prompt.shape[-1], device=device) <= oldest[..., None]  # [N, L, P]
+        grid = over_prompt.view(num_prompts, -1, slots, over_prompt.shape[1] // slots, over_prompt.shape[-1])
+        over_prompt = grid.masked_fill(hidden[:, None, :, None], -torch.inf).view_as(over_prompt)
+        hidden = torch.arange(over_self.shape[-1], device=device) <= self._num_steps - window
+        return over_prompt, over_self.masked_fill(hidden, -torch.inf)
+
+    def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        stores = self._own.get(layer)
+        if stores is None or stores[0].shape[2] <= self._num_steps:
+            stores = self._grown(stores, key)
+            self._own[layer] = stores
+        for store, new in zip(stores, (key, value), strict=True):
+            store.select(2, self._num_steps).copy_(new.squeeze(2))
+        own_key, own_value = (store.flatten(0, 1)[:, : self._num_steps + 1] for store in stores)
+        return own_key, own_value
+
+    def _grown(self, stores: tuple[Tensor, Tensor] | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        rows, kv_heads, _, dim = like.shape
+        capacity = FIRST_CAPACITY if stores is None else max(FIRST_CAPACITY, 2 * stores[0].shape[2])
+        new = (like.new_empty(rows, kv_heads, capacity, dim), like.new_empty(rows, kv_heads, capacity, dim))
+        for target, source in zip(new, stores or (), strict=False):
+            target[:, :, : self._num_steps] = source[:, :, : self._num_steps]
+        return new
+
+    def compact(self, live: Tensor) -> Tensor:
+        """Take out completions that have ended, and prompts none of whose completions live.
+
+        Args:
+            live: bool [N * L].
+
+        Returns:
+            int64 [N' * L'], the old slot of each new one, -1 where a slot only fills the grid.
+        """
+        self._step.restart()
+        num_prompts = len(self._lengths)
+        grid = live.view(num_prompts, -1)
+        prompts = grid.any(1).nonzero()[:, 0]
+        grid = grid[prompts]
+        slots = int(grid.sum(1).max())
+        order = grid.to(torch.int8).sort(dim=1, descending=True, stable=True).indices[:, :slots]
+        index = (prompts[:, None] * (len(live) // num_prompts) + order).flatten()
+        self._lengths = self._lengths[prompts]
+        if self._padding is not None:
+            self._padding = self._padding[prompts]
+        if len(prompts) < num_prompts:
+            self._prompts = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self._prompts.items()}
+        self._own = {layer: (k[index], v[index]) for layer, (k, v) in self._own.items()}
+        self._own_lengths, self._next_position = self._own_lengths[index], self._next_position[index]
+        if self._own_padding is not None:
+            self._own_padding = self._own_padding[index]
+        return torch.where(live[index], index, -1)
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """Operators of a layer on [R, hidden]."""
-
-    before_attention: Operator
-    project: Operator  # to [R, (heads + 2 kv_heads) * d]
-    head_norms: tuple[Operator, Operator] | None
-    output: Operator
-    before_mlp: Operator
-    mlp: Operator
-    head_dim: int
-    kv_heads: int
-    scale: float
-    window: int | None
-
-    @classmethod
-    def of(cls, layer: Any, scale: float, window: int | None) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-        _require(layer, _LAYER_PARTS)
-        has_head_norms = hasattr(attention, "q_norm")
-        _require(attention, _ATTENTION_PARTS | (_HEAD_NORMS if has_head_norms else set()))
-        _require(mlp, _MLP_PARTS)
-        dim = attention.head_dim
-        gate, up, down = map(_product, (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
-        activation = mlp.act_fn
-        return cls(
-            before_attention=_norm(layer.input_layernorm),
-            project=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
-            head_norms=(_norm(attention.q_norm), _norm(attention.k_norm)) if has_head_norms else None,
-            output=_product(attention.o_proj),
-            before_mlp=_norm(layer.post_attention_layernorm),
-            mlp=lambda x: down(activation(gate(x)).mul_(up(x))),
-            head_dim=dim,
-            kv_heads=attention.k_proj.out_features // dim,
-            scale=scale,
-            window=window,
-        )
-
-    def attention(self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        heads = self.project(hidden).unflatten(-1, (-1, self.head_dim))  # [R, heads + 2 kv_heads, d]
-        turned, value = heads.split([heads.shape[1] - self.kv_heads, self.kv_heads], 1)
-        if self.head_norms is not None:
-            query, key = turned.split([turned.shape[1] - self.kv_heads, self.kv_heads], 1)
-            turned = torch.cat([self.head_norms[0](query), self.head_norms[1](key)], 1)
-        turned = torch.addcmul(turned * cos, turned.roll(self.head_dim // 2, -1), sin)
-        query, key = turned.split([turned.shape[1] - self.kv_heads, self.kv_heads], 1)
-        attended = layout.attend(index, query[:, :, None], key[:, :, None], value[:, :, None], self.scale, self.window)
-        return self.output(attended.flatten(1))
+def _grid(packing: Packing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """int64 [N * L]: the sequence that each slot computes, and the same with -1 where a slot only fills the grid."""
+    rows_of: list[list[int]] = [[] for _ in packing.prompt_lengths]
+    for row, prompt in enumerate(packing.row_prompts):
+        rows_of[prompt].append(row)
+    num_slots = max(map(len, rows_of))
+    grid = [[*rows, *[rows[0]] * (num_slots - len(rows))] for rows in rows_of]
+    slots = torch.tensor(grid, device=device).flatten()
+    is_filler = [place >= len(rows) for rows in rows_of for place in range(num_slots)]
+    return slots, slots.masked_fill(torch.tensor(is_filler, device=device), -1)
 
 
-def _require(module: nn.Module, names: set[str]) -> None:
-    if found := {name for name, _ in module.named_children()} ^ names:
-        raise AttributeError(f"{type(module).__name__} with or without {', '.join(sorted(found))}")
+def _padding(is_token: Tensor) -> Tensor | None:
+    """Bool [n, places] -> bias of scores [n, queries, places] that hides padding. None if there is none."""
+    return None if bool(is_token.all()) else torch.where(is_token, 0.0, -torch.inf)[:, None]
 
 
-def _is_plain(linear: Any) -> bool:
-    """Whether it is its weight and bias alone: no adapter around it, no quantised weight."""
-    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+class PlainDecoding:
+    """A key/value cache of transformers with a row for each completion, where a model cannot share prompts."""
 
+    def __init__(self, decoder: Any, cache: Any, rows: Tensor, next_position: Tensor, mask: Tensor) -> None:
+        """Take over a prefilled cache of N sequences.
 
-def _product(linear: Any) -> Operator:
-    if not _is_plain(linear):
-        return linear
-    weight, bias = linear.weight, linear.bias
-    return lambda x: nn.functional.linear(x, weight, bias)
+        Args:
+            decoder: of transformers.
+            cache: of transformers, N rows.
+            rows: int64 [R], ascending: the sequence that each slot continues.
+            next_position: int64 [N].
+            mask: bool [N, P], False on padding.
+        """
+        cache.batch_select_indices(rows)
+        self._decoder = decoder
+        self.rows = torch.arange(len(rows), device=rows.device)
+        self._cache = cache
+        self._next_position = next_position[rows]
+        self._mask = mask[rows]
 
+    def advance(self, embeddings: Tensor) -> Tensor:
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
+        hidden = self._decoder(
+            inputs_embeds=embeddings,
+            position_ids=self._next_position[:, None],
+            attention_mask=self._mask,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        self._next_position = self._next_position + 1
+        return hidden
 
-def _joined(*linears: Any) -> Operator:
-    """Several projections of the same input as one."""
-    if not all(map(_is_plain, linears)):
-        return lambda x: torch.cat([linear(x) for linear in linears], -1)
-    weight = torch.cat([linear.weight.detach().t() for linear in linears], 1).t()  # column by column, as elsewhere
-    biases = [linear.bias for linear in linears]
-    bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
-    kind = weight.device.type
-    if torch.is_autocast_enabled(kind):  # it keeps casts of parameters, and would cast this at each token
-        weight = weight.to(torch.get_autocast_dtype(kind))
-    return lambda x: nn.functional.linear(x, weight, bias)
-
-
-def _norm(module: Any) -> Operator:
-    """Of a root-mean-square norm one operator; any other norm stays what it is."""
-    weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if weight is None or eps is None or weight.dim() != 1:
-        return module
-    return lambda x: nn.functional.rms_norm(x, weight.shape, weight, eps)
-
-
-def steps_alike(model: Any) -> bool:
-    """Whether a token of a short text comes out of a `DecodeStep` as out of the decoder's own layers.
-
-    Args:
-        model: of transformers, prepared by `share_prefix`.
-    """
-    decoder, embed = model.get_decoder(), model.get_input_embeddings()
-    device, num_ids = embed.weight.device, embed.weight.shape[0]
-    ids = torch.arange(3, 10, device=device) % num_ids
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            found = []
-            for step in (DecodeStep(decoder), LayerStep(decoder)):
-                packing = Packing([7], [0, 0], [0, 0], device, keep_keys=True)
-                run_decoder(decoder, embed(ids[None]), torch.arange(7, device=device)[None], packing)
-                decoding = SharedDecoding(packing, [7], [0, 0], [0, 0], torch.tensor([7, 7], device=device), step)
-                tokens = torch.tensor([[1], [2]], device=device) % num_ids
-                found.append(torch.cat([decoding.advance(embed(tokens)), decoding.advance(embed(tokens.flip(0)))], 1))
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # another form of decoder
-        return False
-    finally:
-        model.train(training)
-    limit = 1e-5 if found[1].dtype == torch.float32 else 0.05
-    return float((found[0] - found[1]).norm() / found[1].norm()) < limit
+    def compact(self, live: Tensor) -> Tensor:
+        index = live.nonzero()[:, 0]
+        self._cache.batch_select_indices(index)
+        self._next_position, self._mask = self._next_position[index], self._mask[index]
+        return index

@@ -9,14 +9,14 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mmrl_core.errors import TaskDataError
+from mmrl_core.language_model.observations import Continuation, Encoded, Observation
 from mmrl_core.media import content_hash, resample_audio
 from mmrl_core.types import Prompt
 
@@ -39,130 +39,13 @@ For each function call, return a json object with function name and arguments wi
 <tool_call>
 {{"name": <function-name>, "arguments": <args-json-object>}}
 </tool_call>"""
-"""What Qwen's chat templates say of tools; here for models of theirs whose template leaves it out (Qwen2.5-VL)."""
+"""The section on tools in Qwen's chat templates, for their models whose template has none (Qwen2.5-VL)."""
 
 _ASSISTANT_TEXT = "turn-5f1c2ab07d"
-"""Stands for what the policy said, where that does not matter; in no text by chance."""
+"""Takes the place of the policy's words where they do not matter. No text holds it by chance."""
 
 PROCESSOR_PARTS = {"images": "image_processor", "videos": "video_processor", "audios": "feature_extractor"}
-"""What a processor needs for each kind of medium; without it, it would pass over the media in silence."""
-
-
-@dataclass
-class Encoded:
-    """A prompt as the model sees it; rows of a group share one.
-
-    Attributes:
-        key: content hash of text and media.
-        media_key: content hash of the media alone; "" without media.
-        input_ids: int64 [P].
-        position_ids: int64 [axes, P]; 3 axes with M-RoPE, otherwise 1.
-        next_position: position of the first completion token.
-        media: processor outputs: pixel_values and image_grid_thw of images, input_features [audios, mel bins, frames]
-            and feature_attention_mask [audios, frames] of audio, ...
-        features: tower outputs "image", "video", "audio", [media tokens, hidden], kept while the tower is frozen.
-        image_sizes_px: (width, height) of each image as the model sees it.
-    """
-
-    key: str
-    media_key: str
-    input_ids: Tensor
-    position_ids: Tensor
-    next_position: int
-    media: dict[str, Tensor] = field(default_factory=dict)
-    features: dict[str, Tensor] = field(default_factory=dict)
-    image_sizes_px: list[tuple[int, int]] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    @property
-    def num_bytes(self) -> int:
-        tensors = [self.input_ids, self.position_ids, *self.media.values(), *self.features.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-@dataclass(eq=False)
-class Continuation:
-    """What a later turn is decided on: all that the turn before was decided on, its action, and what was answered.
-
-    Attributes:
-        before: what the turn before was decided on.
-        action: int64 [T], the tokens of that turn.
-        reply: tokens and media between that turn and this one; its positions are those in the whole conversation.
-        messages: that the reply was made of.
-    """
-
-    before: Encoded | Continuation
-    action: Tensor
-    reply: Encoded
-    messages: Sequence[Mapping[str, Any]]
-
-    def __len__(self) -> int:
-        return len(self.before) + len(self.action) + len(self.reply)
-
-    @property
-    def next_position(self) -> int:
-        """Position of the first token of this turn."""
-        return self.reply.next_position
-
-    @cached_property
-    def key(self) -> str:
-        """Equal for conversations of equal content."""
-        history = f"{self.before.key}\0{self.action.tolist()}\0{self.reply.key}"
-        return hashlib.sha256(history.encode()).hexdigest()
-
-
-Observation = Encoded | Continuation
-"""What a row was decided on."""
-
-
-class Stretch(NamedTuple):
-    """A part of a conversation: int64 [S] tokens, [axes, S] positions, and in order the encodings that hold media."""
-
-    input_ids: Tensor
-    position_ids: Tensor
-    parts: list[Encoded]
-
-
-def root(observation: Observation) -> Encoded:
-    """The prompt that a conversation began with."""
-    while isinstance(observation, Continuation):
-        observation = observation.before
-    return observation
-
-
-def tail(observation: Observation, action: Tensor | None = None) -> Stretch:
-    """A conversation without its prompt, followed by an action if one is given."""
-    ids, positions, parts = [], [], []
-    axes = len(root(observation).position_ids)
-    if action is not None:
-        ids.append(action)
-        positions.append(_following(observation.next_position, len(action), axes))
-    while isinstance(observation, Continuation):
-        ids += [observation.reply.input_ids, observation.action]
-        positions.append(observation.reply.position_ids)
-        positions.append(_following(observation.before.next_position, len(observation.action), axes))
-        parts.append(observation.reply)
-        observation = observation.before
-    if not ids:
-        return Stretch(torch.zeros(0, dtype=torch.long), torch.zeros(axes, 0, dtype=torch.long), [])
-    return Stretch(torch.cat(ids[::-1]), torch.cat(positions[::-1], 1), parts[::-1])
-
-
-def whole(observation: Observation) -> Stretch:
-    """A conversation with its prompt."""
-    start, rest = root(observation), tail(observation)
-    return Stretch(
-        torch.cat([start.input_ids, rest.input_ids]),
-        torch.cat([start.position_ids, rest.position_ids], 1),
-        [start, *rest.parts],
-    )
-
-
-def _following(start: int, count: int, axes: int) -> Tensor:
-    """Positions [axes, count] of text from `start` on."""
-    return torch.arange(start, start + count).expand(axes, -1)
+"""The part of a processor that each kind of medium needs. Without it, the media would be ignored in silence."""
 
 
 class PromptMedia(NamedTuple):
@@ -191,17 +74,27 @@ def _content_key(medium: Any) -> str:
 class PromptEncoder:
     """Chat template, tokenizer, and image, video and audio processors of a model."""
 
-    def __init__(self, processor: Any, model: PreTrainedModel, max_tokens: int) -> None:
+    def __init__(self, processor: Any, model: PreTrainedModel | None, max_tokens: int) -> None:
+        """
+        Args:
+            processor: processor of transformers, or the tokenizer of a text model.
+            model: computes positions of prompts with media. Without it they count up.
+            max_tokens: longer prompts are refused.
+        """
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._model = model
-        self._config = model.config
         self._max_tokens = max_tokens
         special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"\b\B")
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
         self._grown = False  # since the cache was last trimmed
         self._lock = threading.Lock()  # of the cache: prompts are also encoded ahead, in another thread
+
+    @property
+    def audio_rate_hz(self) -> int | None:
+        """Sampling rate that the model hears audio at, or None if it takes none."""
+        return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
 
     def render(self, prompt: Prompt) -> str:
         """The prompt's text with the chat template applied and placeholders for media."""
@@ -221,7 +114,7 @@ class PromptEncoder:
         )
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """Tokenise a prompt and process its media; the same content gives the same object while it is cached.
+        """Tokenise a prompt and process its media. The same content gives the same object while it is cached.
 
         Raises:
             TaskDataError: the prompt is longer than `model.max_prompt_tokens`, or an audio than the model's window
@@ -246,11 +139,11 @@ class PromptEncoder:
         """Continue a conversation by the messages that answer an action.
 
         Args:
-            prompt: that the conversation began with.
-            before: what the action was decided on.
+            prompt: prompt that the conversation began with.
+            before: observation that the action followed.
             action: int64 [T].
             messages: chat messages, of tools or of a user.
-            ended: the action's last token ends a turn; otherwise the template's end of turn belongs to the reply.
+            ended: the action's last token ends a turn. Otherwise the template's end of turn belongs to the reply.
 
         Returns:
             The conversation, which may be longer than `model.max_prompt_tokens`.
@@ -258,7 +151,7 @@ class PromptEncoder:
         Raises:
             TaskDataError: an audio is longer than the model's window, or the model does not take such media.
         """
-        # The template writes the messages behind the conversation so far. What the policy said does not matter to it,
+        # The template writes the messages after the conversation so far. What the policy said does not matter to it,
         # and would not always give the tokens that were sampled.
         turn = {"role": "assistant", "content": [{"type": "text", "text": _ASSISTANT_TEXT}]}
         earlier: list[Mapping[str, Any]] = []
@@ -294,7 +187,7 @@ class PromptEncoder:
             return self._cache.setdefault(key, encoded)
 
     def _without_special(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a tool found may read like a control token; a blank in it keeps it from being one."""
+        """Text of tools may read like a control token. A blank in it keeps it from being one."""
         parts = [
             {**part, "text": self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", part["text"])}
             if part["type"] == "text"
@@ -304,7 +197,7 @@ class PromptEncoder:
         return {**message, "content": parts}
 
     def trim_cache(self) -> None:
-        """Drop the prompts used longest ago until the cache fits; called once a batch's features are in."""
+        """Drop the prompts used longest ago until the cache fits. Called when a batch's features are computed."""
         with self._lock:
             if not self._grown:
                 return
@@ -372,16 +265,17 @@ class PromptEncoder:
 
     def _positions(self, input_ids: Tensor, media: dict[str, Any], token_types: Tensor | None) -> tuple[Tensor, int]:
         """Positions of the prompt [axes, P], and of what follows it."""
-        backbone = getattr(self._model, "model", self._model)
+        backbone: Any = getattr(self._model, "model", self._model)
         length = len(input_ids)
         if not hasattr(backbone, "get_rope_index"):
             return torch.arange(length)[None], length
         if not media:
             return torch.arange(length).expand(3, -1), length
         if token_types is None:
+            assert self._model is not None
             token_types = torch.zeros_like(input_ids)[None]
             for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
-                token_types[0, input_ids == getattr(self._config, name, -1)] = kind
+                token_types[0, input_ids == getattr(self._model.config, name, -1)] = kind
         arguments = {
             **media,
             "mm_token_type_ids": token_types,

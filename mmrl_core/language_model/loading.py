@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.config import ModelConfig
 from mmrl_core.errors import PolicyError
+from mmrl_core.language_model.options import LanguageModelOptions
+from mmrl_core.support import need
 
 if TYPE_CHECKING:
     import torch
 
 
-def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any:
+def load_model(
+    path: str | Path, options: LanguageModelOptions, dtype: torch.dtype, *, revision: str | None = None
+) -> Any:
     """A transformers model from a folder or the hub.
 
     Raises:
@@ -24,32 +27,37 @@ def load_model(config: ModelConfig, path: str | Path, dtype: torch.dtype) -> Any
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
     with _loading("model", path):
-        settings = _settings(config, path)
-        if config.attention == "sdpa" and getattr(settings.get_text_config(), "attn_logit_softcapping", None):
+        settings = _settings(path, options, revision)
+        if options.attention == "sdpa" and getattr(settings.get_text_config(), "attn_logit_softcapping", None):
             # Some versions of transformers refuse this, others compute attention without the caps.
             raise ValueError("it caps its attention logits, which 'sdpa' cannot. Set model.attention to 'eager'.")
         kinds = _media_kinds(settings)
         loader = AutoModelForImageTextToText if kinds else AutoModelForCausalLM
         if "audio" in kinds:
             loader = AutoModelForMultimodalLM
-        options = _hub_options(config)
-        if config.quantization == "int8":
-            options["quantization_config"] = _int8_weights()
-        return loader.from_pretrained(path, dtype=dtype, attn_implementation=config.attention, **options)
+        arguments = _hub_arguments(options, revision)
+        if options.quantization == "int8":
+            arguments["quantization_config"] = _int8_weights()
+        return loader.from_pretrained(path, dtype=dtype, attn_implementation=options.attention, **arguments)
 
 
-def load_processor(config: ModelConfig, path: str | Path) -> Any:
-    """The model's processor, or for a text model its tokenizer, with the pixel limits of the config.
+def load_processor(path: str | Path, options: LanguageModelOptions, *, revision: str | None = None) -> Any:
+    """The model's processor, or for a text model its tokenizer, with the pixel limits of the options.
 
     Raises:
         PolicyError: it cannot be loaded, or pixel limits are set for a model that takes no images.
+        MissingPackageError: the model takes images, and the extra "vision" is not installed.
     """
     from transformers import AutoProcessor, AutoTokenizer
 
     with _loading("processor of model", path):
-        loader = AutoProcessor if _media_kinds(_settings(config, path)) else AutoTokenizer
-        processor = loader.from_pretrained(path, **_hub_options(config))
-    _set_pixel_limits(processor, config)
+        kinds = _media_kinds(_settings(path, options, revision))
+    if "vision" in kinds:
+        need("torchvision", "vision", "a model that takes images")
+    with _loading("processor of model", path):
+        loader = AutoProcessor if kinds else AutoTokenizer
+        processor = loader.from_pretrained(path, **_hub_arguments(options, revision))
+    _set_pixel_limits(processor, options)
     if (video_processor := getattr(processor, "video_processor", None)) is not None:
         # `load_video` has given frames the size that the task asks for, which may be below the processor's least.
         side_px = video_processor.patch_size * video_processor.merge_size
@@ -57,11 +65,11 @@ def load_processor(config: ModelConfig, path: str | Path) -> Any:
     return processor
 
 
-def _settings(config: ModelConfig, path: str | Path) -> Any:
+def _settings(path: str | Path, options: LanguageModelOptions, revision: str | None) -> Any:
     """The model's own config."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(path, **_hub_options(config))
+    return AutoConfig.from_pretrained(path, **_hub_arguments(options, revision))
 
 
 def _media_kinds(settings: Any) -> set[str]:
@@ -70,7 +78,7 @@ def _media_kinds(settings: Any) -> set[str]:
 
 
 def _int8_weights() -> Any:
-    """Weights of linear layers as 8 bits and a scale for each row; torchao, which runs on CPU and GPU."""
+    """Weights of linear layers as 8 bits and a scale for each row, by torchao, which runs on CPU and GPU."""
     from transformers import TorchAoConfig
 
     try:
@@ -80,13 +88,13 @@ def _int8_weights() -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
-def _hub_options(config: ModelConfig) -> dict[str, Any]:
-    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+def _hub_arguments(options: LanguageModelOptions, revision: str | None) -> dict[str, Any]:
+    return {"revision": revision, "trust_remote_code": options.trust_remote_code}
 
 
 @contextmanager
 def _loading(what: str, path: str | Path) -> Iterator[None]:
-    """What transformers raises for a missing or broken model, as an error the user can mend."""
+    """Turn what transformers raises for a missing or broken model into a `PolicyError`."""
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -94,15 +102,15 @@ def _loading(what: str, path: str | Path) -> Iterator[None]:
         raise PolicyError(f"{what} {str(path)!r} cannot be loaded: {reason}") from error
 
 
-def _set_pixel_limits(processor: Any, config: ModelConfig) -> None:
-    if config.min_pixels is None and config.max_pixels is None:
+def _set_pixel_limits(processor: Any, options: LanguageModelOptions) -> None:
+    if options.min_pixels is None and options.max_pixels is None:
         return
     image_processor = getattr(processor, "image_processor", None)
     if image_processor is None:
         raise PolicyError("model.min_pixels and model.max_pixels are set, but the model takes no images.")
     size = dict(image_processor.size)
-    if config.min_pixels is not None:
-        size["shortest_edge"] = config.min_pixels
-    if config.max_pixels is not None:
-        size["longest_edge"] = config.max_pixels
+    if options.min_pixels is not None:
+        size["shortest_edge"] = options.min_pixels
+    if options.max_pixels is not None:
+        size["longest_edge"] = options.max_pixels
     image_processor.size = size

@@ -1,12 +1,9 @@
-"""Media towers of language models: which parameters they are, and what they make of images, videos and audio."""
+"""Media towers of language models: their parameters, and their features of images, videos and audio."""
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import hashlib
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mmrl_core.errors import PolicyError
+from mmrl_core.support import written_aside
 
 TOWERS = {
     "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
@@ -54,7 +52,7 @@ def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def towers_frozen(model: nn.Module) -> bool:
-    """No parameter between media and the text decoder is trained, so that features may be kept."""
+    """Whether no parameter between media and the text decoder is trained, so that features may be kept."""
     return not any(parameter.requires_grad for parameter in _matching(model, _BEFORE_DECODER))
 
 
@@ -80,7 +78,7 @@ class PatchProjection(nn.Conv3d):
 
 
 def project_patches(model: nn.Module) -> None:
-    """Make the patch embeddings of a model's towers `PatchProjection`s; their weights stay as they are."""
+    """Make the patch embeddings of a model's towers `PatchProjection`s. Their weights stay as they are."""
     for module in model.modules():
         plain = (module.groups, set(module.padding), set(module.dilation)) if type(module) is nn.Conv3d else None
         if plain == (1, {0}, {1}):
@@ -92,7 +90,7 @@ def encode_media(model: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         model: without a LoRA wrapper.
-        media: what the processor made: pixel_values with image_grid_thw, pixel_values_videos with video_grid_thw,
+        media: outputs of the processor: pixel_values with image_grid_thw, pixel_values_videos with video_grid_thw,
             input_features with feature_attention_mask.
 
     Returns:
@@ -127,10 +125,10 @@ class FeatureCache:
     def __init__(self, folder: str | Path, model: nn.Module, processor: Any, precision: str) -> None:
         """
         Args:
-            folder: made if missing; may be shared by runs.
-            model: whose towers are frozen.
+            folder: made if missing. Runs may share it.
+            model: model whose towers are frozen.
             processor: of transformers.
-            precision: what the towers compute in.
+            precision: precision that the towers compute in.
         """
         parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor"))
         settings = "".join(part.to_json_string() for part in parts if part is not None)
@@ -142,7 +140,7 @@ class FeatureCache:
         self._folder = Path(folder).expanduser() / digest.hexdigest()[:32]
 
     def read(self, key: str) -> dict[str, Tensor] | None:
-        """Features kept under a key; None if there are none, or the file is torn."""
+        """Features kept under a key, or None if there are none or the file is torn."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -152,7 +150,7 @@ class FeatureCache:
             return None
 
     def write(self, key: str, features: Mapping[str, Tensor]) -> None:
-        """Keep features; written aside and renamed, so that others never read half a file.
+        """Keep features. They are written aside and renamed, so that others never read half a file.
 
         Raises:
             PolicyError: the folder cannot be written to.
@@ -161,14 +159,10 @@ class FeatureCache:
         from safetensors.torch import save_file
 
         path = self._folder / f"{key}.safetensors"
-        aside = path.with_suffix(f".{uuid.uuid4().hex}.unfinished")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            save_file({kind: values.detach().cpu().contiguous() for kind, values in features.items()}, aside)
-            os.replace(aside, path)
+            with written_aside(path) as aside:
+                save_file({kind: values.detach().cpu().contiguous() for kind, values in features.items()}, aside)
         except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                aside.unlink()
             reason = getattr(error, "strerror", None) or error
             raise PolicyError(f"model.feature_cache: {path} cannot be written: {reason}.") from error
 

@@ -11,14 +11,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-import mmrl_core.language_model.policy
-from mmrl_core.config import LoraConfig, ModelConfig, RewardConfig
-from mmrl_core.discovery import load_plugins
+from mmrl_core import step
+from mmrl_core.config import LoraConfig, RewardConfig
 from mmrl_core.errors import PolicyError
 from mmrl_core.language_model import HFEngine, LanguageModel, LanguageModelPolicy
+from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 from mmrl_core.scoring import RewardRunner
-from mmrl_core.trainer import Trainer
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
 
 WAIT_S = 60
@@ -96,8 +95,7 @@ def assert_same_metrics(found, expected, without_times, *left_out):
 
 
 def load(path, **settings):
-    engine = settings.pop("engine", None)
-    return LanguageModelPolicy(ModelConfig(path=str(path), **settings), path=path, engine=engine)
+    return LanguageModelPolicy(path, **settings)
 
 
 def rows_of(groups):
@@ -142,7 +140,7 @@ def picture_prompts(make_prompt, make_picture):
 def test_rows_without_advantage_are_left_out_and_nothing_changes(run, grpo, without_times, monkeypatch, algorithm):
     config = grpo("sometimes_flat", algorithm=algorithm)
     trainer, steps = run(config)
-    monkeypatch.setattr(Trainer, "_with_gradient", lambda self, batch: batch)
+    monkeypatch.setattr(step, "_with_gradient", lambda run, batch: batch)
     whole, expected = run(config)
     off_policy = "updates_per_rollout" in algorithm
     assert_same_metrics(steps, expected, without_times, *(OVER_COMPUTED if off_policy else ()))
@@ -203,7 +201,7 @@ def test_rows_without_advantage_stay_where_they_may_have_a_gradient(
         algorithm = {"loss": f"{tmp_path / 'loss.py'}:against_all"}
     config = grpo("sometimes_flat", algorithm=algorithm, plugins=plugins, stage={"steps": 1})
     trainer, (record,) = run(config)
-    monkeypatch.setattr(Trainer, "_with_gradient", lambda self, batch: batch)
+    monkeypatch.setattr(step, "_with_gradient", lambda run, batch: batch)
     whole, (expected,) = run(config)
     assert record["groups/flat"] > 0 and record.get("count/rows_skipped", 0) == 0
     assert record["count/update_tokens"] == expected["count/update_tokens"] > 0
@@ -289,7 +287,7 @@ def test_chunks_of_logits_change_nothing_and_hold_no_more_than_they_may(
 
     expected, kept = pass_over()
     assert logit_rows == [num_tokens] and kept
-    monkeypatch.setattr(mmrl_core.language_model.policy, "LOGIT_CHUNK", chunk * vocabulary + vocabulary - 1)
+    monkeypatch.setattr("mmrl_core.language_model.module.LOGIT_CHUNK", chunk * vocabulary + vocabulary - 1)
     found, kept = pass_over()
     assert max(logit_rows) == chunk and sum(logit_rows) == 2 * num_tokens, "once forward and once more backward"
     assert not kept
@@ -306,9 +304,9 @@ def test_a_run_never_holds_more_logits_than_the_chunk_in_its_updates(run, grpo, 
     config = grpo(stage={"steps": 2}, algorithm={"kl": {"coefficient": 0.1}, "entropy_coefficient": 0.01})
     whole, expected = run(config)
     vocabulary = whole.policy.model.base.config.vocab_size
-    monkeypatch.setattr(mmrl_core.language_model.policy, "LOGIT_CHUNK", 7 * vocabulary)
+    monkeypatch.setattr("mmrl_core.language_model.module.LOGIT_CHUNK", 7 * vocabulary)
     seen = []
-    update = Trainer._update
+    update = step.update
 
     def watched(self, batch):
         logit_rows.clear()
@@ -316,7 +314,7 @@ def test_a_run_never_holds_more_logits_than_the_chunk_in_its_updates(run, grpo, 
         seen.append(max(logit_rows))
         return metrics
 
-    monkeypatch.setattr(Trainer, "_update", watched)
+    monkeypatch.setattr(step, "update", watched)
     trainer, steps = run(config)
     assert seen == [7, 7]
     assert_same_metrics(steps, expected, without_times)
@@ -782,7 +780,7 @@ def mmrl_save_state():
 
 @hookimpl
 def mmrl_load_state(state):
-    seen.update(state["probe_counting"])
+    seen.update(state)
 """
 
 
@@ -890,7 +888,7 @@ def test_a_step_that_failed_does_not_count_for_the_alarm_of_constant_rewards(mak
     whole, _ = run(config)
     fail_at_step_3(make_trainer(config, whole.output.parent / "failed"), fail_in_update, monkeypatch)
     resumed, _ = run(config, whole.output.parent / "failed", resume=True)
-    assert resumed.alarm.state() == whole.alarm.state()
+    assert resumed.recorder.alarm.state() == whole.recorder.alarm.state()
 
 
 def fail_at_step_3(trainer, fail, monkeypatch):

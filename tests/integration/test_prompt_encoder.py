@@ -8,12 +8,19 @@ import pytest
 import soundfile
 import torch
 
-from mmrl_core.config import DataConfig, ModelConfig, PromptConfig, SourceConfig
+from mmrl_core.config import DataConfig, PromptConfig, SourceConfig
 from mmrl_core.data import PromptSource
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import PolicyError, TaskDataError
-from mmrl_core.language_model import PromptEncoder, load_model, load_processor, media_of
+from mmrl_core.language_model import (
+    LanguageModelOptions,
+    LanguageModelPolicy,
+    PromptEncoder,
+    load_model,
+    load_processor,
+    media_of,
+)
 from mmrl_core.media import Audio, load_audio, resample_audio
+from mmrl_core.plugins import load_plugins
 from mmrl_core.testing import AUDIO_WINDOW_S, TINY_KINDS
 
 RATE = 16000
@@ -30,9 +37,9 @@ def make_encoder(tiny_model):
 
     def encoder(kind="qwen2_audio", max_tokens=512):
         if (kind, max_tokens) not in encoders:
-            config = ModelConfig(path=str(tiny_model(kind)))
-            model = load_model(config, config.path, torch.float32)
-            encoders[kind, max_tokens] = PromptEncoder(load_processor(config, config.path), model, max_tokens)
+            path, options = tiny_model(kind), LanguageModelOptions()
+            model = load_model(path, options, torch.float32)
+            encoders[kind, max_tokens] = PromptEncoder(load_processor(path, options), model, max_tokens)
         return encoders[kind, max_tokens]
 
     return encoder
@@ -148,18 +155,17 @@ def test_media_of_a_prompt_in_the_order_of_its_messages(make_prompt, make_pictur
 
 @pytest.mark.parametrize("kind", TINY_KINDS)
 def test_the_config_decides_the_class(tiny_model, kind):
-    config = ModelConfig(path=str(tiny_model(kind)), attention="eager")  # Gemma 2 has no other
-    model = load_model(config, config.path, torch.float32)
-    processor = load_processor(config, config.path)
+    path, options = tiny_model(kind), LanguageModelOptions(attention="eager")  # Gemma 2 has no other
+    model = load_model(path, options, torch.float32)
+    processor = load_processor(path, options)
     assert type(model).__name__ == model.config.architectures[0]
     assert hasattr(processor, "image_processor") == hasattr(model.config, "vision_config")
     assert hasattr(processor, "feature_extractor") == hasattr(model.config, "audio_config")
 
 
 def test_attention_that_would_leave_out_softcaps_is_refused(tiny_model):
-    config = ModelConfig(path=str(tiny_model("gemma2")))
     with pytest.raises(PolicyError, match=r"gemma2.*caps its attention logits.*Set model\.attention to 'eager'"):
-        load_model(config, config.path, torch.float32)
+        load_model(tiny_model("gemma2"), LanguageModelOptions(), torch.float32)
 
 
 @pytest.mark.parametrize(("name", "rate"), [("a.wav", 16000), ("b.flac", 22050), ("c.mp3", 44100)])
@@ -201,3 +207,23 @@ def test_pictures_between_stretches_of_text_are_encoded_where_they_stand(
     text = make_encoder("qwen2_5_vl").tokenizer.decode(encoded.input_ids)
     shown = "<|vision_start|>#<|vision_end|>"
     assert f"Is {shown} left of {shown}?" in re.sub(r"(<.image_pad.>)+", "#", text)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen2_audio"])
+def test_a_preview_has_the_text_and_length_that_the_policy_encodes(tiny_model, make_prompt, make_picture, kind):
+    media = {"audios": [noise(0.5)]} if kind == "qwen2_audio" else {"images": [make_picture(1, 84, 56)]}
+    prompts = [make_prompt("medium", "what is this", **media), make_prompt("text", "a question " * 9)]
+    policy = LanguageModelPolicy(tiny_model(kind), max_prompt_tokens=64)
+    preview = LanguageModelPolicy.preview(tiny_model(kind), max_prompt_tokens=64)
+    assert [preview.prompt_text(prompt) for prompt in prompts] == [policy.encoder.render(prompt) for prompt in prompts]
+    assert [preview.prompt_length(prompt) for prompt in prompts] == [policy.prompt_length(prompt) for prompt in prompts]
+
+
+def test_a_preview_refuses_no_length(tiny_model, make_prompt):
+    preview = LanguageModelPolicy.preview(tiny_model("qwen2"), max_prompt_tokens=8)
+    assert preview.prompt_length(make_prompt("long", "really " * 20)) > preview.max_prompt_tokens == 8
+
+
+@pytest.mark.parametrize(("kind", "rate_hz"), [("qwen2_audio", RATE), ("qwen2_5_vl", None), ("qwen2", None)])
+def test_the_encoder_names_the_rate_of_the_model_where_it_hears(make_encoder, kind, rate_hz):
+    assert make_encoder(kind).audio_rate_hz == rate_hz

@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from mmrl_core.cli.dry_run import check_run
-from mmrl_core.config import ModelConfig
 from mmrl_core.errors import ConfigError
 from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.language_model import LanguageModelPolicy
@@ -29,7 +28,7 @@ def is_quantized(name, weight):
 @pytest.mark.parametrize("kind", KINDS)
 def test_int8_computes_with_rounded_matrices(tiny_model, plain_model, make_prompt, make_picture, kind):
     path = tiny_model(kind)
-    policy = LanguageModelPolicy(ModelConfig(path=str(path), quantization="int8"), path=path)
+    policy = LanguageModelPolicy(path, quantization="int8")
     images = [make_picture(1, 84, 56)] if kind == "qwen2_5_vl" else []
     prompt = make_prompt("one", "what is this", images)
     (group,) = policy.rollout([prompt], 3, Sampling(max_tokens=6, temperature=1.0, seed=1))

@@ -15,10 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mmrl_core.config import ModelConfig
 from mmrl_core.conversation import Reply, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
-from mmrl_core.testing import tiny
+from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
 
 
@@ -47,10 +46,10 @@ def tiny_model(tmp_path_factory):
     def model(kind):
         if not (folder / kind).exists():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(tiny, "NUM_HEADS", 2)
-                patch.setattr(tiny, "HEAD_DIM", 32)
-                patch.setattr(tiny, "AUDIO_WINDOW_S", 30)  # vLLM takes no other
-                tiny.build_tiny(kind, folder / kind)
+                patch.setattr("mmrl_core.testing.models.sizes.NUM_HEADS", 2)
+                patch.setattr("mmrl_core.testing.models.sizes.HEAD_DIM", 32)
+                patch.setattr("mmrl_core.testing.models.sizes.AUDIO_WINDOW_S", 30)  # vLLM takes no other
+                build_tiny(kind, folder / kind)
             weights = load_file(folder / kind / "model.safetensors")
             for name, weight in weights.items():
                 if weight.dim() > 1 and "embed" not in name:
@@ -66,11 +65,10 @@ def tiny_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_policy(tiny_model):
-    """`make_policy(kind, engine, **model config)` -> policy in float32."""
+    """`make_policy(kind, engine, **options)` -> policy in float32."""
 
-    def policy(kind, engine, **config):
-        path = tiny_model(kind)
-        return LanguageModelPolicy(ModelConfig(path=str(path), **config), path=path, engine=engine)
+    def policy(kind, engine, **options):
+        return LanguageModelPolicy(tiny_model(kind), engine=engine, **options)
 
     return policy
 

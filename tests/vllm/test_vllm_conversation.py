@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mmrl_core.language_model import Continuation, VLLMEngine
-from mmrl_core.language_model.engines import vllm_server
+from mmrl_core.language_model.engines import vllm_host
 from mmrl_core.types import Sampling
 
 TOLERANCE = 1e-4  # as for single turns
@@ -74,26 +74,26 @@ def test_equal_seeds_converse_equally(talk, helpers):
 
 
 def test_no_two_turns_draw_with_one_seed(talk, helpers, monkeypatch):
-    seeds, original = [], vllm_server._sampling_params
+    seeds, original = [], vllm_host._sampling_params
 
     def params(job, seed):
         seeds.extend(range(seed, seed + job.num_samples))
         return original(job, seed)
 
-    monkeypatch.setattr(vllm_server, "_sampling_params", params)
+    monkeypatch.setattr(vllm_host, "_sampling_params", params)
     rows = helpers.rows_of(talk(SAMPLING))
     assert len(set(seeds)) == len(seeds) == len(rows)
 
 
 def test_later_turns_find_what_was_computed(make_policy, helpers, monkeypatch):
     """By vLLM's own count: all whole blocks of the turns before, and nothing of an earlier rollout."""
-    block, seen, original = 128, [], vllm_server._answer  # tokens of a block on a CPU
+    block, seen, original = 128, [], vllm_host._answer  # tokens of a block on a CPU
 
     def answer(output):
         seen.append((len(output.prompt_token_ids), output.num_cached_tokens))
         return original(output)
 
-    monkeypatch.setattr(vllm_server, "_answer", answer)
+    monkeypatch.setattr(vllm_host, "_answer", answer)
     policy = make_policy("qwen2_5_vl", VLLMEngine(memory_gib=0.05), max_prompt_tokens=900)
     prompts = [
         helpers.make_prompt(str(index), f"{index} " + "really " * 30, [helpers.picture(index, 336, 336)])

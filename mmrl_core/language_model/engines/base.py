@@ -1,27 +1,35 @@
-"""What a rollout engine of the language-model policy is: `hf` samples in process, `vllm` through vLLM.
+"""Rollout engines of the language-model policy: `hf` samples in process, `vllm` through vLLM.
 
 An engine is registered under kind "engine" and made with the options of `rollout.engine` alone, so that making one is
-cheap; it starts what it needs when it is first asked to generate.
+cheap. It starts what it needs when it is first asked to generate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from mmrl_core.language_model.encoder import PromptEncoder
+from mmrl_core.language_model.module import LanguageModel
+from mmrl_core.language_model.observations import Observation
+from mmrl_core.language_model.options import LanguageModelOptions
 from mmrl_core.types import Prompt, Sampling
-
-if TYPE_CHECKING:
-    from mmrl_core.language_model.encoder import Observation
-    from mmrl_core.language_model.policy import LanguageModelPolicy
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One sampled completion: `tokens` int64 [T] with the stop token if it was reached, `logprobs` float32 [T]."""
+    """One sampled completion.
+
+    Attributes:
+        tokens: int64 [T], with the stop token if it was reached.
+        logprobs: float32 [T].
+        truncated: a limit ended the completion.
+    """
 
     tokens: Tensor
     logprobs: Tensor
@@ -29,7 +37,33 @@ class Sampled:
 
 
 OnFinished = Callable[[int, list[Sampled]], None]
-"""Told the index of a prompt and its completions as soon as all of them are done."""
+"""Called with the index of a prompt and its completions as soon as all of them are done."""
+
+
+class Sampler(Protocol):
+    """The policy as an engine sees it: what it may read, and nothing that trains.
+
+    Attributes:
+        path: folder or hub name that the policy started from. The weights there are not the present ones.
+        options: of the policy.
+    """
+
+    path: str | Path
+    options: LanguageModelOptions
+
+    @property
+    def model(self) -> LanguageModel:
+        """The present weights, the ids that stop, and those that are never sampled. `count` counts work."""
+        ...
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Template, tokenizer and processor."""
+        ...
+
+    def autocast(self) -> torch.autocast:
+        """The precision that forward passes run in."""
+        ...
 
 
 class Engine(Protocol):
@@ -37,7 +71,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        policy: LanguageModelPolicy,
+        policy: Sampler,
         prompts: Sequence[Prompt],
         observations: Sequence[Observation],
         num_samples: int,
@@ -51,17 +85,17 @@ class Engine(Protocol):
         placeholders are never sampled.
 
         Args:
-            policy: whose model, prompt encoder, config and starting path the engine may read.
+            policy: policy whose model is sampled from.
             prompts: N prompts.
-            observations: what is completed: each prompt as the policy encoded it, or a conversation that it began.
+            observations: N observations to complete: encoded prompts, or conversations that began with them.
             num_samples: completions of each.
-            sampling: limits, temperature, truncation, seed; equal seeds and weights give equal completions.
+            sampling: limits, temperature, truncation, seed. Equal seeds and weights give equal completions.
             on_finished: called once for each prompt when its completions are done, in any order.
         """
         ...
 
-    def weights_changed(self, policy: LanguageModelPolicy) -> None:
-        """The policy's weights are other than those the engine was last told of; it takes them over now."""
+    def weights_changed(self, policy: Sampler) -> None:
+        """Take over the policy's weights, which have changed since the last call."""
         ...
 
     def close(self) -> None:

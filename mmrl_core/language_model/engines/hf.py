@@ -1,23 +1,21 @@
 """Rollout engine `hf`: samples with the training weights, in process.
 
-Each prompt runs once; its completions share its keys and values. Logprobs are kept as tokens are sampled.
+Each prompt runs once, and its completions share its keys and values. Logprobs are kept as tokens are sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from mmrl_core.language_model.engines.base import OnFinished, Sampled
+from mmrl_core.language_model.decoding import Decoding
+from mmrl_core.language_model.engines.base import OnFinished, Sampled, Sampler
+from mmrl_core.language_model.module import LanguageModel
+from mmrl_core.language_model.observations import Observation
 from mmrl_core.types import Prompt, Sampling
-
-if TYPE_CHECKING:
-    from mmrl_core.language_model.encoder import Observation
-    from mmrl_core.language_model.policy import LanguageModel, LanguageModelPolicy
 
 LOOK_EVERY = {"cpu": 1}
 """Steps between looks at which completions have ended. A look makes a GPU wait, so it is rarer there."""
@@ -31,14 +29,14 @@ class HFEngine:
         """
         Args:
             copy: sample with a copy of the model, which takes over the weights when they are published. Needed where
-                the next step is sampled while this one trains (`rollout.steps_ahead`); doubles the model's memory.
+                the next step is sampled while this one trains (`rollout.steps_ahead`). It doubles the model's memory.
         """
         self._copy = copy
         self._own: LanguageModel | None = None
 
     def generate(
         self,
-        policy: LanguageModelPolicy,
+        policy: Sampler,
         prompts: Sequence[Prompt],
         observations: Sequence[Observation],
         num_samples: int,
@@ -59,7 +57,7 @@ class HFEngine:
             model.train(training)
         completions.finish()
 
-    def _model(self, policy: LanguageModelPolicy) -> LanguageModel:
+    def _model(self, policy: Sampler) -> LanguageModel:
         if not self._copy:
             return policy.model
         if self._own is None:
@@ -68,7 +66,7 @@ class HFEngine:
         self._own.temperature = policy.model.temperature
         return self._own
 
-    def weights_changed(self, policy: LanguageModelPolicy) -> None:
+    def weights_changed(self, policy: Sampler) -> None:
         """See `Engine.weights_changed`. Without a copy there is one set of weights."""
         if self._own is not None:
             with torch.no_grad():
@@ -82,7 +80,7 @@ class HFEngine:
 def _decode(
     model: LanguageModel, decoding: Decoding, hidden: Tensor, sampling: Sampling, completions: _Completions
 ) -> None:
-    """Sample token by token; slots leave the batch once half of them have ended."""
+    """Sample token by token. Ended slots leave the batch once they are half of it."""
     device = hidden.device
     generator = torch.Generator(device=device).manual_seed(sampling.seed)
     num_rows = int(decoding.rows.max()) + 1
@@ -108,7 +106,7 @@ def _decode(
 
 
 class _Completions:
-    """What has been sampled, N prompts x G completions."""
+    """Tokens and logprobs sampled so far, for N prompts x G completions."""
 
     def __init__(
         self,
@@ -128,24 +126,24 @@ class _Completions:
         self._finished: set[int] = set()
 
     def add(self, step: int, rows: Tensor, tokens: Tensor, logprobs: Tensor) -> Tensor:
-        """Keep the tokens of a step; which of them end their completion, bool like `rows`."""
+        """Keep the tokens of a step. Returns which of them end their completion, bool like `rows`."""
         self._tokens[rows, step] = tokens
         self._logprobs[rows, step] = logprobs
         return (tokens[:, None] == self._stop_ids).any(1)
 
     def look(self, live: Tensor, rows: Tensor) -> int:
-        """How many completions have not ended; tells of prompts that are done."""
+        """Report the prompts that are done, and return how many completions have not ended."""
         going = {row // self._num_samples for row in rows[live].tolist()}
         self.finish(going)
         return int(live.sum())
 
     def finish(self, going: Collection[int] = ()) -> None:
-        """Tell of all prompts that were not told of yet, but those that go on."""
+        """Report all prompts that were not reported yet, except those that go on."""
         for prompt in range((len(self._tokens) - 1) // self._num_samples):
             if prompt not in going and prompt not in self._finished:
                 self._finish(prompt)
 
-    @torch.inference_mode(False)  # what is trained on later must not come from inference mode
+    @torch.inference_mode(False)  # tensors that are trained on later must not come from inference mode
     @torch.no_grad()
     def _finish(self, prompt: int) -> None:
         of_prompt = slice(prompt * self._num_samples, (prompt + 1) * self._num_samples)
@@ -159,63 +157,6 @@ class _Completions:
         self._model.count("decode_tokens", sum(len(sample.tokens) for sample in samples))
         self._finished.add(prompt)
         self._on_finished(prompt, samples)
-
-
-class Decoding(Protocol):
-    """Sequences that are being continued, a slot for each.
-
-    Attributes:
-        rows: int64 [R], the sequence of each slot, -1 where a slot only fills up.
-    """
-
-    rows: Tensor
-
-    def advance(self, embeddings: Tensor) -> Tensor:
-        """Append a token to each, [R, 1, hidden]; what the text decoder makes of it, [R, 1, hidden]."""
-        ...
-
-    def compact(self, live: Tensor) -> Tensor:
-        """Drop slots outside bool [R] `live`; the old slot of each that is left, -1 where one only fills up."""
-        ...
-
-
-class PlainDecoding:
-    """A key/value cache of transformers with a row for each completion, where a model cannot share prompts."""
-
-    def __init__(self, decoder: Any, cache: Any, rows: Tensor, next_position: Tensor, mask: Tensor) -> None:
-        """Take over a prefilled cache of N sequences.
-
-        Args:
-            decoder: of transformers.
-            cache: of transformers, N rows.
-            rows: int64 [R], which of them each slot continues; in order.
-            next_position: int64 [N].
-            mask: bool [N, P], False on padding.
-        """
-        cache.batch_select_indices(rows)
-        self._decoder = decoder
-        self.rows = torch.arange(len(rows), device=rows.device)
-        self._cache = cache
-        self._next_position = next_position[rows]
-        self._mask = mask[rows]
-
-    def advance(self, embeddings: Tensor) -> Tensor:
-        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        hidden = self._decoder(
-            inputs_embeds=embeddings,
-            position_ids=self._next_position[:, None],
-            attention_mask=self._mask,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-        self._next_position = self._next_position + 1
-        return hidden
-
-    def compact(self, live: Tensor) -> Tensor:
-        index = live.nonzero()[:, 0]
-        self._cache.batch_select_indices(index)
-        self._next_position, self._mask = self._next_position[index], self._mask[index]
-        return index
 
 
 def sample(logits: Tensor, sampling: Sampling, draws: Tensor, *, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:

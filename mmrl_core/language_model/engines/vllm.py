@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mmrl_core.errors import ConfigError, PolicyError
-from mmrl_core.language_model.encoder import Continuation, media_of, whole
-from mmrl_core.language_model.engines.base import OnFinished, Sampled
-from mmrl_core.language_model.engines.vllm_server import (
+from mmrl_core.language_model.encoder import media_of
+from mmrl_core.language_model.engines.base import OnFinished, Sampled, Sampler
+from mmrl_core.language_model.engines.vllm_host import (
     Answer,
     AnyHost,
     Host,
     Job,
-    RemoteHost,
     Request,
     ServerLostError,
     Start,
     num_processes,
 )
+from mmrl_core.language_model.engines.vllm_server import RemoteHost
+from mmrl_core.language_model.engines.vllm_weights import computed_dtype, sent_weights
+from mmrl_core.language_model.observations import Continuation, Observation, whole
 from mmrl_core.media import resample_audio
 from mmrl_core.types import Prompt, Sampling
-
-if TYPE_CHECKING:
-    from mmrl_core.language_model.encoder import Observation
-    from mmrl_core.language_model.policy import LanguageModelPolicy
 
 MODES = ("colocated", "server")
 
 
 class VLLMEngine:
-    """Samples completions through vLLM; starts it when it is first asked to."""
+    """Samples completions through vLLM, which is started with the first rollout."""
 
     def __init__(
         self,
@@ -57,7 +54,7 @@ class VLLMEngine:
             memory_gib: memory for keys and values of what is being sampled, GiB. The weights come on top.
             max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the
                 max_tokens first sampled with.
-            sleep: give vLLM's GPU memory back between rollouts; its weights wait in the machine's. GPU only.
+            sleep: give vLLM's GPU memory back between rollouts. Its weights wait in the machine's memory. GPU only.
             gpus: GPUs of the server, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
             address: "host:port" of a server that runs already, see docs/vllm.md. Default: one is started.
             arguments: more arguments of `vllm.LLM`, which overrule ours.
@@ -83,7 +80,7 @@ class VLLMEngine:
 
     def generate(
         self,
-        policy: LanguageModelPolicy,
+        policy: Sampler,
         prompts: Sequence[Prompt],
         observations: Sequence[Observation],
         num_samples: int,
@@ -95,7 +92,7 @@ class VLLMEngine:
         Raises:
             PolicyError: vLLM does not start, sees a prompt as other tokens than the trainer, or its server ended twice.
         """
-        converted: dict[int, Any] = {}
+        converted = _Converted(policy.encoder.audio_rate_hz)
         requests = [
             Request(index, _inputs(policy, prompt, observation, converted), sampling.seed + index * num_samples)
             for index, (prompt, observation) in enumerate(zip(prompts, observations, strict=True))
@@ -130,13 +127,13 @@ class VLLMEngine:
             self._host.sleep()
             self._asleep = {"weights", "kv_cache"}
 
-    def weights_changed(self, policy: LanguageModelPolicy) -> None:
+    def weights_changed(self, policy: Sampler) -> None:
         """See `Engine.weights_changed`. Before the first rollout there is nothing to do: vLLM starts with them."""
         if self._host is None:
             return
         try:
             self._wake("weights")
-            self._host.load_weights(_weights(policy))
+            self._host.load_weights(sent_weights(policy))
         except ServerLostError as error:
             self._report_lost(error)
 
@@ -150,14 +147,14 @@ class VLLMEngine:
         self.close()
         print(f"the vLLM server is started again: {str(error).splitlines()[0]}", flush=True)
 
-    def _awake(self, policy: LanguageModelPolicy) -> AnyHost:
-        """vLLM, started if it was not yet, with the weights it was last told of."""
+    def _awake(self, policy: Sampler) -> AnyHost:
+        """vLLM with the last published weights, started if it was not yet."""
         if self._host is None:
             start = Start(_model_files(policy), self._llm_arguments(policy))
             if self._mode == "colocated":
-                self._host = Host(start, _weights(policy))
+                self._host = Host(start, sent_weights(policy))
             else:
-                self._host = RemoteHost(start, _weights(policy), self._address, self._gpus)
+                self._host = RemoteHost(start, sent_weights(policy), self._address, self._gpus)
         self._wake("weights")
         self._wake("kv_cache")
         return self._host
@@ -167,9 +164,9 @@ class VLLMEngine:
             self._host.wake(part)
             self._asleep.remove(part)
 
-    def _check_length(self, policy: LanguageModelPolicy, longest_prompt: int, max_tokens: int) -> None:
+    def _check_length(self, policy: Sampler, longest_prompt: int, max_tokens: int) -> None:
         if self._max_length is None:
-            self._max_length = policy.config.max_prompt_tokens + max_tokens
+            self._max_length = policy.options.max_prompt_tokens + max_tokens
             positions = getattr(policy.model.base.config.get_text_config(), "max_position_embeddings", None)
             self._max_length = min(self._max_length, positions or self._max_length)
         if longest_prompt + max_tokens > self._max_length:
@@ -178,13 +175,13 @@ class VLLMEngine:
                 f"{self._max_length} tokens that vLLM was started for: set rollout.engine.max_length, or sample less."
             )
 
-    def _llm_arguments(self, policy: LanguageModelPolicy) -> dict[str, Any]:
+    def _llm_arguments(self, policy: Sampler) -> dict[str, Any]:
         on_cpu = policy.model.device.type == "cpu"
         several = self._mode == "colocated" and num_processes() > 1
         return {
             "generation_config": "vllm",  # no sampling defaults of the model's
-            "dtype": str(_dtype(policy)).removeprefix("torch."),
-            "trust_remote_code": policy.config.trust_remote_code,
+            "dtype": str(computed_dtype(policy)).removeprefix("torch."),
+            "trust_remote_code": policy.options.trust_remote_code,
             "max_model_len": self._max_length,
             "kv_cache_memory_bytes": int(self._memory_gib * 2**30),
             "gpu_memory_utilization": 0.01,  # only checked at the start, where the trainer's memory would count
@@ -199,48 +196,7 @@ class VLLMEngine:
         }
 
 
-def merged_weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
-    """The policy's weights under the names they are saved with, adapters merged into copies, one at a time.
-
-    Raises:
-        PolicyError: an adapter belongs to weights that are saved in another form.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    base = policy.model.base
-    weights, adapted = {}, {}
-    for name, weight in base.state_dict().items():
-        layer_name, inner, rest = name.rpartition(".base_layer.")
-        if inner:
-            name = f"{layer_name}.{rest}"
-            if rest == "weight":
-                adapted[id(weight)] = base.get_submodule(layer_name)
-        if ".lora_" not in name:
-            weights[name] = weight
-    saved = revert_weight_conversion(base, weights)
-    if not adapted.keys() <= set(map(id, saved.values())):
-        raise PolicyError("model.lora adapts weights that vLLM takes in another form only. Use rollout.engine=hf.")
-    for name, weight in saved.items():
-        if (layer := adapted.get(id(weight))) is not None:
-            with torch.no_grad():
-                weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-        # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
-        yield name.replace("language_model.model.model.", "language_model.model."), weight
-
-
-def _weights(policy: LanguageModelPolicy) -> Iterator[tuple[str, Tensor]]:
-    dtype = _dtype(policy)
-    return ((name, weight.to(dtype)) for name, weight in merged_weights(policy))
-
-
-def _dtype(policy: LanguageModelPolicy) -> torch.dtype:
-    """What the policy computes in."""
-    with policy.autocast():
-        mixed = torch.is_autocast_enabled(policy.model.device.type)
-    return torch.bfloat16 if mixed else policy.model.base.get_input_embeddings().weight.dtype
-
-
-def _model_files(policy: LanguageModelPolicy) -> dict[str, bytes]:
+def _model_files(policy: Sampler) -> dict[str, bytes]:
     """Config, tokenizer and processor as the policy uses them, pixel limits included."""
     with tempfile.TemporaryDirectory(prefix="mmrl-vllm-") as name:
         folder = Path(name)
@@ -249,14 +205,40 @@ def _model_files(policy: LanguageModelPolicy) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def _inputs(
-    policy: LanguageModelPolicy, prompt: Prompt, observation: Observation, converted: dict[int, Any]
-) -> dict[str, Any]:
-    """What is completed as vLLM takes it: tokens, or with media one placeholder for each medium and the media.
+class _Converted:
+    """Media in the form that vLLM takes, each converted once and the same object in all conversations.
+
+    A server then gets each medium once. The keys are `id`s, since arrays cannot be keys. The prompts hold the media, so
+    an id stays that of its medium for a whole rollout.
+    """
+
+    def __init__(self, rate_hz: int | None) -> None:
+        """
+        Args:
+            rate_hz: sampling rate that audio is converted to.
+        """
+        self.rate_hz = rate_hz
+        self._arrays: dict[int, np.ndarray] = {}
+
+    def frames(self, frames: Any) -> np.ndarray:
+        """uint8 [frames, 3, height, width] -> [frames, height, width, 3]."""
+        if id(frames) not in self._arrays:
+            self._arrays[id(frames)] = torch.as_tensor(frames).movedim(1, -1).numpy()
+        return self._arrays[id(frames)]
+
+    def samples(self, samples: Any, rate_hz: int) -> np.ndarray:
+        """float32 mono samples at the rate of the model."""
+        assert self.rate_hz is not None  # the encoder has refused audio for a model that takes none
+        if id(samples) not in self._arrays:
+            self._arrays[id(samples)] = np.asarray(resample_audio(samples, rate_hz, self.rate_hz))
+        return self._arrays[id(samples)]
+
+
+def _inputs(policy: Sampler, prompt: Prompt, observation: Observation, converted: _Converted) -> dict[str, Any]:
+    """The input of vLLM for an observation: tokens, or with media one placeholder for each medium and the media.
 
     A prompt with media is given as text, which vLLM tokenises as the trainer did. A conversation is given as tokens,
-    since what was sampled need not be what its text is split into. What a medium was `converted` to is the same object
-    in all conversations, so that a server gets it once.
+    since the text of sampled tokens may be split into others.
     """
     messages: list[Mapping[str, Any]] = []
     turn = observation
@@ -272,18 +254,10 @@ def _inputs(
         media["image"] = images
     if videos:  # frames as uint8 [frames, height, width, 3]
         media["video"] = [
-            (
-                converted.setdefault(id(frames), torch.as_tensor(frames).movedim(1, -1).numpy()),
-                {**metadata, "do_sample_frames": False},
-            )
-            for frames, metadata in videos
+            (converted.frames(frames), {**metadata, "do_sample_frames": False}) for frames, metadata in videos
         ]
     if audios:
-        rate_hz = policy.encoder.processor.feature_extractor.sampling_rate
-        media["audio"] = [
-            (converted.setdefault(id(audio[0]), np.asarray(resample_audio(*audio, rate_hz))), rate_hz)
-            for audio in audios
-        ]
+        media["audio"] = [(converted.samples(*audio), converted.rate_hz) for audio in audios]
     inputs: dict[str, Any] = {"multi_modal_data": media}
     if isinstance(observation, Continuation):
         placeholders = policy.model.banned_ids.tolist()  # one stands for as many as the medium has tokens

@@ -1,192 +1,38 @@
-"""vLLM itself: `Host` runs it in this process, `RemoteHost` in another one, which runs this module.
+"""vLLM in another process: `RemoteHost` is the trainer's end, this module run as a program the server's.
 
-Both load weights under transformers' names and sample with the logprobs that the trainer computes. What passes between
-the processes is pickled, so both ends must prove that they know the same key before anything is read.
+Messages between the processes are pickled, so both ends must prove that they know the same key before anything is
+read.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
-import random
 import secrets
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.types import Sampling
+from mmrl_core.language_model.engines.vllm_host import Answer, Host, Job, ServerLostError, Start, first_line
 
 KEY = "MMRL_VLLM_KEY"
 """Environment variable with the key that trainer and server share."""
 
 START_TIMEOUT_S = 120.0
-"""How long a server may take until it answers; vLLM is started later, without limit."""
+"""How long a server may take until it answers. vLLM is started later, without limit."""
 
 LOG_LINES = 15
-"""Lines of a server's log that are shown when it has ended."""
-
-_KEPT: list[Any] = []
-"""Closed engines of a run with several processes: an engine that goes takes the trainer's process group with it."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt: `inputs` as vLLM takes them; sample g is drawn with seed + g."""
-
-    index: int
-    inputs: Mapping[str, Any]
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """All samples of a request: token ids, their logprobs, and whether each was cut at the limit."""
-
-    index: int
-    prompt_ids: list[int]
-    tokens: list[list[int]]
-    logprobs: list[list[float]]
-    truncated: list[bool]
-
-
-@dataclass(frozen=True)
-class Start:
-    """What vLLM is started with: files of the model's folder without weights, and arguments of `vllm.LLM`."""
-
-    files: Mapping[str, bytes]
-    arguments: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Requests that are sampled in one way.
-
-    `banned` are token texts that are never sampled. Requests that continue conversations find what the turns before
-    have computed.
-    """
-
-    requests: Sequence[Request]
-    num_samples: int
-    sampling: Sampling
-    stop_ids: Sequence[int]
-    banned: Sequence[str] = field(default=())
-    continues: bool = False
-
-
-class AnyHost(Protocol):
-    """Where vLLM runs."""
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights, named as transformers saves them, and forget what was computed with the old ones."""
-        ...
-
-    def generate(self, job: Job) -> Iterator[Answer]:
-        """Answers as they are finished."""
-        ...
-
-    def sleep(self) -> None:
-        """Give back the device memory of weights and cache; the weights are kept elsewhere."""
-        ...
-
-    def wake(self, part: str) -> None:
-        """Take the device memory of "weights" or "kv_cache" back."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class ServerLostError(Exception):
-    """The server's process has ended, or its connection broke; the text is the end of its log."""
-
-
-class Host:
-    """vLLM in this process.
-
-    Raises:
-        PolicyError: vLLM is not installed, or does not start with these arguments or weights.
-    """
-
-    def __init__(self, start: Start, weights: Iterable[tuple[str, Tensor]]) -> None:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights and hooks reach the model only in this process
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        self._temperature = 1.0
-        with tempfile.TemporaryDirectory(prefix="mmrl-vllm-") as folder, _process_settings_kept():
-            for name, content in start.files.items():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).write_bytes(content)
-            try:
-                from vllm import LLM
-
-                self._llm = LLM(model=folder, load_format=_load_format(weights), **start.arguments)
-            except ImportError as error:
-                why = f"rollout engine vllm needs vLLM ({error}). docs/vllm.md says how to install it."
-                raise PolicyError(why) from error
-            except Exception as error:
-                raise PolicyError(f"vLLM does not start: {_first_line(error)}") from error
-        self._llm.apply_model(self._divide_logits_by_temperature)
-
-    def _divide_logits_by_temperature(self, model: torch.nn.Module) -> None:
-        """vLLM itself samples at 1. Its raw logprobs, taken before top-k, top-p and bans, are then those we need."""
-        for module in model.modules():
-            if type(module).__name__ == "LogitsProcessor":
-                module.register_forward_hook(lambda module, inputs, logits: logits.float() / self._temperature)
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-        self._llm.reset_mm_cache()
-        self._llm.llm_engine.reset_encoder_cache()
-        self._llm.reset_prefix_cache()
-
-    def generate(self, job: Job) -> Iterator[Answer]:
-        engine = self._llm.llm_engine
-        if not job.continues:
-            # Which prompts were seen before must not decide how a prompt is computed, and so the last bits of it.
-            self._llm.reset_prefix_cache()
-        self._temperature = job.sampling.temperature or 1.0
-        names = [str(request.index) for request in job.requests]
-        try:
-            for name, request in zip(names, job.requests, strict=True):
-                try:
-                    engine.add_request(name, request.inputs, _sampling_params(job, request.seed))
-                except Exception as error:
-                    raise PolicyError(f"vLLM refuses a prompt: {_first_line(error)}") from error
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    if output.finished:
-                        yield _answer(output)
-        finally:
-            if engine.has_unfinished_requests():
-                engine.abort_request(names)
-
-    def sleep(self) -> None:
-        self._llm.sleep(level=1)
-
-    def wake(self, part: str) -> None:
-        self._llm.wake_up(tags=[part])
-
-    def close(self) -> None:
-        if (llm := self.__dict__.pop("_llm", None)) is None:
-            return
-        if num_processes() > 1:
-            _KEPT.append(llm)
-            return
-        llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
+"""Last lines of a server's log, which the error holds when the server has ended."""
 
 
 class RemoteHost:
@@ -207,9 +53,9 @@ class RemoteHost:
         """Start a server and connect to it.
 
         Args:
-            start, weights: what vLLM is started with.
-            address: "host:port" of a server that runs already; its key is in the environment.
-            gpus: GPUs of the server that is started, as in CUDA_VISIBLE_DEVICES; None: those of this process.
+            start, weights: start of vLLM, and the weights it loads.
+            address: "host:port" of a server that runs already. Its key is in the environment.
+            gpus: GPUs of the server that is started, as in CUDA_VISIBLE_DEVICES. None gives it those of this process.
         """
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="mmrl-vllm-")
@@ -249,7 +95,7 @@ class RemoteHost:
         try:
             return Client(_host_and_port(address), "AF_INET", authkey=_key())
         except Exception as error:  # a wrong key raises AuthenticationError, a broken one EOFError, or OSError
-            raise PolicyError(f"no vLLM server can be used at {address}: {_first_line(error)}") from error
+            raise PolicyError(f"no vLLM server can be used at {address}: {first_line(error)}") from error
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -324,86 +170,6 @@ class RemoteHost:
         lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
         ended = f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
         return "\n".join([ended, *(lines or ["(its log is empty)"])])
-
-
-def num_processes() -> int:
-    """Of the training. (vLLM itself makes a group too, of one.)"""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def _sampling_params(job: Job, seed: int) -> Any:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        n=job.num_samples,
-        temperature=0.0 if job.sampling.temperature == 0 else 1.0,
-        top_p=job.sampling.top_p,
-        top_k=job.sampling.top_k,
-        max_tokens=job.sampling.max_tokens,
-        seed=seed,
-        stop_token_ids=list(job.stop_ids),
-        ignore_eos=True,  # only these stop ids count
-        bad_words=list(job.banned),
-        logprobs=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _answer(output: Any) -> Answer:
-    samples = output.outputs
-    return Answer(
-        index=int(output.request_id),
-        prompt_ids=list(output.prompt_token_ids),
-        tokens=[list(sample.token_ids) for sample in samples],
-        logprobs=[
-            [step[token].logprob for step, token in zip(sample.logprobs, sample.token_ids, strict=True)]
-            for sample in samples
-        ],
-        truncated=[sample.finish_reason != "stop" for sample in samples],
-    )
-
-
-def _load_format(weights: Iterable[tuple[str, Tensor]]) -> str:
-    """A load format that takes these weights. (With "dummy" some models' buffers would be filled with noise.)"""
-    from vllm.model_executor.model_loader import register_model_loader
-    from vllm.model_executor.model_loader.base_loader import BaseModelLoader
-
-    @register_model_loader("mmrl")
-    class PolicyLoader(BaseModelLoader):
-        def download_model(self, model_config: Any) -> None:
-            pass
-
-        def load_weights(self, model: Any, model_config: Any) -> None:
-            loaded = model.load_weights(iter(weights))
-            missing = sorted({name for name, _ in model.named_parameters()} - (loaded or set()))
-            if loaded is not None and missing:
-                raise ValueError(f"the policy has no weights for {', '.join(missing[:3])} ({len(missing)} in all)")
-
-    return "mmrl"
-
-
-@contextmanager
-def _process_settings_kept() -> Iterator[None]:
-    """vLLM seeds every generator of the process and, on a CPU, replaces `torch.set_num_threads`."""
-    import numpy as np
-
-    set_num_threads, num_threads = torch.set_num_threads, torch.get_num_threads()
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_num_threads = set_num_threads
-        torch.set_num_threads(num_threads)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _key() -> bytes:
@@ -491,15 +257,11 @@ def main() -> None:
                 connection = listener.accept()
                 break
             except Exception as error:  # a wrong key, or somebody who only knocked
-                print(f"refused a connection: {_first_line(error)}", flush=True)
+                print(f"refused a connection: {first_line(error)}", flush=True)
     serve(connection)
     if not arguments.once:  # a fresh process is the sure way to give all memory back
         os.execv(sys.executable, [sys.executable, "-m", __spec__.name, arguments.address])
 
 
 if __name__ == "__main__":
-    from mmrl_core.language_model.engines import (
-        vllm_server,  # under this name the other end finds the classes that are sent
-    )
-
-    vllm_server.main()
+    main()

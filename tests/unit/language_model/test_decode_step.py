@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from mmrl_core.language_model.decoding import ANGLES_AHEAD, DecodeStep, steps_alike
-from mmrl_core.language_model.packing import LayerStep, Packing, SharedDecoding, run_decoder, share_prefix
+from mmrl_core.language_model.attention import PackedAttention, run_decoder, share_prefix
+from mmrl_core.language_model.decode_step import ANGLES_AHEAD, DecodeStep, steps_alike
+from mmrl_core.language_model.decoding import LayerStep, SharedDecoding
+from mmrl_core.language_model.packing import Packing
 
 SIZES = dict(
     vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8
@@ -34,11 +36,12 @@ class Continued:
     def __init__(self, model, step):
         self.embed = model.get_input_embeddings()
         prompts = [torch.randint(50, (length,)) for length in (6, 4)]
-        packing = Packing([6, 4], [0] * 4, [0, 0, 1, 1], torch.device("cpu"), keep_keys=True)
+        packing = Packing([6, 4], [0] * 4, [0, 0, 1, 1], torch.device("cpu"))
+        attention = PackedAttention(packing, keep_keys=True)
         positions = torch.cat([torch.arange(len(prompts[i])) for i in packing.prompt_order])
         ids = torch.cat([prompts[i] for i in packing.prompt_order])
-        run_decoder(model.get_decoder(), self.embed(ids[None]), positions[None], packing)
-        self.decoding = SharedDecoding(packing, [6, 4], [0] * 4, [0, 0, 1, 1], torch.tensor([6, 6, 4, 4]), step)
+        run_decoder(model.get_decoder(), self.embed(ids[None]), positions[None], attention)
+        self.decoding = SharedDecoding(attention, torch.tensor([6, 6, 4, 4]), step)
         self.texts = [prompts[0], prompts[0], prompts[1], prompts[1]]
         self.slots = [0, 1, 2, 3]
 

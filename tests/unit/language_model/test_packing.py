@@ -6,16 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmrl_core.language_model import packing as shared_prefix
-from mmrl_core.language_model.packing import (
-    ATTENTION,
-    FIRST_CAPACITY,
-    LayerStep,
-    Packing,
-    SharedDecoding,
-    run_decoder,
-    share_prefix,
-)
+from mmrl_core.language_model import attention as shared_prefix
+from mmrl_core.language_model.attention import ATTENTION, PackedAttention, run_decoder, share_prefix
+from mmrl_core.language_model.decoding import FIRST_CAPACITY, LayerStep, SharedDecoding
+from mmrl_core.language_model.packing import Packing
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 0, "atol": 1e-12}  # of float64
@@ -75,7 +69,7 @@ def test_packed_attention_and_its_gradients_are_those_of_whole_sequences(layout,
     everywhere = torch.cat(places)
     assert sorted(everywhere.tolist()) == list(range(packing.num_tokens)), "each place holds one token"
     packed = [torch.cat(tensors)[everywhere.argsort()].transpose(0, 1)[None] for tensors in parts]
-    (out,) = packing.attend(0, *packed, scale, window)
+    (out,) = PackedAttention(packing).attend(0, *packed, scale, window)
     found = [out[place] for place in places]
 
     expected = []
@@ -103,10 +97,10 @@ def test_a_gradient_through_only_some_of_the_inputs_is_the_same():
     shape = (1, 2, packing.num_tokens, 4)
     query, key, value = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
     every = [tensor.clone().requires_grad_() for tensor in (query, key, value)]
-    packing.attend(0, *every, 0.5, None).square().sum().backward()
+    PackedAttention(packing).attend(0, *every, 0.5, None).square().sum().backward()
     for index in range(3):
         some = [tensor.clone().requires_grad_(place == index) for place, tensor in enumerate((query, key, value))]
-        packing.attend(0, *some, 0.5, None).square().sum().backward()
+        PackedAttention(packing).attend(0, *some, 0.5, None).square().sum().backward()
         assert torch.equal(some[index].grad, every[index].grad)
         assert [tensor.grad is None for tensor in some].count(True) == 2
 
@@ -171,20 +165,19 @@ class Sequences:
         row_prompts = [index for index in range(len(prompts)) for _ in range(num_samples)]
         tail_lengths = tails or [0] * len(row_prompts)
         tails = [self._tokens(length) for length in tail_lengths]
-        packing = Packing(prompt_lengths, tail_lengths, row_prompts, CPU, keep_keys=True)
+        packing = Packing(prompt_lengths, tail_lengths, row_prompts, CPU)
+        attention = PackedAttention(packing, keep_keys=True)
         parts = [*(prompts[i] for i in packing.prompt_order), *(tails[i] for i in packing.row_order)]
         hidden = run_decoder(
             decoder,
             torch.cat(parts)[None],
             torch.zeros(1, packing.num_tokens, dtype=torch.long),
-            packing,
+            attention,
         )[0]
         for prompt, start in zip(prompts, packing.prompt_starts, strict=True):
             torch.testing.assert_close(hidden[start : start + len(prompt)], decoder.whole(prompt), **EXACT)
         self.starts = next_positions or [prompt_lengths[i] for i in row_prompts]
-        self.decoding = SharedDecoding(
-            packing, prompt_lengths, tail_lengths, row_prompts, torch.tensor(self.starts), LayerStep(decoder)
-        )
+        self.decoding = SharedDecoding(attention, torch.tensor(self.starts), LayerStep(decoder))
         self.num_samples = num_samples
         self.texts = [torch.cat([prompts[i], tails[row]]) for row, i in enumerate(row_prompts)]  # of each completion
         self.slots = list(range(len(self.texts)))  # the completion in each slot; None: its slot only fills up
@@ -247,10 +240,11 @@ def test_each_step_of_a_conversation_is_that_of_the_whole_sequence(windows, tail
 
 def test_conversations_of_one_prompt_need_not_be_as_many_as_those_of_another():
     decoder = Decoder()
-    packing = Packing([4, 3], [2, 1, 1], [1, 0, 1], CPU, keep_keys=True)
+    packing = Packing([4, 3], [2, 1, 1], [1, 0, 1], CPU)
+    attention = PackedAttention(packing, keep_keys=True)
     tokens = torch.randn(11, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    run_decoder(decoder, tokens[None], torch.zeros(1, 11, dtype=torch.long), packing)
-    decoding = SharedDecoding(packing, [4, 3], [2, 1, 1], [1, 0, 1], torch.tensor([5, 5, 4]), LayerStep(decoder))
+    run_decoder(decoder, tokens[None], torch.zeros(1, 11, dtype=torch.long), attention)
+    decoding = SharedDecoding(attention, torch.tensor([5, 5, 4]), LayerStep(decoder))
     assert decoding.rows.tolist() == [1, -1, 0, 2], "the prompt that has one fills up its line of the grid"
     new = torch.randn(4, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     hidden = decoding.advance(new[:, None])
@@ -338,7 +332,8 @@ def test_a_prepared_model_computes_what_it_did_and_takes_layouts(make_model):
     packing = Packing([5, 4], [2, 3], [0, 0], CPU)  # the second prompt, which is shorter, comes first
     tokens = torch.cat([20 + torch.arange(4), torch.arange(5), torch.arange(5, 7), torch.arange(30, 33)])
     positions = torch.cat([torch.arange(4), torch.arange(5), 5 + torch.arange(2), 5 + torch.arange(3)])
-    hidden = run_decoder(model.get_decoder(), model.get_input_embeddings()(tokens[None]), positions[None], packing)
+    embeddings = model.get_input_embeddings()(tokens[None])
+    hidden = run_decoder(model.get_decoder(), embeddings, positions[None], PackedAttention(packing))
     logits = model.lm_head(hidden)[0]
     torch.testing.assert_close(logits[4:11], model(torch.arange(7)[None]).logits[0], rtol=0, atol=1e-5)
     second = torch.cat([torch.arange(5), torch.arange(30, 33)])

@@ -1,0 +1,55 @@
+"""The policy's weights as vLLM takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmrl_core.errors import PolicyError
+from mmrl_core.language_model.engines.base import Sampler
+
+
+def merged_weights(policy: Sampler) -> Iterator[tuple[str, Tensor]]:
+    """The policy's weights under the names they are saved with, adapters merged into copies, one at a time.
+
+    Raises:
+        PolicyError: an adapter belongs to weights that are saved in another form.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    base = policy.model.base
+    weights: dict[str, Tensor] = {}
+    adapted: dict[Tensor, Any] = {}  # weight -> the layer that adapts it; a tensor is equal to itself only as a key
+    for name, weight in base.state_dict().items():
+        layer_name, inner, rest = name.rpartition(".base_layer.")
+        if inner:
+            name = f"{layer_name}.{rest}"
+            if rest == "weight":
+                adapted[weight] = base.get_submodule(layer_name)
+        if ".lora_" not in name:
+            weights[name] = weight
+    saved = revert_weight_conversion(base, weights)
+    if not adapted.keys() <= set(saved.values()):
+        raise PolicyError("model.lora adapts weights that vLLM takes in another form only. Use rollout.engine=hf.")
+    for name, weight in saved.items():
+        if (layer := adapted.get(weight)) is not None:
+            with torch.no_grad():
+                weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
+        yield name.replace("language_model.model.model.", "language_model.model."), weight
+
+
+def sent_weights(policy: Sampler) -> Iterator[tuple[str, Tensor]]:
+    """`merged_weights` in the type that the policy computes in."""
+    dtype = computed_dtype(policy)
+    return ((name, weight.to(dtype)) for name, weight in merged_weights(policy))
+
+
+def computed_dtype(policy: Sampler) -> torch.dtype:
+    """Type of the numbers that the policy computes in."""
+    with policy.autocast():
+        mixed = torch.is_autocast_enabled(policy.model.device.type)
+    return torch.bfloat16 if mixed else policy.model.base.get_input_embeddings().weight.dtype

@@ -1,0 +1,305 @@
+"""The module that is trained: a transformers model whose forward gives logprobs of rows.
+
+A prompt's media features are computed once while their tower is frozen, and its forward runs once for all completions
+of its group.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmrl_core.errors import PolicyError
+from mmrl_core.language_model.attention import PackedAttention, run_decoder
+from mmrl_core.language_model.decode_step import DecodeStep
+from mmrl_core.language_model.decoding import Decoding, LayerStep, PlainDecoding, SharedDecoding
+from mmrl_core.language_model.observations import Encoded, Observation, Stretch, root, tail, whole
+from mmrl_core.language_model.packing import Packing, Sequences, each_once
+from mmrl_core.language_model.towers import FeatureCache, encode_media, num_media, towers_frozen
+from mmrl_core.types import Row, TokenStats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+LOGIT_CHUNK = 1 << 25
+"""Logits that exist at one time: 128 MiB in float32, whatever the vocabulary and the length."""
+
+
+MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
+"""Config attributes with ids of media placeholders. No completion may hold them, since no medium belongs to them."""
+
+
+class LanguageModel(nn.Module):
+    """The module that is trained: a transformers model whose forward gives logprobs of rows.
+
+    Attributes:
+        temperature: logits are divided by it before the softmax, in rollout and update alike.
+        plain_reason: why completions run whole, each with its prompt, or None where a group shares its prompt.
+        lean_decoding: sampling runs the decoder by a `DecodeStep`.
+        feature_cache: where features of frozen towers are kept on disk, if anywhere.
+        counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
+    """
+
+    banned_ids: Tensor
+
+    def __init__(self, model: PreTrainedModel, *, plain_reason: str | None = None, lean_decoding: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.temperature = 1.0
+        self.plain_reason = plain_reason
+        self.lean_decoding = lean_decoding
+        self.feature_cache: FeatureCache | None = None
+        self.counters: Counter[str] = Counter()
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a LoRA wrapper
+        self._base = [base]  # in a list: it must not be registered as a second submodule
+        config = base.config
+        text_config = config.get_text_config()
+        generation = base.generation_config
+        eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
+        self.stop_ids = {eos} if isinstance(eos, int) else set(eos or [])
+        placeholders = [getattr(config, name, None) for name in MEDIA_TOKENS]
+        self.register_buffer(
+            "banned_ids", torch.tensor([i for i in placeholders if i is not None], dtype=torch.long), persistent=False
+        )
+        self._softcap = getattr(text_config, "final_logit_softcapping", None)
+        self._logit_scale = getattr(text_config, "logit_scale", None)
+        if (scaling := getattr(text_config, "logits_scaling", None)) is not None:
+            self._logit_scale = 1.0 / scaling
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, without a LoRA wrapper around it."""
+        return self._base[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.get_input_embeddings().weight.device
+
+    def count(self, name: str, amount: int) -> None:
+        self.counters[name] += amount
+
+    # Logprobs of rows
+
+    def forward(self, rows: Sequence[Row], needs: Collection[str] = ()) -> TokenStats:
+        """Logprobs [B, T] of the rows' actions, and entropies if `needs` names them. See `Policy.logprobs`."""
+        if unknown := set(needs) - {"entropy"}:
+            raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
+        hidden = self._packed_hidden(rows) if self.plain_reason is None else self._plain_hidden(rows)
+        tokens = torch.cat([row.action for row in rows]).to(self.device)
+        logprobs, entropy = self._token_stats(hidden, tokens, "entropy" in needs)
+        lengths = [row.num_actions for row in rows]
+        pad = lambda values: nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)  # noqa: E731
+        return TokenStats(pad(logprobs), None if entropy is None else pad(entropy))
+
+    def _packed_hidden(self, rows: Sequence[Row]) -> Tensor:
+        """Hidden states [tokens, hidden] that predict the actions of all rows. Each prompt and each turn runs once."""
+        sequences = Sequences(rows)
+        prompts = sequences.prompts
+        packing = Packing(list(map(len, prompts)), sequences.lengths, sequences.prompt_of, self.device)
+        tails = [tail(row.observation, row.action[:-1]) for row in sequences.last]
+        hidden = self._run_packed(PackedAttention(packing), prompts, tails)
+        self._count_pass(packing.num_tokens, 0)
+        sources = []  # the first action is predicted by the token before it, any other by the action before it
+        for row, (sequence, offset) in zip(rows, sequences.places, strict=True):
+            prompt, start = sequences.prompt_of[sequence], packing.row_starts[sequence] + offset
+            before = start - 1 if offset else packing.prompt_starts[prompt] + len(prompts[prompt]) - 1
+            sources.append(torch.tensor([before]))
+            sources.append(torch.arange(start, start + row.num_actions - 1))
+        return hidden.index_select(0, torch.cat(sources).to(self.device))
+
+    def _run_packed(self, attention: PackedAttention, prompts: Sequence[Encoded], tails: Sequence[Stretch]) -> Tensor:
+        """Hidden states [S, hidden] of prompts and their tails, in the layout of the packing."""
+        prompts = [prompts[i] for i in attention.packing.prompt_order]
+        tails = [tails[i] for i in attention.packing.row_order]
+        parts: list[Encoded | Stretch] = [*prompts, *tails]
+        input_ids = torch.cat([part.input_ids for part in parts])[None].to(self.device)
+        positions = torch.cat([part.position_ids for part in parts], 1)[:, None].to(self.device)
+        embeddings = self._with_media(input_ids, [*prompts, *(part for item in tails for part in item.parts)])
+        return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), attention)[0]
+
+    def _plain_hidden(self, rows: Sequence[Row]) -> Tensor:
+        """The same, with each completion run whole after its prompt, padded to the longest."""
+        observations = [row.observation for row in rows]
+        embeddings, positions, prompt_mask = self._padded(observations)
+        tokens = nn.utils.rnn.pad_sequence([row.action for row in rows], batch_first=True).to(self.device)  # [B, T]
+        lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
+        steps = torch.arange(tokens.shape[1], device=self.device)
+        mask = steps < lengths[:, None]
+        following = (self._starts(observations)[:, None] + steps[:-1]).expand(positions.shape[0], -1, -1)
+        width = embeddings.shape[1]
+        whole_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
+        output = self.base.get_decoder()(
+            inputs_embeds=torch.cat([embeddings, self._embed_tokens(tokens[:, :-1])], 1),
+            position_ids=_positions(torch.cat([positions, following], 2)),
+            attention_mask=whole_mask,
+            use_cache=False,
+        )
+        self._count_pass(whole_mask.numel(), whole_mask.numel() - int(whole_mask.sum()))
+        return output.last_hidden_state[:, width - 1 :][mask]
+
+    def _count_pass(self, num_tokens: int, num_padding: int) -> None:
+        kind = "update" if torch.is_grad_enabled() else "score"
+        self.count(f"{kind}_tokens", num_tokens)
+        self.count("padding_tokens", num_padding)
+
+    # Sampling
+
+    def start_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
+        """Run the beginnings of R sequences without gradient, each prompt once.
+
+        Args:
+            observations: R prompts, or conversations so far. Several samples of one are the same object.
+
+        Returns:
+            What `decode` continues, and hidden states [slots, hidden] that predict the first token of each slot.
+        """
+        if self.plain_reason is not None:
+            return self._start_plain_decoding(observations)
+        prompts, prompt_of = each_once([root(item) for item in observations])
+        tails = [tail(item) for item in observations]
+        lengths, tail_lengths = list(map(len, prompts)), [len(item.input_ids) for item in tails]
+        packing = Packing(lengths, tail_lengths, prompt_of, self.device)
+        attention = PackedAttention(packing, keep_keys=True)
+        self.count("prefill_tokens", packing.num_tokens)
+        hidden = self._run_packed(attention, prompts, tails)
+        last = [
+            packing.row_starts[row] + length - 1 if length else packing.prompt_starts[prompt] + lengths[prompt] - 1
+            for row, (length, prompt) in enumerate(zip(tail_lengths, prompt_of, strict=True))
+        ]
+        decoder = self.base.get_decoder()
+        step = DecodeStep(decoder) if self.lean_decoding else LayerStep(decoder)
+        decoding = SharedDecoding(attention, self._starts(observations), step)
+        return decoding, hidden[torch.tensor(last, device=self.device)[decoding.rows.clamp(min=0)]]
+
+    def _start_plain_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
+        from transformers import DynamicCache
+
+        distinct, index = each_once(observations)
+        rows = torch.tensor(index, device=self.device)
+        embeddings, positions, mask = self._padded(distinct)
+        self.count("prefill_tokens", sum(map(len, distinct)))
+        cache = DynamicCache(config=self.base.config.get_text_config())
+        output = self.base.get_decoder()(
+            inputs_embeds=embeddings,
+            position_ids=_positions(positions),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return PlainDecoding(
+            self.base.get_decoder(), cache, rows, self._starts(distinct), mask
+        ), output.last_hidden_state[:, -1][rows]
+
+    def _starts(self, observations: Sequence[Observation]) -> Tensor:
+        """Position of the first token that follows each, int64."""
+        return torch.tensor([item.next_position for item in observations], device=self.device)
+
+    def decode(self, decoding: Decoding, tokens: Tensor) -> Tensor:
+        """Append one token to each completion, int64 [R]. Returns hidden states [R, hidden] that predict the next."""
+        return decoding.advance(self._embed_tokens(tokens[:, None]))[:, 0]
+
+    # Parts of the above
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., V], as the model's own forward computes them."""
+        logits = self.base.get_output_embeddings()(hidden)
+        if self._logit_scale is not None:
+            logits = logits * self._logit_scale
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
+
+    def _token_stats(self, hidden: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """Logprobs, and entropies, of n tokens from n hidden states. LOGIT_CHUNK logits exist at one time."""
+
+        def chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+            logits = self.logits(hidden)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            if self.temperature != 1.0:
+                logits = logits / self.temperature
+            logprobs = -nn.functional.cross_entropy(logits, tokens, reduction="none")
+            if not with_entropy:
+                return logprobs, None
+            normed = logits.log_softmax(-1)
+            return logprobs, -(normed.exp() * normed).sum(-1)
+
+        parts: list[tuple[Tensor, Tensor | None]] = []
+        size = max(1, LOGIT_CHUNK // self.base.config.get_text_config().vocab_size)
+        for piece, ids in zip(hidden.split(size), tokens.split(size), strict=True):
+            if torch.is_grad_enabled() and len(tokens) > size:
+                parts.append(checkpoint(chunk, piece, ids, use_reentrant=False))
+            else:
+                parts.append(chunk(piece, ids))
+        entropies = [entropy for _, entropy in parts if entropy is not None]
+        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if with_entropy else None
+
+    def _embed_tokens(self, tokens: Tensor) -> Tensor:
+        return self.base.get_input_embeddings()(tokens)
+
+    def _padded(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [N, P, hidden], positions [axes, N, P] and mask [N, P], padded on the left."""
+        items = [whole(item) for item in observations]
+        width = max(len(item.input_ids) for item in items)
+        pad = lambda tensor: nn.functional.pad(tensor, (width - tensor.shape[-1], 0))  # noqa: E731
+        input_ids = torch.stack([pad(item.input_ids) for item in items]).to(self.device)
+        positions = torch.stack([pad(item.position_ids) for item in items], 1).to(self.device)
+        mask = torch.stack([pad(torch.ones_like(item.input_ids, dtype=torch.bool)) for item in items])
+        embeddings = self._with_media(input_ids, [part for item in items for part in item.parts])
+        return embeddings, positions, mask.to(self.device)
+
+    def _with_media(self, input_ids: Tensor, prompts: Sequence[Encoded]) -> Tensor:
+        """Embeddings of the prompts' tokens, features in the places of their placeholders."""
+        embeddings = self._embed_tokens(input_ids)
+        for kind, values in self._features(prompts).items():
+            places = (input_ids == getattr(self.base.config, f"{kind}_token_id"))[..., None]
+            embeddings = embeddings.masked_scatter(places, values.to(embeddings.dtype))
+        return embeddings
+
+    def _features(self, prompts: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Tower outputs of all prompts' media in order: kind -> [media tokens, hidden].
+
+        While the tower is frozen each prompt's features are computed by themselves and kept with it, so that they do
+        not depend on the other prompts of a batch. A resumed run then gets the same bits.
+        """
+        with_media = [prompt for prompt in prompts if prompt.media or prompt.features]
+        if not with_media:
+            return {}
+        if towers_frozen(self.base):
+            for prompt in with_media:
+                if not prompt.features:
+                    prompt.features.update(self._frozen_features(prompt))
+                    prompt.media.clear()
+            kinds = sorted({kind for prompt in with_media for kind in prompt.features})
+            return {
+                kind: torch.cat([prompt.features[kind] for prompt in with_media if kind in prompt.features])
+                for kind in kinds
+            }
+        names = sorted({name for prompt in with_media for name in prompt.media})
+        return self._encode_media(
+            {name: torch.cat([p.media[name] for p in with_media if name in p.media]) for name in names}
+        )
+
+    def _frozen_features(self, prompt: Encoded) -> dict[str, Tensor]:
+        kept = None if self.feature_cache is None else self.feature_cache.read(prompt.media_key)
+        if kept is not None:
+            return {kind: values.to(self.device) for kind, values in kept.items()}
+        with torch.no_grad():
+            features = self._encode_media(prompt.media)
+        if self.feature_cache is not None:
+            self.feature_cache.write(prompt.media_key, features)
+        return features
+
+    def _encode_media(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
+        self.count("media_encodes", num_media(media))
+        return encode_media(self.base, {name: values.to(self.device) for name, values in media.items()})
+
+
+def _positions(positions: Tensor) -> Tensor:
+    """[axes, b, s] as models take them: without the axis where there is one."""
+    return positions if positions.shape[0] > 1 else positions[0]

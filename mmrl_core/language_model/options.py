@@ -1,0 +1,65 @@
+"""Options of the language-model policy: what `model.policy` takes when its name is `language_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from mmrl_core.config.schema import LoraConfig, Strict
+from mmrl_core.errors import ConfigError
+
+
+class LanguageModelOptions(Strict):
+    """How the model is loaded, what of it is trained, and how prompts are encoded.
+
+    `model.lora` and the like are short for `model.policy.lora`, so messages name them by the short form.
+    """
+
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
+    precision: Literal["auto", "float32", "float16", "bfloat16", "bfloat16_mixed"] = Field(
+        "auto",
+        description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU. float16 is for `mmrl eval`",
+    )
+    quantization: Literal["int8"] | None = Field(
+        None, description="for `mmrl eval`: linear layers with weights of 8 bits, by torchao; others keep the precision"
+    )
+    attention: str = Field("sdpa", description="attention implementation of transformers")
+    freeze: list[str] = Field(
+        [], description="towers (vision with its projector, audio, projector, language) or parameter-name patterns"
+    )
+    lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
+    max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
+    max_prompt_tokens: PositiveInt = Field(8192, description="longer prompts are an error, never cut")
+    feature_cache: str | None = Field(
+        None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
+    )
+
+    @model_validator(mode="after")
+    def _whole_or_adapted(self) -> Self:
+        if self.quantization is not None and self.lora is not None:
+            raise ValueError("'quantization' is of whole models; take 'lora' out, or merge the adapter first")
+        return self
+
+
+def check_trainable(options: Mapping[str, Any]) -> None:
+    """Refuse options under which weights can be evaluated but not trained.
+
+    Args:
+        options: those of `model.policy`, as written.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    if options.get("quantization") is not None:
+        raise ConfigError(
+            "model.quantization: weights of 8 bits cannot be trained. It is for `mmrl eval`; take it out."
+        )
+    if options.get("precision") == "float16":
+        raise ConfigError(
+            "model.precision: gradients and updates of float16 weights vanish. It is for `mmrl eval`; train with "
+            "bfloat16_mixed or float32."
+        )
