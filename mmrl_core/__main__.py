@@ -2,7 +2,7 @@
 
 import sys
 
-from mmrl_core.cli.app import main
+from mmrl_core.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import inspect
 import json
 import os
@@ -12,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.config import RunConfig
-from mmrl_core.discovery import Plugins
+from mmrl_core.config.schema import RunConfig
 from mmrl_core.errors import ConfigError, PolicyError
-from mmrl_core.registry import call_with_options
+from mmrl_core.plugins.registry import Registry
+
+BUILDING_BLOCKS = "mmrl_core.testing.models"
+"""Package of what the core gives to builders. It is found by name, since the core may not import it."""
 
 
 def cache_folder() -> Path:
@@ -37,13 +40,15 @@ def local_model(path: str) -> Path | None:
     return None
 
 
-def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[str], None] | None = None) -> str | Path:
+def starting_model(
+    config: RunConfig, registry: Registry, *, progress: Callable[[str], None] | None = None
+) -> str | Path:
     """Path or hub name of the model that a run starts from.
 
     A built model is made once for each set of options and seed, aside, and renamed when it is whole.
 
     Args:
-        progress: told what a builder is doing.
+        progress: called with what a builder is doing.
 
     Raises:
         ConfigError: neither model.path nor model.build is set.
@@ -56,7 +61,7 @@ def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[s
                 "no model: set model.path to a folder or hub name, for instance model.path=Qwen/Qwen2.5-VL-3B-Instruct"
             )
         return local_model(model.path) or model.path
-    entry = plugins.registry.get("model", model.build.name)
+    entry = registry.get("model", model.build.name)
     builder = entry.load()
     options: dict[str, Any] = {"seed": config.seed, **model.build.options}
     identity = {"builder": entry.id, "options": options, "source": _source_digest(builder)}
@@ -69,9 +74,8 @@ def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[s
     try:
         if progress is not None:
             progress(f"building the starting model {entry.id} (once; kept in {folder})")
-            if "on_progress" in inspect.signature(builder).parameters:
-                options["on_progress"] = progress
-        call_with_options(builder, options={"directory": aside / "model", **options}, name=f"model {entry.id!r}")
+        given = {"directory": aside / "model"} | ({} if progress is None else {"on_progress": progress})
+        entry.call(options=options, **given)
         if not folder.is_dir():
             (aside / "model").rename(folder)
     finally:
@@ -80,8 +84,10 @@ def starting_model(config: RunConfig, plugins: Plugins, *, progress: Callable[[s
 
 
 def _source_digest(builder: Callable[..., Any]) -> str:
-    """Of the builder's module and of what the core gives to builders, so that a changed builder builds anew."""
-    core = sorted((Path(__file__).parent / "testing").glob("*.py"))
+    """Of the builder's module and of `BUILDING_BLOCKS`, so that a changed builder builds anew."""
+    blocks = importlib.util.find_spec(BUILDING_BLOCKS)
+    assert blocks is not None and blocks.submodule_search_locations, f"{BUILDING_BLOCKS} has moved"
+    core = sorted(path for folder in blocks.submodule_search_locations for path in Path(folder).rglob("*.py"))
     own = inspect.getsourcefile(builder)
     digest = hashlib.sha256()
     for path in [*([Path(own)] if own else []), *core]:

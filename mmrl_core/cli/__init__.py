@@ -1,5 +1,5 @@
-"""The command line: one module for each command."""
+"""The command line: a module for each command, joined in `app`."""
 
-from mmrl_core.cli.app import main
+from mmrl_core.cli.app import main, make_parser
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from mmrl_core.config import RunConfig, StageConfig, check_components, check_trainable, parts_of
 from mmrl_core.conversation import make_environment
 from mmrl_core.data import training_mixture
-from mmrl_core.discovery import Plugins, load_plugins
 from mmrl_core.errors import ConfigError
-from mmrl_core.policy import Policy
+from mmrl_core.plugins import Plugins, load_plugins
+from mmrl_core.policy import Policy, make_policy
 from mmrl_core.runs import check_trackers
 from mmrl_core.starting_model import starting_model
 from mmrl_core.testing import check_task
@@ -30,14 +30,15 @@ def check_run(config: RunConfig) -> list[str]:
     check_trainable(config)
     plugins = load_plugins()
     check_components(config, plugins)
+    policy_class = plugins.registry.get("policy", config.model.policy.name).load()
+    policy_class.check_trainable(config.model.policy.options)
     check_trackers(config.log.trackers)
     plugins.hooks(config.plugins).hook.mmrl_configure(config=config)
     wrong = [finding for finding in check_task(config, plugins) if not finding.ok]
     if any(not finding.tolerable for finding in wrong):
         raise ConfigError("\n".join(finding.what for finding in wrong))
-    path = starting_model(config, plugins)
-    policy_class = plugins.registry.get("policy", config.model.policy.name).load()
-    policy = policy_class(config.model, path=path, device=Accelerator().device, **config.model.policy.options)
+    path = starting_model(config, plugins.registry)
+    policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
     parameters = list(policy.module.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     lines = [

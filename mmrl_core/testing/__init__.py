@@ -1,45 +1,40 @@
-"""What plugin authors test and build demos with: tiny models, checks, the demo kit."""
+"""What plugin authors test and build demos with: tiny models, the demo kit, checks, makers."""
 
 from typing import TYPE_CHECKING
 
-from mmrl_core.lazy import lazy_names
+from mmrl_core.support import lazy_names
 
 if TYPE_CHECKING:
-    from mmrl_core.testing.checks import HOSTILE, check_plugin, check_task, preview_task
-    from mmrl_core.testing.demo import (
+    from mmrl_core.testing.checks import check_plugin, check_task
+    from mmrl_core.testing.demo_files import write_aside
+    from mmrl_core.testing.hostile import HOSTILE
+    from mmrl_core.testing.makers import make_group, make_loss_inputs, make_reward_view, make_scores
+    from mmrl_core.testing.models.demo import VOCAB_MULTIPLE, build_model, build_processor, split_pattern
+    from mmrl_core.testing.models.folder import new_model_folder
+    from mmrl_core.testing.models.pictures import (
         CLASS_WORDS,
         MIN_DIGIT_WIDTH_PX,
         NUM_SCANS,
+        ink_masks,
+        photographs,
+        scan_ids_by_class,
+    )
+    from mmrl_core.testing.models.sizes import AUDIO_TOKENS_PER_S, AUDIO_WINDOW_S, IMAGE_FACTOR_PX
+    from mmrl_core.testing.models.templates import AUDIO_CHAT_TEMPLATE, SHORT_CHAT_TEMPLATE
+    from mmrl_core.testing.models.tiny import TINY_KINDS, build_tiny
+    from mmrl_core.testing.models.tokenizer import QWEN_AUDIO_TOKENS, UNSAMPLED_AUDIO_TOKENS, train_tokenizer
+    from mmrl_core.testing.models.tower import (
         TEMPORAL_PATCH,
         TOKEN_PX,
-        VOCAB_MULTIPLE,
-        build_model,
-        build_processor,
         check_size_px,
         cut_patches,
-        ink_masks,
-        new_model_folder,
         normalize_patches,
-        photographs,
         picture_patches,
         pretrain_tower,
-        scan_ids_by_class,
-        split_pattern,
         tower_features,
-        write_aside,
     )
-    from mmrl_core.testing.tiny import (
-        AUDIO_CHAT_TEMPLATE,
-        AUDIO_TOKENS_PER_S,
-        AUDIO_WINDOW_S,
-        IMAGE_FACTOR_PX,
-        QWEN_AUDIO_TOKENS,
-        SHORT_CHAT_TEMPLATE,
-        TINY_KINDS,
-        UNSAMPLED_AUDIO_TOKENS,
-        build_tiny,
-        train_tokenizer,
-    )
+    from mmrl_core.testing.preview import preview_task
+    from mmrl_core.testing.sections import Finding
 
 __all__ = [
     "AUDIO_CHAT_TEMPLATE",
@@ -57,6 +52,7 @@ __all__ = [
     "TOKEN_PX",
     "UNSAMPLED_AUDIO_TOKENS",
     "VOCAB_MULTIPLE",
+    "Finding",
     "build_model",
     "build_processor",
     "build_tiny",
@@ -65,6 +61,10 @@ __all__ = [
     "check_task",
     "cut_patches",
     "ink_masks",
+    "make_group",
+    "make_loss_inputs",
+    "make_reward_view",
+    "make_scores",
     "new_model_folder",
     "normalize_patches",
     "photographs",
@@ -81,39 +81,44 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "AUDIO_CHAT_TEMPLATE": "tiny",
-        "AUDIO_TOKENS_PER_S": "tiny",
-        "AUDIO_WINDOW_S": "tiny",
-        "CLASS_WORDS": "demo",
-        "HOSTILE": "checks",
-        "IMAGE_FACTOR_PX": "tiny",
-        "MIN_DIGIT_WIDTH_PX": "demo",
-        "NUM_SCANS": "demo",
-        "QWEN_AUDIO_TOKENS": "tiny",
-        "SHORT_CHAT_TEMPLATE": "tiny",
-        "TEMPORAL_PATCH": "demo",
-        "TINY_KINDS": "tiny",
-        "TOKEN_PX": "demo",
-        "UNSAMPLED_AUDIO_TOKENS": "tiny",
-        "VOCAB_MULTIPLE": "demo",
-        "build_model": "demo",
-        "build_processor": "demo",
-        "build_tiny": "tiny",
+        "AUDIO_CHAT_TEMPLATE": "models.templates",
+        "AUDIO_TOKENS_PER_S": "models.sizes",
+        "AUDIO_WINDOW_S": "models.sizes",
+        "CLASS_WORDS": "models.pictures",
+        "HOSTILE": "hostile",
+        "IMAGE_FACTOR_PX": "models.sizes",
+        "MIN_DIGIT_WIDTH_PX": "models.pictures",
+        "NUM_SCANS": "models.pictures",
+        "QWEN_AUDIO_TOKENS": "models.tokenizer",
+        "SHORT_CHAT_TEMPLATE": "models.templates",
+        "TEMPORAL_PATCH": "models.tower",
+        "TINY_KINDS": "models.tiny",
+        "TOKEN_PX": "models.tower",
+        "UNSAMPLED_AUDIO_TOKENS": "models.tokenizer",
+        "VOCAB_MULTIPLE": "models.demo",
+        "Finding": "sections",
+        "build_model": "models.demo",
+        "build_processor": "models.demo",
+        "build_tiny": "models.tiny",
         "check_plugin": "checks",
-        "check_size_px": "demo",
+        "check_size_px": "models.tower",
         "check_task": "checks",
-        "cut_patches": "demo",
-        "ink_masks": "demo",
-        "new_model_folder": "demo",
-        "normalize_patches": "demo",
-        "photographs": "demo",
-        "picture_patches": "demo",
-        "pretrain_tower": "demo",
-        "preview_task": "checks",
-        "scan_ids_by_class": "demo",
-        "split_pattern": "demo",
-        "tower_features": "demo",
-        "train_tokenizer": "tiny",
-        "write_aside": "demo",
+        "cut_patches": "models.tower",
+        "ink_masks": "models.pictures",
+        "make_group": "makers",
+        "make_loss_inputs": "makers",
+        "make_reward_view": "makers",
+        "make_scores": "makers",
+        "new_model_folder": "models.folder",
+        "normalize_patches": "models.tower",
+        "photographs": "models.pictures",
+        "picture_patches": "models.tower",
+        "pretrain_tower": "models.tower",
+        "preview_task": "preview",
+        "scan_ids_by_class": "models.pictures",
+        "split_pattern": "models.demo",
+        "tower_features": "models.tower",
+        "train_tokenizer": "models.tokenizer",
+        "write_aside": "demo_files",
     },
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mmrl_core.cli.app import main
+from mmrl_core.cli import main
 from mmrl_core.testing import build_tiny
 
 SOLUTION = "<answer>[{'Position': [100, 100, 500, 500], 'Confidence': 1.0}]</answer>"

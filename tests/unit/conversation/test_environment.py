@@ -8,8 +8,8 @@ import pytest
 from mmrl_core.config.schema import Component, DataConfig, RolloutConfig, RunConfig, parts_of
 from mmrl_core.conversation.environment import Reply, ToolEnvironment, make_environment
 from mmrl_core.conversation.tools import Question, schema
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError, PluginError
+from mmrl_core.plugins import load_plugins
 from mmrl_core.types import Prompt
 
 TOOLS = """
@@ -358,7 +358,12 @@ def test_a_config_makes_an_environment_with_options_for_it_and_for_its_tools(sit
         (("multi_turn",), {}, ConfigError, "needs rollout.tools or rollout.environment"),
         (("multi_turn", [], Component(name="tools")), {}, ConfigError, "has no tools"),
         (("multi_turn", ["Look", "Ask", "Look"]), {}, ConfigError, "two tools that are called 'look'"),
-        (("multi_turn", ["Look"]), {"lable": "x"}, PluginError, "no option 'lable'; its options: label"),
+        (
+            ("multi_turn", ["Look"]),
+            {"lable": "x"},
+            PluginError,
+            "no option 'lable'. Did you mean 'label'?",
+        ),
         (("multi_turn", ["Look"], Component(name="tools", max_cals=2)), {}, PluginError, "no option 'max_cals'"),
         (
             ("multi_turn", ["Look"], Component(name="tolls")),

@@ -10,8 +10,8 @@ import pytest
 
 from mmrl_core.conversation.tool_workers import Call, ToolWorkers
 from mmrl_core.conversation.tools import Question, ToolContext
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import PluginError, ToolError
+from mmrl_core.plugins import load_plugins
 
 TOOLS = '''
 import os
@@ -147,6 +147,14 @@ if multiprocessing.current_process().name == "mmrl-tools":
 class Lost(Echo):
     name = "lost"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, and processes do not inherit that it is ignored, whatever the shell says."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")

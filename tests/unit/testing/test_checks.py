@@ -13,11 +13,14 @@ import pytest
 from PIL import Image
 
 from mmrl_core.config.schema import RunConfig
-from mmrl_core.discovery import Plugin, Plugins, TaskEntry, load_plugins
 from mmrl_core.errors import ConfigError, PluginError
-from mmrl_core.registry import Registry
-from mmrl_core.testing import checks
-from mmrl_core.testing.checks import HOSTILE, Finding, check_plugin, check_task, preview_task
+from mmrl_core.plugins import Plugin, Plugins, TaskEntry, load_plugins
+from mmrl_core.plugins.registry import Registry
+from mmrl_core.testing import preview
+from mmrl_core.testing.checks import check_plugin, check_task
+from mmrl_core.testing.hostile import HOSTILE
+from mmrl_core.testing.preview import preview_task
+from mmrl_core.testing.sections import Finding
 
 REWARDS = '''
 """Rewards, good and bad."""
@@ -35,6 +38,9 @@ def half(completions, samples):
     return [0.5] * len(completions)
 
 
+half.maximum = exact.maximum = 1.0
+
+
 def raises_on_empty(completions, samples):
     """Reads the first letter."""
     return [float(c[0] == s["label"][0]) for c, s in zip(completions, samples)]
@@ -43,6 +49,9 @@ def raises_on_empty(completions, samples):
 def too_much(completions, samples):
     """Pays by length."""
     return [1.0 if c == s["label"] else float(len(c)) for c, s in zip(completions, samples)]
+
+
+too_much.maximum = 1.0
 
 
 def fickle(completions, samples):
@@ -195,7 +204,7 @@ def test_rewards_of_pictures_are_given_hostile_pictures(folder: Path) -> None:
 
 def test_a_model_that_is_no_language_model_has_no_processor(folder: Path) -> None:
     policy = folder / "policy.py"
-    policy.write_text("class Policy:\n    def __init__(self, config, *, path, device, engine): ...\n")
+    policy.write_text("class Policy:\n    def __init__(self, path, *, device, engine): ...\n")
     (folder / "model").mkdir()
     (folder / "model" / "model_index.json").write_text("{}")
     model = {"path": str(folder / "model"), "policy": f"{policy}:Policy"}
@@ -252,7 +261,7 @@ def test_hostile_completions_are_what_they_say() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from mmrl_core.testing.tiny import build_tiny
+    from mmrl_core.testing import build_tiny
 
     path = tmp_path_factory.mktemp("tiny") / "model"
     build_tiny("qwen2_5_vl", path)
@@ -265,7 +274,8 @@ def test_prompts_are_held_against_the_limit_of_the_model(folder: Path, tiny_mode
     assert problems(findings) == []
     length = next(finding.what for finding in findings if "tokens" in finding.what)
     assert "(model.max_prompt_tokens: 8192)" in length
-    told = problems(check_task(config_of(folder, "exact", model=model | {"max_prompt_tokens": 10})))
+    policy = {"name": "language_model", "max_prompt_tokens": 10}
+    told = problems(check_task(config_of(folder, "exact", model=model | {"policy": policy})))
     assert len(told) == 1 and "more than model.max_prompt_tokens: 10" in told[0]
 
 
@@ -314,10 +324,10 @@ def test_frames_of_a_video_are_shown_side_by_side() -> None:
 
     frames = torch.zeros(20, 3, 6, 8, dtype=torch.uint8)
     frames[-1] = 255
-    sheet, what = checks._contact_sheet(frames)
+    sheet, what = preview._contact_sheet(frames)
     assert sheet.size == (64, 6) and what == "8 of 20 video frames"
     assert sheet.getpixel((0, 0)) == (0, 0, 0) and sheet.getpixel((63, 5)) == (255, 255, 255)
-    assert checks._contact_sheet(frames[:2])[0].size == (16, 6)
+    assert preview._contact_sheet(frames[:2])[0].size == (16, 6)
 
 
 def plugin_with(register: Callable[[Registry], None], tasks: Mapping[str, TaskEntry] | None = None) -> Plugins:
@@ -339,8 +349,8 @@ def test_a_sound_plugin_has_no_problem() -> None:
 def test_what_is_wrong_with_a_plugin_is_told() -> None:
     def register(registry: Registry) -> None:
         registry.add("reward", "gone", "mmrl_core.scoring.runner:gone", "not there")
-        registry.add("reward", "number", "mmrl_core.scoring.runner:MAX_REWARD", "not a function")
-        registry.add("reward", "silent", "mmrl_core.scoring.runner:_Reward._too_long", "no docstring")
+        registry.add("reward", "number", "mmrl_core.scoring.reading:MAX_REWARD", "not a function")
+        registry.add("reward", "silent", "mmrl_core.scoring.call:Reward._too_long", "no docstring")
         registry.registering("other").add("reward", "gone", "mmrl_core.scoring.runner:gone", "somebody else's")
 
     tasks = {

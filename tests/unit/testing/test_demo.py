@@ -8,24 +8,13 @@ import torch
 from sklearn.datasets import load_digits, load_sample_images
 
 from mmrl_core.errors import ConfigError, TaskDataError
-from mmrl_core.testing.demo import (
-    CLASS_WORDS,
-    NUM_SCANS,
-    build_model,
-    build_processor,
-    check_size_px,
-    cut_patches,
-    ink_masks,
-    new_model_folder,
-    normalize_patches,
-    photographs,
-    pretrain_tower,
-    scan_ids_by_class,
-    split_pattern,
-    tower_features,
-    write_aside,
-)
-from mmrl_core.testing.tiny import SHORT_CHAT_TEMPLATE, UNSAMPLED_TOKENS, build_tokenizer, train_tokenizer
+from mmrl_core.testing.demo_files import write_aside
+from mmrl_core.testing.models.demo import build_model, build_processor, split_pattern
+from mmrl_core.testing.models.folder import new_model_folder
+from mmrl_core.testing.models.pictures import CLASS_WORDS, NUM_SCANS, ink_masks, photographs, scan_ids_by_class
+from mmrl_core.testing.models.templates import SHORT_CHAT_TEMPLATE
+from mmrl_core.testing.models.tokenizer import UNSAMPLED_TOKENS, build_tokenizer, train_tokenizer
+from mmrl_core.testing.models.tower import check_size_px, cut_patches, normalize_patches, pretrain_tower, tower_features
 
 SIDE_PX = 84
 SIZES = dict(hidden_size=32, num_layers=1, vision_size=32, vision_layers=2, num_heads=2)

@@ -11,16 +11,9 @@ import torch
 from PIL import Image
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.testing.tiny import (
-    AUDIO_WINDOW_S,
-    CONTROL_TOKENS,
-    SLIDING_WINDOW,
-    TINY_KINDS,
-    UNSAMPLED_AUDIO_TOKENS,
-    UNSAMPLED_TOKENS,
-    VOCAB_SIZE,
-    build_tiny,
-)
+from mmrl_core.testing.models.sizes import AUDIO_WINDOW_S, SLIDING_WINDOW
+from mmrl_core.testing.models.tiny import TINY_KINDS, build_tiny
+from mmrl_core.testing.models.tokenizer import CONTROL_TOKENS, UNSAMPLED_AUDIO_TOKENS, UNSAMPLED_TOKENS, VOCAB_SIZE
 
 VISION_KINDS = ("qwen2_vl", "qwen2_5_vl")
 AUDIO_KINDS = ("qwen2_audio",)
@@ -86,7 +79,7 @@ def audio_chat(processor, text, *audios):
 
 def test_listing_kinds_imports_neither_torch_nor_transformers():
     code = (
-        "import sys; from mmrl_core.testing.tiny import TINY_KINDS; "
+        "import sys; from mmrl_core.testing import TINY_KINDS; "
         "assert all(kind.description for kind in TINY_KINDS.values()); "
         "print([name for name in ('torch', 'transformers', 'tokenizers') if name in sys.modules])"
     )
@@ -351,7 +344,7 @@ def test_an_empty_directory_and_missing_parents_are_fine(tmp_path):
 
 
 def test_a_failed_build_leaves_nothing_behind(tmp_path, monkeypatch):
-    from mmrl_core.testing.tiny import TinyKind
+    from mmrl_core.testing.models.tiny import TinyKind
 
     def fail(directory: Path) -> None:
         (directory / "config.json").write_text("{}")

@@ -1,0 +1,81 @@
+"""`mmrl train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmrl_core.cli.command import Command, add_task
+from mmrl_core.errors import MMRLError
+
+if TYPE_CHECKING:
+    from mmrl_core.config import RunConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_task(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="run directory (default: runs/<task name>-<date>-<time>)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output (default: start one)")
+    parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, and do not train")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from mmrl_core.config import load_config
+
+    config = load_config(arguments.task, arguments.overrides)
+    if arguments.dry_run:
+        from mmrl_core.cli.dry_run import check_run
+
+        print(*check_run(config), sep="\n")
+        return
+    output = _run_directory(config, arguments.output, arguments.resume)
+
+    from mmrl_core.trainer import train
+
+    train(config, output, arguments.resume)
+
+
+def _run_directory(config: RunConfig, output: Path | None, resume: bool) -> Path:
+    """The folder that the run is written to, after the checks that it overwrites nothing and resumes the same run."""
+    if resume:
+        if output is None:
+            raise MMRLError("--resume needs --output, the run directory to go on with.")
+        if not output.is_dir():
+            raise MMRLError(f"there is no run in {output} to resume. Leave out --resume to start one.")
+        if (output / "config.yaml").is_file():
+            _refuse_other_config(config, output / "config.yaml")
+        return output
+    if output is None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise MMRLError("several processes would each choose a run directory by the clock: name one with --output.")
+        import datetime
+
+        output = Path("runs") / f"{config.name.replace('/', '-')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    first_process = os.environ.get("RANK", "0") == "0"  # when the others look, the first may have begun to write
+    if output.is_file() or (first_process and output.is_dir() and any(output.iterdir())):
+        raise MMRLError(f"{output} exists and is not empty. Add --resume to go on with it, or name another --output.")
+    return output
+
+
+def _refuse_other_config(config: RunConfig, path: Path) -> None:
+    from mmrl_core.config import differing_keys, load_config
+
+    if differences := differing_keys(load_config(str(path)), config):
+        listed = "\n".join(f"  {line}" for line in differences)
+        raise MMRLError(
+            f"the config is not that of the run, {path}:\n{listed}\n"
+            "Resume with the same task and overrides, or start a new run with another --output."
+        )
+
+
+COMMAND = Command(
+    "train",
+    "Train a policy as a task config says.",
+    "mmrl train visual_rft/demo_detection stages.0.steps=5 --output runs/first",
+    add_arguments,
+    run,
+)

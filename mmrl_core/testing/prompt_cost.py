@@ -1,0 +1,62 @@
+"""What a prompt costs a policy, known without its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmrl_core.config.schema import ModelConfig
+from mmrl_core.errors import PluginError, PolicyError
+from mmrl_core.plugins import Plugins
+from mmrl_core.starting_model import local_model
+from mmrl_core.testing.sections import Finding
+from mmrl_core.types import Prompt
+
+
+def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) -> Any:
+    """`preview` of the policy's class; None if it has none, or the model does not lie on this machine."""
+    try:
+        policy_class = plugins.registry.get("policy", model.policy.name).load()
+    except PluginError:  # found before
+        return None
+    if model.path is None or not hasattr(policy_class, "preview"):
+        return None
+    try:
+        if (path := local_model(model.path)) is None:
+            return None
+        return policy_class.preview(path, revision=model.revision, **model.policy.options)
+    except PolicyError as error:
+        findings.append(Finding(False, str(error)))
+    except Exception as error:  # transformers raises anything on a broken folder
+        findings.append(Finding(False, f"model.path: the processor of {model.path} cannot be loaded: {error}"))
+    return None
+
+
+def length_finding(where: str, prompts: Sequence[Prompt], preview: Any) -> Finding:
+    limit = preview.max_prompt_tokens
+    try:
+        lengths = {prompt.id: preview.prompt_length(prompt) for prompt in prompts}
+    except Exception as error:  # a processor is foreign code
+        return Finding(False, f"{where}: the model's processor raised {type(error).__name__}: {error}")
+    longest = max(lengths, key=lambda key: lengths[key])
+    what = f"{where}: the longest prompt read, {longest}, has {lengths[longest]} tokens"
+    if lengths[longest] <= limit:
+        return Finding(True, f"{what} (model.max_prompt_tokens: {limit})")
+    return Finding(
+        False,
+        f"{what}, more than model.max_prompt_tokens: {limit}. Raise the limit, shorten the prompt, "
+        "or lower model.max_pixels; prompts are never cut",
+    )
+
+
+def as_the_model_sees(prompt: Prompt, preview: Any) -> list[str]:
+    """Lines of a preview: the rendering of the chat template and the number of tokens; none without a `preview`."""
+    if preview is None:
+        return []
+    try:
+        rendered, num_tokens = preview.prompt_text(prompt), preview.prompt_length(prompt)
+    except Exception as error:  # a processor is foreign code
+        return [f"--- the model's processor raised {type(error).__name__}: {error}"]
+    limit = preview.max_prompt_tokens
+    over = f", MORE THAN model.max_prompt_tokens: {limit}" if num_tokens > limit else ""
+    return [f"--- as the model sees it: {num_tokens} tokens{over}, placeholders of media expanded", rendered]

@@ -1,0 +1,115 @@
+"""Checks of rewards: gold answers score the maximum, hostile completions are safe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmrl_core.config import RewardConfig
+from mmrl_core.errors import MMRLError
+from mmrl_core.plugins import Plugins
+from mmrl_core.scoring import Judgement, RewardRunner
+from mmrl_core.testing.hostile import READS, hostile_completions
+from mmrl_core.testing.sections import Finding, Section, some
+from mmrl_core.types import Prompt
+
+NUM_HOSTILE_ROWS = 3  # rows whose samples meet the hostile completions
+MAX_HOSTILE_S = 10.0  # a reward that needs longer for one completion would hold up a run, whatever its timeout_s
+TOLERANCE = 1e-6
+
+
+def reward_findings(section: Section, prompts: Sequence[Prompt], plugins: Plugins) -> list[Finding]:
+    """Check each reward of a section on the gold answers of its prompts, and on hostile completions."""
+    findings = []
+    for config in section.part.rewards:
+        reads = plugins.registry.get("reward", config.name).details.get("reads", "text")
+        # No picture can make a parser run for ever, and a network takes its time with the first one.
+        limit_s = min(config.timeout_s, MAX_HOSTILE_S) if reads == "text" else config.timeout_s
+        quick = config.model_copy(update={"timeout_s": limit_s})
+        name = f"{section.name}reward {config.key!r}"
+        runner = RewardRunner(plugins, [quick])
+        try:
+            runner.judge(config.key, [], [])
+        except MMRLError as error:
+            findings.append(Finding(True, f"{name}: skipped: {error}"))
+            continue
+        if reads not in READS:
+            findings.append(Finding(True, f"{name}: skipped: it reads {reads!r}; known: {', '.join(READS)}"))
+            continue
+        if reads == "text":
+            findings.append(_gold_finding(name, runner, config, prompts))
+        findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], hostile_completions(reads))
+    return findings
+
+
+def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt]) -> Finding:
+    maximum = runner.maximum(config.key)
+    answered = [prompt for prompt in prompts if prompt.answer]
+    if not answered:
+        return Finding(True, f"{name}: gold answer: skipped, the rows have none (prompt.answer)")
+    judgements: dict[str, Judgement] = {}
+    for prompt in answered:  # one by one: neighbours with equal rows are no group here
+        judgements[prompt.id] = runner.judge(config.key, [prompt.answer], [prompt.sample])[0]
+    if failed := {key: j.failure for key, j in judgements.items() if j.failure is not None}:
+        first = next(iter(failed))
+        return Finding(False, f"{name}: gold answer: fails on {some(list(failed))}; {first}: {failed[first]}")
+    scored = {key: j.value for key, j in judgements.items() if j.value is not None}
+    if not scored:
+        return Finding(True, f"{name}: gold answer: skipped, it leaves the gold answers of all rows unscored")
+    if maximum is None:
+        return Finding(True, f"{name}: gold answer: scored on {len(scored)} rows; the reward declares no maximum")
+    if wrong := [key for key, value in scored.items() if abs(value - maximum) > TOLERANCE * max(1.0, abs(maximum))]:
+        first = wrong[0]
+        answer = next(prompt.answer for prompt in answered if prompt.id == first)
+        return Finding(
+            False,
+            f"{name}: gold answer: not the maximum {maximum:g} on {some(wrong)}; "
+            f"{first} scores {scored[first]:g} for {_shown(answer)}",
+        )
+    return Finding(True, f"{name}: gold answer: scores the maximum, {maximum:g}, on {len(scored)} rows")
+
+
+def _hostile_findings(
+    name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt], hostile: Mapping[str, Any]
+) -> Iterator[Finding]:
+    maximum = runner.maximum(config.key)
+    sound = True
+    for description, completion in hostile.items():
+        for prompt in prompts:
+            start = time.monotonic()
+            first = runner.judge(config.key, [completion], [prompt.sample])[0]
+            elapsed_s = time.monotonic() - start
+            too_slow = elapsed_s >= config.timeout_s
+            # A call that never lets go of the interpreter, as regular expressions do, is late without being abandoned.
+            problem = f"takes {elapsed_s:.1f} s" if too_slow and first.failure is None else first.failure or ""
+            if not problem:
+                second = runner.judge(config.key, [completion], [prompt.sample])[0]
+                problem = _hostile_problem(first, second, maximum)
+            if problem:
+                sound = False
+                yield Finding(False, f"{name}: {description}, on {prompt.id}: {problem}")
+                if too_slow:  # the rest may take as long each
+                    return
+                break  # on one row is enough
+    if sound:
+        yield Finding(True, f"{name}: {len(hostile)} empty, garbage and hostile completions are safe")
+
+
+def _hostile_problem(first: Judgement, second: Judgement, maximum: float | None) -> str:
+    """What is wrong with two judgements of one hostile completion; "" if nothing is."""
+    if second.failure:
+        return f"the second time: {second.failure}"
+    if first.value != second.value or first.parts != second.parts:
+        return f"scores {_number(first.value)}, and the next time {_number(second.value)}"
+    if first.value is not None and maximum is not None and first.value > maximum + TOLERANCE * max(1.0, abs(maximum)):
+        return f"scores {first.value:g}, above the maximum {maximum:g} that the reward declares"
+    return ""
+
+
+def _number(value: float | None) -> str:
+    return "unscored" if value is None else f"{value:g}"
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:200]!r}..."
