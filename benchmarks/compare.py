@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from mmrl_core.support import written_aside
+
 ENGINES = ("mmrl", "trl")
 IMAGE_SIZES_PX = {150: 280, 450: 560, 1000: 868}
 """About so many prompt tokens -> width and height of its picture; one token is 28 x 28 px, the question the rest."""
@@ -101,9 +103,8 @@ def collect(points: Sequence[Point], arguments: argparse.Namespace) -> list[Resu
                 print(f"{point} repeat {repeat + 1} {engine} ...", file=sys.stderr, flush=True)
                 result = measure(point, engine, arguments)
                 done.append({"key": key, "result": result})
-                unfinished = output.with_name(output.name + ".unfinished")
-                unfinished.write_text(json.dumps(done, indent=1) + "\n")
-                os.replace(unfinished, output)
+                with written_aside(output) as aside:
+                    aside.write_text(json.dumps(done, indent=1) + "\n")
                 print(f"    {result['seconds_median']:.2f} s a step", file=sys.stderr, flush=True)
     keys = [(entry["key"]["point"], entry["key"]["repeat"]) for entry in done]
     wanted = [asdict(point) for point in points]

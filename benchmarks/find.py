@@ -25,10 +25,11 @@ from torch import Tensor
 from mmrl_core.checkpoint import find_checkpoint
 from mmrl_core.config import RunConfig, load_config
 from mmrl_core.data import PromptSource
-from mmrl_core.discovery import load_plugins
+from mmrl_core.plugins import load_plugins
 from mmrl_core.policy import Policy, make_policy
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
+from mmrl_core.support import written_aside
 from mmrl_core.types import Prompt, Sampling
 from mmrl_find.metrics import diversity, win_rate
 from mmrl_find.policy import NoisePolicy, diffusion_prompt
@@ -90,7 +91,7 @@ def unique_prompts(config: RunConfig) -> list[Prompt]:
 def load_policy(config: RunConfig, weights: Path | None = None) -> Policy:
     """The policy of a config as it starts, or with the weights of a checkpoint."""
     plugins = load_plugins()
-    policy = make_policy(config, plugins, path=starting_model(config, plugins), device="cpu")
+    policy = make_policy(config, plugins.registry, path=starting_model(config, plugins.registry), device="cpu")
     if weights is not None:
         policy.load(weights)
     return policy
@@ -225,9 +226,8 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> Results:
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """What is measured, or what was when the file was written."""
     if not path.is_file():
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(measure()))
-        unfinished.rename(path)
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(measure()))
     return json.loads(path.read_text())
 
 

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from mmrl_core.lazy import lazy_names
+from mmrl_core.support import lazy_names
 
 if TYPE_CHECKING:
     from mmrl_core.conversation import Question, Reply, Tool, ToolContext
     from mmrl_core.errors import MMRLError, ToolError
     from mmrl_core.hookspecs import hookimpl
-    from mmrl_core.registry import Registry
+    from mmrl_core.plugins.registry import Registry
     from mmrl_core.types import Batch, Prompt, RewardView, Rollout, RolloutGroup, Row, Sampling, Scores
 
 __all__ = [
@@ -37,7 +37,7 @@ __getattr__ = lazy_names(
         "MMRLError": "errors",
         "Prompt": "types",
         "Question": "conversation",
-        "Registry": "registry",
+        "Registry": "plugins.registry",
         "Reply": "conversation",
         "RewardView": "types",
         "Rollout": "types",

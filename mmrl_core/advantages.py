@@ -1,14 +1,4 @@
-"""Rewards into advantages: first pure functions on plain tensors, then the stages that a config lists.
-
-A stage is ``stage(advantages, view, **options) -> advantages``, and a config lists stages in order. The first receives
-``view.rewards`` [B], each later one what the previous returned, [B] or [B, T]. The stage ``x`` is ``x_stage`` below:
-
-    [group_relative]                                   GRPO
-    [{name: group_relative, divide_by_std: none}]      Dr. GRPO; the same as [group_mean]
-    [leave_one_out]                                    RLOO
-    [discounted_returns, whiten]                       REINFORCE++
-    [group_mean, whiten]                               REINFORCE++-baseline
-    [normalise_each_reward, normalise_over_batch]      GDPO: several rewards, each on its own scale
+"""Rewards into advantages: pure functions on plain tensors. `advantage_stages.py` makes stages of them.
 
 Rules that hold throughout: an unscored trajectory (reward NaN) is left out of every mean and std and gets advantage 0;
 a group whose rewards are all equal, or that has one scored member, gets exactly 0; group statistics count each
@@ -19,13 +9,12 @@ all processes if ``reduce_sum`` is passed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.types import RewardView
 
 ReduceSum = Callable[[Tensor], Tensor]
 """Adds up a tensor over all processes. Every process calls it equally often, with the same shapes."""
@@ -35,7 +24,8 @@ FLAT_TOLERANCE = 1e-6
 sum (a few 1e-8 in float32) would be divided by a std of the same size, and noise would become a training signal."""
 
 
-def _this_process_alone(tensor: Tensor) -> Tensor:
+def this_process_alone(tensor: Tensor) -> Tensor:
+    """The `ReduceSum` of a single process."""
     return tensor
 
 
@@ -45,7 +35,7 @@ def group_relative_advantages(
     *,
     divide_by_std: Literal["group", "batch", "none"] = "group",
     eps: float = 1e-4,
-    reduce_sum: ReduceSum = _this_process_alone,
+    reduce_sum: ReduceSum = this_process_alone,
 ) -> Tensor:
     """Compare each reward with its group: (reward - mean) / (std + eps).
 
@@ -117,7 +107,7 @@ def varying_groups(metric: Tensor, group_ids: Tensor) -> Tensor:
     tensor([False, False,  True,  True, False, False])
     """
     metric = _detached_float(metric)
-    index, num_groups = _index_of(group_ids)
+    index, num_groups = index_of(group_ids)
     unscored = metric.isnan()
     infinity = metric.new_full((num_groups,), torch.inf)
     lowest = infinity.scatter_reduce(0, index, metric.masked_fill(unscored, torch.inf), "amin")
@@ -183,7 +173,7 @@ def discounted_returns(
     return expand_to_tokens(in_given_order, mask)
 
 
-def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8, reduce_sum: ReduceSum = _this_process_alone) -> Tensor:
+def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8, reduce_sum: ReduceSum = this_process_alone) -> Tensor:
     """Give the masked values mean 0 and variance 1: (value - mean) / sqrt(variance + eps).
 
     Args:
@@ -206,7 +196,7 @@ def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8, reduce_sum: Reduc
 
 
 def batch_normalised_advantages(
-    advantages: Tensor, *, eps: float = 1e-4, reduce_sum: ReduceSum = _this_process_alone
+    advantages: Tensor, *, eps: float = 1e-4, reduce_sum: ReduceSum = this_process_alone
 ) -> Tensor:
     """Normalise over the batch, each trajectory counting once: (advantage - mean) / (std + eps).
 
@@ -245,72 +235,6 @@ def expand_to_tokens(advantages: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, advantages, 0.0)
 
 
-# Stages: what a config lists under `advantage`.
-
-
-def group_relative_stage(
-    advantages: Tensor,
-    view: RewardView,
-    *,
-    divide_by_std: Literal["group", "batch", "none"] = "group",
-    eps: float = 1e-4,
-    reduce_sum: ReduceSum = _this_process_alone,
-) -> Tensor:
-    """[B] -> [B]: `group_relative_advantages`, each trajectory counting once."""
-    options = {"divide_by_std": divide_by_std, "eps": eps, "reduce_sum": reduce_sum}
-    return _for_each_trajectory(group_relative_advantages, advantages, view, **options)
-
-
-def group_mean_stage(advantages: Tensor, view: RewardView) -> Tensor:
-    """[B] -> [B]: subtract the mean of the group and keep the units; `group_relative` with divide_by_std none."""
-    return _for_each_trajectory(group_relative_advantages, advantages, view, divide_by_std="none")
-
-
-def leave_one_out_stage(advantages: Tensor, view: RewardView) -> Tensor:
-    """[B] -> [B]: `leave_one_out_advantages`, each trajectory counting once."""
-    return _for_each_trajectory(leave_one_out_advantages, advantages, view)
-
-
-def normalise_each_reward_stage(advantages: Tensor, view: RewardView, *, eps: float = 1e-4) -> Tensor:
-    """[B] -> [B]: normalise every reward in its group, then add them up with their weights.
-
-    Reads ``view.components`` and ``view.weights``, not the previous stage. A reward that could not score a trajectory
-    adds 0 to it. Usually followed by `normalise_over_batch` (each trajectory counts once, as in TRL) or `whiten`
-    (each token counts once).
-
-    Source: TRL's ``multi_objective_aggregation="normalize_then_sum"``; GDPO, arXiv:2601.05242.
-    """
-    total = torch.zeros_like(advantages)
-    for name, rewards in view.components.items():
-        group_relative = _for_each_trajectory(group_relative_advantages, rewards, view, eps=eps)
-        total = total + view.weights[name] * group_relative
-    return total
-
-
-def normalise_over_batch_stage(
-    advantages: Tensor, view: RewardView, *, eps: float = 1e-4, reduce_sum: ReduceSum = _this_process_alone
-) -> Tensor:
-    """[B] -> [B]: `batch_normalised_advantages`, each trajectory counting once."""
-
-    def normalised(values: Tensor, group_ids: Tensor) -> Tensor:
-        return batch_normalised_advantages(values, eps=eps, reduce_sum=reduce_sum)
-
-    return _for_each_trajectory(normalised, advantages, view)
-
-
-def discounted_returns_stage(advantages: Tensor, view: RewardView, *, gamma: float = 1.0) -> Tensor:
-    """[B] -> [B, T]: `discounted_returns` of ``view.token_rewards``; what an earlier stage made is not read."""
-    return discounted_returns(view.token_rewards, view.mask, gamma=gamma, trajectory_ids=view.trajectory_ids)
-
-
-def whiten_stage(
-    advantages: Tensor, view: RewardView, *, eps: float = 1e-8, reduce_sum: ReduceSum = _this_process_alone
-) -> Tensor:
-    """[B] or [B, T] -> [B, T]: `whiten` over the trained tokens of scored trajectories."""
-    tokens = view.mask & ~view.rewards.isnan()[:, None]
-    return whiten(expand_to_tokens(advantages, tokens), tokens, eps=eps, reduce_sum=reduce_sum)
-
-
 # Shared arithmetic.
 
 
@@ -318,7 +242,7 @@ def _detached_float(values: Tensor) -> Tensor:
     return values.detach() if values.is_floating_point() else values.detach().float()
 
 
-def _index_of(ids: Tensor) -> tuple[Tensor, int]:
+def index_of(ids: Tensor) -> tuple[Tensor, int]:
     """Ids of any value -> position among the distinct ids, and how many of these there are."""
     distinct, index = torch.unique(ids, return_inverse=True)
     return index, distinct.numel()
@@ -329,7 +253,7 @@ def _centre_in_groups(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tenso
     if rewards.shape != group_ids.shape:
         raise ValueError(f"rewards have shape {tuple(rewards.shape)} but group_ids {tuple(group_ids.shape)}")
     rewards = _detached_float(rewards)
-    index, num_groups = _index_of(group_ids)
+    index, num_groups = index_of(group_ids)
     scored = ~rewards.isnan()
 
     def group_sum(values: Tensor) -> Tensor:
@@ -368,22 +292,3 @@ def _suffix_sums(values: Tensor, discounts: Tensor) -> Tensor:
         discounts = discounts * torch.nn.functional.pad(discounts[reach:], (0, reach))
         reach *= 2
     return values
-
-
-def _for_each_trajectory(function: Callable[..., Tensor], values: Tensor, view: RewardView, **options: Any) -> Tensor:
-    """Apply function(values [N], group_ids [N], **options) -> [N] with one entry per trajectory; [B] -> [B]."""
-    if values.dim() != 1:
-        raise ConfigError(
-            f"this stage compares trajectories and takes advantages [B], but got shape {tuple(values.shape)}: "
-            "put it before the stages that give one advantage per token"
-        )
-    trajectory, num_trajectories = _index_of(view.trajectory_ids)
-    rows = torch.arange(len(values), device=values.device)
-    first_row = rows.new_full((num_trajectories,), len(values)).scatter_reduce(0, trajectory, rows, "amin")
-    values = values.masked_fill(view.rewards.isnan(), torch.nan)
-    if not torch.allclose(values[first_row][trajectory], values, rtol=0, atol=0, equal_nan=True):
-        raise ConfigError(
-            "this stage compares trajectories, but an earlier stage gave the rows of one trajectory different "
-            "advantages: put it before that stage"
-        )
-    return function(values[first_row], view.group_ids[first_row], **options)[trajectory]

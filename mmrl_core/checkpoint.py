@@ -13,11 +13,13 @@ import os
 import random
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.errors import CheckpointError
+from mmrl_core.errors import CheckpointError, HookResultError
+from mmrl_core.run import TrainState
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
@@ -25,29 +27,43 @@ if TYPE_CHECKING:
 STATE_FILE = "state.json"
 
 
-@dataclass
-class TrainState:
-    """Where a run stands; with weights, optimiser and generators, all that a resumed run needs.
+class PluginStates:
+    """States of plugins as they are now, to be saved later if a step fails. Nothing of the size of a tensor is copied.
 
-    Attributes:
-        stage: index of the stage that runs next.
-        stage_step: steps of it that are done.
-        step: steps done in all.
-        position: rows of the stage's data drawn so far, over all epochs.
-        epoch: passes over the stage's data that are complete.
-        elapsed_s: training time so far, of all processes that worked on the run one after another.
-        metrics_bytes: length of metrics.jsonl; what stands behind it is written again after a resume.
-        evaluated: labels of the evaluations that are done.
+    Containers are copied and tensors shared, so a plugin must not change a tensor in place that it has handed out;
+    torch counts such changes, and `unchanged` finds them.
     """
 
-    stage: int = 0
-    stage_step: int = 0
-    step: int = 0
-    position: int = 0
-    epoch: int = 0
-    elapsed_s: float = 0.0
-    metrics_bytes: int = 0
-    evaluated: list[str] = field(default_factory=list)
+    def __init__(self, states: Mapping[str, Any]) -> None:
+        """
+        Args:
+            states: plugin -> numbers, strings, lists, tuples, dicts and tensors.
+        """
+        self._tensors: list[tuple[str, Any, int]] = []
+        self._states = {name: self._copied(name, state) for name, state in states.items()}
+
+    def _copied(self, plugin: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._copied(plugin, item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(self._copied(plugin, item) for item in value)
+        if hasattr(value, "_version"):  # a tensor
+            self._tensors.append((plugin, value, value._version))
+        return value
+
+    def unchanged(self) -> dict[str, Any]:
+        """The states.
+
+        Raises:
+            HookResultError: a plugin has since changed a tensor in place, so that its state is lost.
+        """
+        for plugin, tensor, version in self._tensors:
+            if tensor._version != version:
+                raise HookResultError(
+                    f"plugin {plugin!r} changed a tensor in place that mmrl_save_state had returned, so the state "
+                    "before the failed step is lost. Let the hook return a copy of what it changes in place."
+                )
+        return self._states
 
 
 def save_checkpoint(
@@ -55,14 +71,14 @@ def save_checkpoint(
     state: TrainState,
     policy: Policy,
     optimizer: Any,
-    plugin_state: dict[str, Any],
+    plugin_state: Mapping[str, Any],
     *,
     keep: int,
     generators: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `checkpoints/step-N`; keep the newest `keep` up to it, and none behind it.
+    """Write `checkpoints/step-N`; keep the newest `keep` up to it, and none of later steps.
 
-    What lies behind it is torn, or was written by a run that this one has started over.
+    Those of later steps are torn, or were written by a run that this one has started over.
 
     Args:
         optimizer: a torch optimiser, or None between stages.
@@ -83,7 +99,7 @@ def save_checkpoint(
     training = {
         "optimizer": None if optimizer is None else optimizer.state_dict(),
         "generators": generator_states() if generators is None else generators,
-        "plugins": plugin_state,
+        "plugins": dict(plugin_state),
     }
     torch.save(training, aside / "training.pt")
     sizes = {str(path.relative_to(aside)): path.stat().st_size for path in sorted(aside.rglob("*")) if path.is_file()}

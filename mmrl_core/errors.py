@@ -3,6 +3,7 @@
 MMRLError
 ├── ConfigError       a task config is wrong: file, line, what, nearest valid key
 ├── PluginError       a plugin cannot be loaded, or lacks what a task names
+├── MissingPackageError   an optional package is not installed
 ├── TaskDataError     a data file or row is wrong
 │   └── MediaError    an image, video or audio file cannot be read
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
@@ -27,6 +28,10 @@ class ConfigError(MMRLError):
 
 class PluginError(MMRLError):
     """A plugin failed to load, or no plugin provides a name that is asked for."""
+
+
+class MissingPackageError(MMRLError):
+    """A package of an extra of mmrl-core is not installed; see `mmrl_core.support.extras.need`."""
 
 
 class TaskDataError(MMRLError):

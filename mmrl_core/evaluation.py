@@ -12,10 +12,9 @@ from mmrl_core.checkpoint import find_checkpoint
 from mmrl_core.config import PartConfig, RunConfig, check_components, parts_of
 from mmrl_core.conversation import make_environment
 from mmrl_core.data import PromptSource, in_turns
-from mmrl_core.discovery import Plugins, load_plugins
 from mmrl_core.errors import ConfigError
+from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.policy import make_policy
-from mmrl_core.registry import call_with_options
 from mmrl_core.runs import peak_memory_mib, weights_mib
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
@@ -71,10 +70,8 @@ class Evaluator:
         config = self._config
         runner = RewardRunner(self._plugins, {part.name: part.rewards for part in self._parts})
         strategy = config.rollout.strategy
-        rollout = self._plugins.registry.get("strategy", strategy.name).load()
-        options = dict(strategy.options)
-        if self._environment is not None:
-            options["environment"] = self._environment
+        rollout = self._plugins.registry.get("strategy", strategy.name)
+        given = {} if self._environment is None else {"environment": self._environment}
         metrics: dict[str, float] = {}
         for temperature in config.eval.temperatures:
             groups: list[RolloutGroup] = []
@@ -85,7 +82,7 @@ class Evaluator:
             )
             for start in range(0, len(prompts), config.eval.batch_size):
                 batch = prompts[start : start + config.eval.batch_size]
-                groups += call_with_options(rollout, policy, batch, 1, sampling, options=options, name=strategy.name)
+                groups += rollout.call(policy, batch, 1, sampling, options=strategy.options, **given)
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             totals = []
@@ -119,8 +116,8 @@ class Evaluator:
         samples = [{**group.prompt.sample, **group.rollouts[0].outcome} for group in groups]
         metrics: dict[str, float] = {}
         for metric in part.metrics:
-            function = self._plugins.registry.get("metric", metric.name).load()
-            metrics |= call_with_options(function, completions, samples, options=metric.options, name=metric.name)
+            entry = self._plugins.registry.get("metric", metric.name)
+            metrics |= entry.call(completions, samples, options=metric.options)
         return metrics
 
     def _load(self) -> list[Prompt]:
@@ -166,8 +163,8 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
     plain_model = (checkpoint / "config.json").is_file()
     weights = checkpoint if plain_model else find_checkpoint(checkpoint) / "model"
     policy_class = plugins.registry.get("policy", config.model.policy.name).load()
-    path = starting_model(config, plugins) if policy_class.needs_base(weights) else weights
-    policy = make_policy(config, plugins, path=path, device=device)
+    path = starting_model(config, plugins.registry) if policy_class.needs_base(weights) else weights
+    policy = make_policy(config, plugins.registry, path=path, device=device)
     try:
         if path is not weights:
             policy.load(weights)

@@ -2,15 +2,19 @@
 
 *Registration*: `mmrl_register` runs once for each installed plugin and must stay light (no torch).
 *Behaviour*: everything else fires only for what the task config names under `plugins:`, so that installing a package
-never changes somebody else's run: plugins, whose module holds the hooks, and registered behaviours, classes that hold
-them as methods, of which each run makes an object of its own with the options in its config. The core's own behaviour
-is a plugin too and answers last. Hooks that return something are `firstresult`: the first plugin to return other than
-None decides. To change what others return, write a wrapper (`@hookimpl(wrapper=True)`: `result = yield`, then return
-the new one). A plugin may leave out arguments.
+never changes somebody else's run. These are plugins, whose module holds the hooks, and registered behaviours, classes
+that hold them as methods; each run makes an object of such a class with the options in its config. The core's own
+behaviour is a plugin too and answers last. Hooks that return something are `firstresult`: the first plugin to return
+other than None decides. To change what others return, write a wrapper (`@hookimpl(wrapper=True)`: `result = yield`,
+then return the new one). A plugin may leave out arguments. An error in a hook, and a result of the wrong shape, are
+reported with the names of the plugin and the hook.
 
-`run` is the running `mmrl_core.trainer.Trainer`: read `run.config`, `run.stage`, `run.policy`, `run.state`. With
-`rollout.steps_ahead`, `mmrl_rollout`, `mmrl_after_rollout` and `mmrl_score` of the next step run in another thread,
-while `run.state.step` is that of the step that trains.
+`run` is a `mmrl_core.run.Run`. With `rollout.steps_ahead`, `mmrl_rollout` and `mmrl_score` of the next step run in
+another thread, while `run.state.step` is that of the step that trains.
+
+A step calls `mmrl_prompts`, `mmrl_rollout`, `mmrl_score`, `mmrl_shape_rewards` and `mmrl_select_groups` once for each
+round of dynamic sampling, else once; `mmrl_policy_loss` once for each micro-batch; the others once. A supervised step
+calls `mmrl_policy_loss`, `mmrl_after_update` and `mmrl_step_end` alone.
 """
 
 from __future__ import annotations
@@ -23,9 +27,9 @@ import pluggy
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmrl_core.config import RunConfig
-    from mmrl_core.registry import Registry
-    from mmrl_core.trainer import Trainer
+    from mmrl_core.config.schema import RunConfig
+    from mmrl_core.plugins.registry import Registry
+    from mmrl_core.run import Run
     from mmrl_core.types import Batch, LossInputs, Prompt, RewardView, RolloutGroup, Scores, TokenStats
 
 PROJECT = "mmrl"
@@ -53,12 +57,12 @@ def mmrl_configure(config: RunConfig) -> None:
 
 
 @hookspec
-def mmrl_stage_start(run: Trainer) -> None:
+def mmrl_stage_start(run: Run) -> None:
     """A stage begins, or is resumed. `run.stage` is its config; its optimiser exists; no step has run yet."""
 
 
 @hookspec(firstresult=True)
-def mmrl_prompts(run: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt] | None:
+def mmrl_prompts(run: Run, prompts: Sequence[Prompt]) -> Sequence[Prompt] | None:
     """Choose or change the prompts of a step, before the rollout.
 
     :param prompts: of this process, as the data order gives them.
@@ -67,7 +71,7 @@ def mmrl_prompts(run: Trainer, prompts: Sequence[Prompt]) -> Sequence[Prompt] | 
 
 
 @hookspec(firstresult=True)
-def mmrl_rollout(run: Trainer, prompts: Sequence[Prompt]) -> Sequence[RolloutGroup] | None:
+def mmrl_rollout(run: Run, prompts: Sequence[Prompt]) -> Sequence[RolloutGroup] | None:
     """Let the policy act.
 
     :returns: a group for each prompt, in order; None to leave it to others. The core calls the rollout strategy that
@@ -76,15 +80,7 @@ def mmrl_rollout(run: Trainer, prompts: Sequence[Prompt]) -> Sequence[RolloutGro
 
 
 @hookspec(firstresult=True)
-def mmrl_after_rollout(run: Trainer, groups: Sequence[RolloutGroup]) -> Sequence[RolloutGroup] | None:
-    """Change rollouts before they are scored: set masks, replace a rollout by a hinted one.
-
-    :returns: the groups to go on with; None to leave it to others. The core returns them as they are.
-    """
-
-
-@hookspec(firstresult=True)
-def mmrl_score(run: Trainer, groups: Sequence[RolloutGroup]) -> Scores | None:
+def mmrl_score(run: Run, groups: Sequence[RolloutGroup]) -> Scores | None:
     """Score the rollouts, N in all.
 
     :returns: totals and components float32 [N], NaN = unscored; None to leave it to others. The core runs the rewards
@@ -93,7 +89,7 @@ def mmrl_score(run: Trainer, groups: Sequence[RolloutGroup]) -> Scores | None:
 
 
 @hookspec(firstresult=True)
-def mmrl_shape_rewards(run: Trainer, groups: Sequence[RolloutGroup], scores: Scores) -> Scores | None:
+def mmrl_shape_rewards(run: Run, groups: Sequence[RolloutGroup], scores: Scores) -> Scores | None:
     """Change the scores before they become advantages: length penalties, unlikeliness, KL in the reward.
 
     :param scores: totals float32 [N].
@@ -103,7 +99,7 @@ def mmrl_shape_rewards(run: Trainer, groups: Sequence[RolloutGroup], scores: Sco
 
 
 @hookspec(firstresult=True)
-def mmrl_select_groups(run: Trainer, groups: Sequence[RolloutGroup], scores: Scores) -> Sequence[bool] | None:
+def mmrl_select_groups(run: Run, groups: Sequence[RolloutGroup], scores: Scores) -> Sequence[bool] | None:
     """Choose which groups are trained on.
 
     :returns: a bool for each group; None to leave it to others. With dynamic sampling on, the trainer draws new prompts
@@ -113,7 +109,7 @@ def mmrl_select_groups(run: Trainer, groups: Sequence[RolloutGroup], scores: Sco
 
 @hookspec(firstresult=True)
 def mmrl_extend_groups(
-    run: Trainer, groups: Sequence[RolloutGroup], scores: Scores
+    run: Run, groups: Sequence[RolloutGroup], scores: Scores
 ) -> tuple[Sequence[RolloutGroup], Scores] | None:
     """Choose what the selected groups are trained with, such as rollouts of earlier steps beside those of this one.
 
@@ -128,7 +124,7 @@ def mmrl_extend_groups(
 
 
 @hookspec(firstresult=True)
-def mmrl_compute_advantages(run: Trainer, view: RewardView) -> Tensor | None:
+def mmrl_compute_advantages(run: Run, view: RewardView) -> Tensor | None:
     """Turn rewards into advantages, once a step.
 
     :param view: rewards at row resolution, see `RewardView`. Do not modify it.
@@ -138,7 +134,7 @@ def mmrl_compute_advantages(run: Trainer, view: RewardView) -> Tensor | None:
 
 
 @hookspec(firstresult=True)
-def mmrl_policy_loss(run: Trainer, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]] | None:
+def mmrl_policy_loss(run: Run, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]] | None:
     """The loss of one micro-batch.
 
     :param inputs: see `LossInputs`; `inputs.totals` holds the counts of the whole optimizer step, so that the losses of
@@ -149,7 +145,7 @@ def mmrl_policy_loss(run: Trainer, inputs: LossInputs) -> tuple[Tensor, Mapping[
 
 
 @hookspec
-def mmrl_after_update(run: Trainer, batch: Batch, post_update: Callable[[], TokenStats]) -> None:
+def mmrl_after_update(run: Run, batch: Batch, post_update: Callable[[], TokenStats]) -> None:
     """The weights were updated on this batch.
 
     :param batch: what was trained on in this step.
@@ -158,37 +154,31 @@ def mmrl_after_update(run: Trainer, batch: Batch, post_update: Callable[[], Toke
 
 
 @hookspec
-def mmrl_refresh_policies(run: Trainer) -> None:
-    """Frozen policies may be refreshed. The core applies the rule that the config gives to each."""
-
-
-@hookspec
-def mmrl_evaluated(run: Trainer, metrics: Mapping[str, float]) -> None:
+def mmrl_evaluated(run: Run, metrics: Mapping[str, float]) -> None:
     """Held-out metrics were computed, at the current step. Called in the main process alone, which evaluates."""
 
 
 @hookspec
-def mmrl_step_end(run: Trainer, metrics: Mapping[str, float]) -> None:
-    """A step ended. `metrics` is what is written to metrics.jsonl."""
+def mmrl_step_end(run: Run, metrics: Mapping[str, float]) -> None:
+    """A step ended.
 
-
-@hookspec
-def mmrl_epoch_end(run: Trainer, epoch: int) -> None:
-    """The step that drew the last row of an epoch ended: the place for outer iterations (new references, curricula).
-
-    :param epoch: 0 after the first pass.
+    :param metrics: what is written to metrics.jsonl. `run.state.epoch` has grown where the step drew the last row of an
+        epoch: the place for outer iterations, such as curricula.
     """
 
 
 @hookspec
-def mmrl_stage_end(run: Trainer) -> None:
+def mmrl_stage_end(run: Run) -> None:
     """A stage ended; `run.stage` is still its config."""
 
 
 @hookspec
 def mmrl_save_state() -> Any:
-    """The state of the plugin, or of the behaviour's object. Called for each checkpoint, in the main process alone,
-    which writes it; and, where one process trains, before each step, in case the step fails and is undone.
+    """The state of the plugin, or of the behaviour's object.
+
+    Called for each checkpoint, in the main process alone, which writes it; and, where one process trains, before each
+    step, in case the step fails and is undone. So it must be cheap: hand out the tensors themselves, and replace a
+    tensor rather than change it in place. Containers are copied, tensors are not.
 
     :returns: numbers, strings, lists, dicts and tensors; None for nothing. Saved under the plugin's name, or the
         behaviour's id.
@@ -196,8 +186,10 @@ def mmrl_save_state() -> Any:
 
 
 @hookspec
-def mmrl_load_state(state: Mapping[str, Any]) -> None:
-    """Restore what `mmrl_save_state` returned, in every process, before the stage starts.
+def mmrl_load_state(state: Any) -> None:
+    """Restore what `mmrl_save_state` of this plugin or behaviour returned, in every process, before the stage starts.
 
-    :param state: plugin name, or behaviour id -> its state, for all that saved one.
+    Called for those that saved something, each with its own state.
+
+    :param state: as saved; tensors are on the CPU.
     """

@@ -1,6 +1,6 @@
-"""Logprobs into the policy loss: pure tensor functions, composed by `policy_loss` at the end.
+"""Logprobs into token losses, and these into a scalar: pure tensor functions. `policy_loss.py` composes them.
 
-    loss = aggregate(surrogate(logprobs) * importance weights) + kl_coefficient * aggregate(kl) - entropy bonus
+    loss = aggregate(surrogate(logprobs) * importance weights) + kl.coefficient * aggregate(kl) - entropy bonus
 
 A surrogate is ``surrogate(inputs, **options) -> (token_losses [B, T], metrics)``: what is minimised, token by token,
 before padding is removed and before any mean is taken. Registered with ``needs=("entropy", ...)``, it is given these
@@ -22,9 +22,9 @@ mean over the trained tokens of that step (for policy_loss, the policy term of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,16 +76,16 @@ def clipped(
     arXiv:1912.09729.
     """
     advantages = inputs.advantages
-    ratios = _ratios(inputs, ratio)
+    ratios = ratios_of(inputs, ratio)
     within = ratios.clamp(1 - clip_low, 1 + clip_high)
     unclipped = ratios if ratio_cap is None else ratios.clamp(max=ratio_cap)
     token_losses = -torch.min(unclipped * advantages, within * advantages)
     if dual_clip is not None:
         token_losses = torch.where(advantages < 0, token_losses.clamp(max=-dual_clip * advantages), token_losses)
     return token_losses, {
-        "ratio_mean": _token_mean(ratios, inputs),
-        "clip_fraction_low": _token_mean((ratios < 1 - clip_low) & (advantages < 0), inputs),
-        "clip_fraction_high": _token_mean((ratios > 1 + clip_high) & (advantages > 0), inputs),
+        "ratio_mean": token_mean(ratios, inputs),
+        "clip_fraction_low": token_mean((ratios < 1 - clip_low) & (advantages < 0), inputs),
+        "clip_fraction_high": token_mean((ratios > 1 + clip_high) & (advantages > 0), inputs),
     }
 
 
@@ -117,12 +117,12 @@ def cispo(
         lowest, highest = 1 - clip_low, 1 + clip_high
     else:
         raise ConfigError("cispo needs either cap (5.0 is usual), or both clip_low and clip_high")
-    ratios = _ratios(inputs, "token").detach()
+    ratios = ratios_of(inputs, "token").detach()
     token_losses = -ratios.clamp(lowest, highest) * inputs.advantages * inputs.logprobs
     return token_losses, {
-        "ratio_mean": _token_mean(ratios, inputs),
-        "clip_fraction_low": _token_mean(ratios < lowest, inputs),
-        "clip_fraction_high": _token_mean(ratios > highest, inputs),
+        "ratio_mean": token_mean(ratios, inputs),
+        "clip_fraction_low": token_mean(ratios < lowest, inputs),
+        "clip_fraction_high": token_mean(ratios > highest, inputs),
     }
 
 
@@ -167,6 +167,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, estimator: KLEstimator =
     >>> kl_estimate(torch.tensor([-1.0, -0.5]), torch.tensor([-1.2, -0.5]), "k1")
     tensor([0.2000, 0.0000])
     """
+    _same_shape(logprobs, ref_logprobs)
     difference = logprobs - ref_logprobs
     if estimator == "k1":
         return difference
@@ -273,9 +274,11 @@ def aggregate(
 
     Raises:
         ConfigError: how is unknown, or "constant_length" comes without max_length.
+        ValueError: the shapes differ; [B, 1] is not spread over the tokens in silence.
 
     Source: GRPO, arXiv:2402.03300; DAPO, arXiv:2503.14476; Dr. GRPO, arXiv:2503.20783.
     """
+    _same_shape(token_losses, mask)
     token_losses = torch.where(mask, token_losses, 0.0)
     num_rows, num_tokens = max(totals.num_rows, 1), max(totals.num_tokens, 1)
     if how == "sequence_mean":
@@ -293,104 +296,19 @@ def aggregate(
     )
 
 
-def policy_loss(
-    inputs: LossInputs,
-    *,
-    surrogate: Surrogate = clipped,
-    surrogate_options: Mapping[str, Any] | None = None,
-    aggregation: Aggregation = "token_mean",
-    max_length: int | None = None,
-    kl_coefficient: float = 0.0,
-    kl_estimator: KLEstimator = "k3",
-    kl_times_ratio: bool = False,
-    entropy_coefficient: float = 0.0,
-    importance_level: Literal["token", "sequence"] | None = None,
-    importance_mode: Literal["truncate", "mask"] = "mask",
-    importance_max: float = 3.0,
-    importance_min: float = 0.0,
-    off_policy_threshold: float | None = None,
-) -> tuple[Tensor, Metrics]:
-    """The loss of one micro-batch; minimise the sum over the micro-batches and processes of an optimizer step.
-
-    Where processes average their gradients (DDP), multiply the loss by their number to get that sum.
-
-    Args:
-        inputs: one micro-batch; totals count the whole optimizer step.
-        surrogate, surrogate_options: the loss of each token, and its keyword arguments.
-        aggregation, max_length: how token losses become a scalar; see `aggregate`.
-        kl_coefficient: weight of KL(policy, reference), averaged like the policy term. TRL: ``beta``.
-        kl_estimator: see `kl_estimate`.
-        kl_times_ratio: multiply the KL with the token ratio, which keeps it unbiased off-policy.
-            TRL: ``use_bias_correction_kl``.
-        entropy_coefficient: weight of the mean entropy over the step's tokens, which is maximised whatever the
-            aggregation. TRL: ``entropy_coef``.
-        importance_level: corrects the policy term for the rollout engine; None: no correction.
-        importance_mode, importance_max, importance_min: see `importance_weights`.
-        off_policy_threshold: leaves rows out of the policy term; see `off_policy_sequence_mask`. None: keeps all.
-
-    Returns:
-        Scalar with gradient, and metrics: those of the surrogate; policy_loss (the policy term alone); kl_old (k3
-        estimate of KL(old policy, policy)); where their input is there, kl_ref (before kl_times_ratio), entropy,
-        importance_weight and importance_zeroed (share of tokens), off_policy_dropped (share of tokens).
-
-    Raises:
-        ConfigError: an option needs a tensor that inputs lacks, or has an unknown value.
-    """
-    inputs = _zero_where_not_trained(inputs)
-    token_losses, surrogate_metrics = surrogate(inputs, **(surrogate_options or {}))
-    metrics = dict(surrogate_metrics)
-
-    if importance_level is not None:
-        weights = importance_weights(
-            inputs.old_logprobs,
-            _required(inputs.sampler_logprobs, "importance_level is set, but the rollouts came without logprobs"),
-            inputs.mask,
-            level=importance_level,
-            mode=importance_mode,
-            max_weight=importance_max,
-            min_weight=importance_min,
-        )
-        token_losses = token_losses * weights
-        metrics["importance_weight"] = _token_mean(weights, inputs)
-        metrics["importance_zeroed"] = _token_mean(weights == 0, inputs)
-
-    if off_policy_threshold is not None:
-        sampled = inputs.old_logprobs if inputs.sampler_logprobs is None else inputs.sampler_logprobs
-        keep = off_policy_sequence_mask(
-            inputs.logprobs, sampled, inputs.advantages, inputs.mask, threshold=off_policy_threshold
-        )
-        token_losses = token_losses * keep
-        metrics["off_policy_dropped"] = _token_mean(~keep, inputs)
-
-    loss = aggregate(token_losses, inputs.mask, aggregation, inputs.totals, max_length=max_length)
-    metrics["policy_loss"] = loss.detach()
-    metrics["kl_old"] = _token_mean(kl_estimate(inputs.old_logprobs, inputs.logprobs), inputs)
-
-    if kl_coefficient != 0 or inputs.ref_logprobs is not None:
-        ref_logprobs = _required(inputs.ref_logprobs, "kl_coefficient is set, but there is no reference policy")
-        kl = kl_estimate(inputs.logprobs, ref_logprobs, kl_estimator)
-        metrics["kl_ref"] = _token_mean(kl, inputs)
-        if kl_times_ratio:
-            kl = kl * _ratios(inputs, "token")
-        loss = loss + kl_coefficient * aggregate(kl, inputs.mask, aggregation, inputs.totals, max_length=max_length)
-
-    if inputs.entropy is not None:
-        metrics["entropy"] = _token_mean(inputs.entropy, inputs)
-    if entropy_coefficient != 0:
-        entropy = _required(inputs.entropy, "entropy_coefficient is set, but the policy did not report its entropy")
-        loss = loss - entropy_coefficient * aggregate(entropy, inputs.mask, "token_mean", inputs.totals)
-
-    return loss, metrics
-
-
 # Shared arithmetic.
+
+
+def _same_shape(values: Tensor, others: Tensor) -> None:
+    if values.shape != others.shape:
+        raise ValueError(f"tensors of one shape are needed, got {tuple(values.shape)} and {tuple(others.shape)}")
 
 
 def _bounded_exp(log_ratios: Tensor) -> Tensor:
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def _ratios(inputs: LossInputs, level: str) -> Tensor:
+def ratios_of(inputs: LossInputs, level: str) -> Tensor:
     """[B, T] ratio of policy and old policy: of each token, or of its row (the same on every token)."""
     log_ratios = torch.where(inputs.mask, inputs.logprobs - inputs.old_logprobs, 0.0)
     if level == "token":
@@ -406,14 +324,14 @@ def _ratios(inputs: LossInputs, level: str) -> Tensor:
     raise ConfigError(f"ratio is {level!r}; it can be 'token', 'sequence_mean' or 'sequence_sum'")
 
 
-def _token_mean(values: Tensor, inputs: LossInputs) -> Tensor:
+def token_mean(values: Tensor, inputs: LossInputs) -> Tensor:
     """The part of this micro-batch in the mean over the computed tokens of the step, for metrics."""
     num_tokens = inputs.totals.num_tokens if inputs.totals.num_computed is None else inputs.totals.num_computed
     totals = replace(inputs.totals, num_tokens=num_tokens)
     return aggregate(values.detach().to(inputs.logprobs.dtype), inputs.mask, "token_mean", totals)
 
 
-def _zero_where_not_trained(inputs: LossInputs) -> LossInputs:
+def zero_where_not_trained(inputs: LossInputs) -> LossInputs:
     """What padding and tool text hold, even NaN, must not reach the loss: 0 * NaN is NaN, in gradients too."""
 
     def zeroed(values: Tensor | None) -> Tensor | None:
@@ -431,7 +349,7 @@ def _zero_where_not_trained(inputs: LossInputs) -> LossInputs:
     )
 
 
-def _required(values: Tensor | None, problem: str) -> Tensor:
+def required(values: Tensor | None, problem: str) -> Tensor:
     if values is None:
         raise ConfigError(problem)
     return values

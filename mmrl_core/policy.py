@@ -1,30 +1,39 @@
 """What the trainer knows of a policy. A language model is one; a Gaussian over initial noise is another.
 
-The core ships `mmrl_core.language_model.policy.LanguageModelPolicy`; a plugin registers others under kind "policy".
+`Policy` is the protocol. `PolicyBase` answers for a policy that acts once: its author writes `rollout`, `logprobs`,
+`save` and `load`, and inherits the rest. The core ships `mmrl_core.language_model.LanguageModelPolicy`; a plugin
+registers others under kind "policy".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
+from mmrl_core.errors import PolicyError
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
-    from mmrl_core.config import RunConfig
-    from mmrl_core.discovery import Plugins
+    from mmrl_core.config.schema import RunConfig
+    from mmrl_core.plugins.registry import Registry
+
+
+REFERENCE = "reference"
+"""Name of the frozen policy that KL penalties are taken to."""
 
 
 class Policy(Protocol):
     """Acts on prompts, and says how likely its actions are.
 
-    Made as `policy(config.model, path=..., device=..., engine=..., **options)`; `path` is a hub name, a folder that
-    `save` wrote, or what the registered builder in `model.build` wrote in the same form; the options are those of
-    `model.policy`.
+    Made as `policy(path, device=..., engine=..., revision=..., **options)`; `path` is a hub name, a folder that `save`
+    wrote, or what the registered builder in `model.build` wrote in the same form; the options are those of
+    `model.policy`. A policy may leave `engine` and `revision` out of its parameters.
 
     `module` holds the parameters that are trained; its forward is `module(rows, needs) -> TokenStats`, so that
     accelerate can wrap it (DDP needs to see the forward pass).
@@ -50,7 +59,7 @@ class Policy(Protocol):
         """Act `group_size` times on each prompt, without gradient.
 
         Args:
-            on_group: told each group as soon as it is finished; the very objects that are returned.
+            on_group: called with each group, the object that is returned, as soon as it is finished.
 
         Returns:
             A group for each prompt, in order; each rollout has one row, the first of its trajectory.
@@ -131,7 +140,7 @@ class Policy(Protocol):
         ...
 
     def set_temperature(self, temperature: float) -> None:
-        """Logprobs are taken at the temperature that is sampled at; told when a stage starts."""
+        """Logprobs are taken at this temperature, that of sampling, from the start of a stage on."""
         ...
 
     def describe(self) -> list[str]:
@@ -154,6 +163,15 @@ class Policy(Protocol):
         """Restore what `save` wrote, bit for bit."""
         ...
 
+    @classmethod
+    def check_trainable(cls, options: Mapping[str, Any]) -> None:
+        """Refuse options of `model.policy` under which weights cannot be trained, before anything is loaded.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        ...
+
     @staticmethod
     def needs_base(directory: Path) -> bool:
         """Whether what `save` wrote there is a part, such as an adapter, to be loaded over the starting model."""
@@ -172,10 +190,141 @@ class Policy(Protocol):
         ...
 
 
-def make_policy(config: RunConfig, plugins: Plugins, *, path: str | Path, device: torch.device | str) -> Policy:
+class PolicyBase:
+    """A policy that acts once, is not shown answers and knows no temperature, until a subclass says otherwise.
+
+    A subclass writes `rollout`, `logprobs`, `save` and `load`. Frozen policies are copies of the trained parameters of
+    `weights`; `logprobs` of one are computed inside `with self.frozen_weights(name)`.
+
+    Attributes:
+        module: what is trained; the trainer puts accelerate's wrapper around it here.
+        weights: the module whose trained parameters frozen policies copy; never wrapped.
+        counters: work done since the trainer last asked.
+    """
+
+    def __init__(self, module: nn.Module, weights: nn.Module | None = None) -> None:
+        self.module = module
+        self.weights = module if weights is None else weights
+        self.counters: Counter[str] = Counter()
+        self._frozen: dict[str, dict[str, Tensor]] = {}
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Nothing can be done ahead."""
+
+    def publish_weights(self) -> None:
+        """Rollouts act with the trained weights themselves."""
+
+    def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> Any:
+        return self._acts_once()
+
+    def act(
+        self,
+        prompts: Sequence[Prompt],
+        rollouts: Sequence[Rollout],
+        observations: Sequence[Any],
+        sampling: Sampling,
+        answers: Sequence[str] | None = None,
+    ) -> list[tuple[Row, str]]:
+        return self._acts_once()
+
+    def _acts_once(self) -> NoReturn:
+        raise PolicyError(f"{type(self).__name__} acts once; use the rollout strategy single_turn.")
+
+    def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[RolloutGroup]:
+        raise PolicyError(f"{type(self).__name__} cannot be shown answers; train it in stages of kind grpo.")
+
+    def num_tokens(self, rows: Sequence[Row]) -> int:
+        """Actions of the rows."""
+        return sum(row.num_actions for row in rows)
+
+    def set_temperature(self, temperature: float) -> None:
+        if temperature != 1.0:
+            raise PolicyError(
+                f"rollout.temperature is {temperature:g}, but {type(self).__name__} knows no temperature. Set it to 1."
+            )
+
+    def describe(self) -> list[str]:
+        trained = sum(value.numel() for _, value in self.trained_parameters())
+        return [f"{type(self).__name__}: {trained:,} trained weights"]
+
+    def prompt_length(self, prompt: Prompt) -> int | None:
+        return None
+
+    def take_counters(self) -> dict[str, int]:
+        """Counts by name; what another thread counts meanwhile is left for the next call."""
+        return {name: self.counters.pop(name) for name in list(self.counters)}
+
+    @classmethod
+    def check_trainable(cls, options: Mapping[str, Any]) -> None:
+        """All options can be trained with."""
+
+    @staticmethod
+    def needs_base(directory: Path) -> bool:
+        """What `save` writes is whole."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is held outside this process's memory."""
+
+    # Frozen policies
+
+    def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, value) for name, value in self.weights.named_parameters() if value.requires_grad)
+
+    def freeze(self, name: str) -> None:
+        """Keep a copy of the trained parameters; what is not trained is shared."""
+        self._frozen[name] = {key: value.detach().clone() for key, value in self.trained_parameters()}
+
+    def refresh(self, name: str, decay: float) -> None:
+        for key, value in self.trained_parameters():
+            frozen, trained = self._frozen[name][key], value.detach()
+            frozen.lerp_(trained, 1.0 - decay) if decay else frozen.copy_(trained)
+
+    @contextmanager
+    def frozen_weights(self, name: str) -> Iterator[None]:
+        """The frozen parameters take the place of the trained ones inside; nothing is copied.
+
+        Raises:
+            PolicyError: no policy was frozen under this name.
+        """
+        if name not in self._frozen:
+            raise PolicyError(f"there is no frozen policy {name!r} (there are: {', '.join(self._frozen) or 'none'}).")
+        trained = {key: value.data for key, value in self.trained_parameters()}
+        try:
+            for key, value in self.trained_parameters():
+                value.data = self._frozen[name][key]
+            yield
+        finally:
+            for key, value in self.trained_parameters():
+                value.data = trained[key]
+
+    def save_frozen(self, directory: Path) -> None:
+        """A safetensors file for each."""
+        from safetensors.torch import save_file
+
+        for name, weights in self._frozen.items():
+            save_file({key: value.contiguous() for key, value in weights.items()}, directory / f"{name}.safetensors")
+
+    def load_frozen(self, directory: Path) -> None:
+        import torch
+        from safetensors.torch import load_file
+
+        self._frozen = {}
+        for path in sorted(directory.glob("*.safetensors")):
+            saved = load_file(path)
+            # Laid out like the trained parameters: in another layout a product may round otherwise.
+            self._frozen[path.stem] = {
+                key: torch.empty_like(value, requires_grad=False).copy_(saved[key])
+                for key, value in self.trained_parameters()
+            }
+
+
+def make_policy(config: RunConfig, registry: Registry, *, path: str | Path, device: torch.device | str) -> Policy:
     """The policy and the rollout engine that a config names."""
     engine = config.rollout.engine
-    made_engine = plugins.registry.get("engine", engine.name).load()(**engine.options)
+    made_engine = registry.get("engine", engine.name).call(options=engine.options)
     policy = config.model.policy
-    policy_class = plugins.registry.get("policy", policy.name).load()
-    return cast(Policy, policy_class(config.model, path=path, device=device, engine=made_engine, **policy.options))
+    made = registry.get("policy", policy.name).call(
+        path, options=policy.options, device=device, engine=made_engine, revision=config.model.revision
+    )
+    return cast(Policy, made)

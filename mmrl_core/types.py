@@ -1,7 +1,7 @@
 """What the stages of a step pass on to each other.
 
     prompts -> rollout -> score -> shape rewards -> select groups -> extend groups
-            -> advantages -> pack -> logprobs -> policy loss -> update
+            -> pack -> advantages -> logprobs -> policy loss -> update
 
 Letters mean one thing everywhere: N trajectories, B rows, G rollouts of a prompt, T actions of a row (completion tokens
 for a language model, 1 for a policy that acts once).
@@ -10,8 +10,8 @@ A *row* is one decision of the policy: the tokens, or the noise, sampled in one 
 rows with what came out of it. Answering once is the simplest case: a rollout with one row.
 
 Worked example: two prompts, group size 2, the second prompt answered over two turns by its first rollout. That is
-2 `RolloutGroup`, 4 `Rollout`, 5 `Row`; in a `Batch` B = 5, `group_ids` is [0, 0, 1, 1, 1], `trajectory_ids` is
-[0, 1, 2, 2, 3], `step_index` is [0, 0, 0, 1, 0].
+2 `RolloutGroup`, 4 `Rollout`, 5 `Row` with `step_index` 0, 0, 0, 1, 0; in a `Batch` B = 5, `group_ids` is
+[0, 0, 1, 1, 1], `trajectory_ids` is [0, 1, 2, 2, 3].
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 ACTION_MASK = "action_mask"  # made by the policy
 LOSS_MASK = "loss_mask"  # trained
 FORCED_MASK = "forced_mask"  # taken from data: a supervised target, a resumed prefix
-HINT_MASK = "hint_mask"  # shown to the policy as a hint
-MASK_NAMES = (ACTION_MASK, LOSS_MASK, FORCED_MASK, HINT_MASK)
+MASK_NAMES = (ACTION_MASK, LOSS_MASK, FORCED_MASK)
 
 
 @dataclass(frozen=True)
@@ -82,15 +81,13 @@ class Row:
     Attributes:
         prompt_id, trajectory_id: whose decision; a trajectory id is unique within a step.
         step_index: 0 for the first decision of its trajectory.
-        parent_row: step_index of the row this one continues, None for the first; differs from step_index - 1 in trees.
-        segment_id: which part of a packed conversation the row is.
         observation: what the policy decided on, in its own form; rows of a group share one object, never copies.
         observation_key: equal for rows with equal observations; None if the policy gives no key.
         action: int64 [T] token ids, or whatever the policy samples (FIND: a latent).
         sampler_logprobs: float32 [T], as the rollout engine reported them; None for rows taken from data.
         masks: name -> bool [T], over actions; see MASK_NAMES. A mask that is absent is all False, except that
             absent action and loss masks are all True.
-        step_reward: reward of this decision alone, if the environment gave one.
+        step_reward: reward of this decision alone, if the environment gave one; the reward `environment` reads it.
         done: the trajectory ends here.
         truncated: it ended because a limit was hit, not because the policy ended it.
     """
@@ -101,8 +98,6 @@ class Row:
     action: Tensor
     num_actions: int
     step_index: int = 0
-    parent_row: int | None = None
-    segment_id: int = 0
     observation_key: str | None = None
     sampler_logprobs: Tensor | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
@@ -155,7 +150,8 @@ class Scores:
         components: name -> float32 [N], unweighted, NaN = unscored.
         weights: name -> weight.
         token_rewards: name -> one tensor for each rollout, float32 [actions of all its rows], for rewards given per
-            token. They are weighted; their sum is part of totals.
+            token. They are weighted, 0 where unscored; their sum is part of totals. The component of the same name has
+            the unweighted sum, NaN where unscored.
         step_rewards: name -> one list for each rollout, a number for each row. Likewise.
         failures: reward name -> how many rollouts it failed to score (raised, hung, returned nonsense).
     """
@@ -251,7 +247,7 @@ class Batch:
 
     Attributes:
         rows: B rows, those of a group next to each other.
-        group_ids, trajectory_ids, step_index: int64 [B].
+        group_ids, trajectory_ids: int64 [B].
         masks: name -> bool [B, T]; False on padding.
         sampler_logprobs: float32 [B, T], 0 on padding; None if a row has none.
         advantages: float32 [B, T], 0 where not trained.
@@ -264,7 +260,6 @@ class Batch:
     rows: Sequence[Row]
     group_ids: Tensor
     trajectory_ids: Tensor
-    step_index: Tensor
     masks: Mapping[str, Tensor]
     advantages: Tensor
     rewards: Tensor
@@ -292,7 +287,6 @@ class Batch:
             rows=rows,
             group_ids=self.group_ids[index],
             trajectory_ids=self.trajectory_ids[index],
-            step_index=self.step_index[index],
             masks={name: pick(mask) for name, mask in self.masks.items()},
             advantages=pick(self.advantages),
             rewards=self.rewards[index],
@@ -350,7 +344,6 @@ class LossInputs:
         entropy: [B, T], if the loss asked for it.
         extras: what else the loss asked the policy for, by name, each [B, T]; see `TokenStats.extras`.
         rewards: [B], total of the trajectory.
-        group_ids: int64 [B].
     """
 
     logprobs: Tensor
@@ -363,4 +356,3 @@ class LossInputs:
     entropy: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
-    group_ids: Tensor | None = None

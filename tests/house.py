@@ -2,8 +2,8 @@
 
 `python -m tests.house` prints it, `tests/unit/test_house.py` holds it.
 
-A *place* is a file at the top of the package, or a room (a folder with what is in it). `mmrl_core/config/schema.py` is
-a place of its own: the config's schema is needed on a floor below its reading.
+A *place* is a file at the top of the package, or a room (a folder with what is in it). The config's schema is a place
+of its own, of several files: it is needed on a floor below its reading.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ PACKAGE = Path(__file__).parents[1] / "mmrl_core"
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
-        "errors types files lazy",
-        "config.schema registry",
-        "policy run",
-        "hookspecs advantages losses rewards",
-        "builtin discovery",
-        "config batching",
-        "media",
-        "data runs scoring conversation",
-        "language_model",
-        "starting_model optimizer checkpoint defaults",
-        "evaluation step",
+        "errors types",
+        "support",
+        "config.options",
+        "config.schema plugins.registry plugins.hook_results processes",
+        "policy advantages losses rewards",
+        "run advantage_stages policy_loss",
+        "hookspecs batching",
+        "plugins",
+        "config media",
+        "data scoring conversation",
+        "runs language_model",
+        "starting_model optimizer checkpoint defaults sampling",
+        "evaluation",
+        "step",
         "trainer",
         "testing",
         "cli",
@@ -38,15 +41,34 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
 )
 """From low to high. A place imports places of lower floors only; those on one floor do not know each other."""
 
+OPEN_MODULES = {
+    "config.schema": "config.schema",
+    "config.component": "config.schema",
+    "config.algorithm": "config.schema",
+    "config.options": "config.options",
+    "plugins.registry": "plugins.registry",
+    "plugins.hook_results": "plugins.hook_results",
+    "plugins.builtin": "plugins",
+    "cli.dry_run": "cli",
+}
+"""Modules of a room that stand on a floor below it, and are no secret of its: module -> place."""
+
 ABOVE_THE_CORE = frozenset({"language_model", "testing", "cli", "__main__"})
 """Rooms that the core and its own rooms may not import; entries of the registry name them by string."""
 
-LANGUAGE_MODEL_IMPORTS = frozenset({"errors", "types", "files", "config.schema", "registry", "policy", "media"})
+LANGUAGE_MODEL_IMPORTS = frozenset(
+    {"errors", "types", "support", "config.schema", "plugins.registry", "policy", "media"}
+)
 
 MAX_CORE_LINES = 4000
 MAX_FILE_LINES = 400
 MAX_CLASS_LINES = 300
 MAX_FUNCTION_LINES = 60
+
+LONGER = {
+    "mmrl_core/media/video.py:load_video": "one call with eleven options, each a line of its docstring",
+}
+"""Functions that may be longer, and why."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ def rooms() -> list[str]:
 
 def place_of(module: str) -> str:
     """Where a module stands: "media.video" in "media", "trainer" in itself."""
-    return module if module == "config.schema" else module.partition(".")[0]
+    return OPEN_MODULES.get(module, module.partition(".")[0])
 
 
 def floor_of(place: str) -> int:
@@ -128,8 +150,6 @@ def against_the_direction() -> list[Arrow]:
     wrong = []
     for arrow in arrows():
         source, target = place_of(arrow.source), place_of(arrow.target)
-        if (source, target) == ("config", "config.schema"):
-            continue
         above = floor_of(target) >= floor_of(source)
         barred = target in ABOVE_THE_CORE and (source not in ABOVE_THE_CORE or target == "language_model")
         if above or barred or (source == "language_model" and target not in LANGUAGE_MODEL_IMPORTS):
@@ -151,7 +171,7 @@ def past_a_face(path: Path, source: str = "") -> list[Arrow]:
     wrong = []
     for arrow in imports(path, source):
         room = arrow.target.partition(".")[0]
-        if room not in rooms() or room == source.partition(".")[0] or arrow.target == "config.schema":
+        if room not in rooms() or room == source.partition(".")[0] or arrow.target in OPEN_MODULES:
             continue
         if arrow.target != room or (arrow.name is not None and arrow.name not in face(room)):
             wrong.append(arrow)

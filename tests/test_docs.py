@@ -14,11 +14,10 @@ from types import ModuleType
 
 import pytest
 
-from mmrl_core import builtin
-from mmrl_core.cli.app import make_parser
-from mmrl_core.config import component_problems, load_config, load_reward
-from mmrl_core.discovery import load_plugins, presets
-from mmrl_core.registry import KINDS, Registry
+from mmrl_core.cli import make_parser
+from mmrl_core.config import algorithm, component, component_problems, load_config, load_reward, schema
+from mmrl_core.plugins import builtin, load_plugins, presets
+from mmrl_core.plugins.registry import KINDS, Registry
 from mmrl_core.scoring import RewardRunner
 from tests import house
 
@@ -70,7 +69,7 @@ def test_every_hook_is_documented_in_order(generate):
 
 def test_every_config_key_is_documented(generate):
     sections = re.split(r"^## ", page("config.md"), flags=re.MULTILINE)[1:]
-    models = generate._models(generate.config.RunConfig)
+    models = generate._sections()
     assert len(sections) == len(models)
     for model, section in zip(models, sections, strict=True):
         assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == list(model.model_fields)
@@ -79,12 +78,11 @@ def test_every_config_key_is_documented(generate):
 def test_every_section_of_the_schema_is_reached(generate):
     sections = {
         value
-        for value in vars(generate.config).values()
-        if isinstance(value, type)
-        and issubclass(value, generate.BaseModel)
-        and value.__module__ == generate.config.__name__
+        for module in (component, algorithm, schema)
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, generate.BaseModel) and value.__module__ == module.__name__
     }
-    assert sections - {generate.config.Strict} == set(generate._models(generate.config.RunConfig))
+    assert sections - {generate.config.Strict} == set(generate._sections()) - {generate.LanguageModelOptions}
 
 
 def test_every_command_is_documented(generate):
@@ -196,7 +194,7 @@ def tutorial(tmp_path_factory) -> Path:
 
 def run(folder: Path, *commands: list[str]) -> str:
     """Runs commands in one process, with the tutorial's package on the path; they all exit with 0."""
-    code = "import json, sys; from mmrl_core.cli.app import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    code = "import json, sys; from mmrl_core.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
     result = subprocess.run(
         [sys.executable, "-c", code, json.dumps(commands)],
         cwd=folder,
@@ -249,3 +247,45 @@ def test_tutorial_commands_train(tutorial):
         assert max(step["completion_tokens/max"] for step in steps) > 8 * (num_turns - 1)
     with_tools = (tutorial / "runs" / "with_tools" / "metrics.jsonl").read_text()
     assert with_tools.count('"outcome/valid_tool_calls"') == 2, "of both GRPO steps"
+
+
+# Stages and losses
+
+
+def test_the_stage_and_the_loss_of_the_page_train_as_shown(tmp_path):
+    text = page("stages_and_losses.md")
+    for name, content in named_files(text).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    (command,) = commands_in(text)
+    run(tmp_path, command.split())
+    lines = (tmp_path / "runs" / "short" / "metrics.jsonl").read_text().splitlines()
+    steps = [record for line in lines if (record := json.loads(line))["kind"] == "step"]
+    assert len(steps) == 2 and all("far" in step for step in steps)
+
+
+def test_the_stage_of_the_page_gives_what_its_rules_say(tmp_path):
+    """Group 0: totals 1, -3 (two rows), mean -1, weight 2; group 1: 2, unscored, mean 2."""
+    torch = pytest.importorskip("torch")
+    from mmrl_core.types import RewardView
+
+    (tmp_path / "stage.py").write_text(named_files(page("stages_and_losses.md"))["stage.py"])
+    stage = load_plugins().registry.get("advantage", f"{tmp_path / 'stage.py'}:sign").load()
+    rewards = torch.tensor([1.0, -3.0, -3.0, 2.0, float("nan")])
+    mask = torch.ones(5, 1, dtype=torch.bool)
+    groups, trajectories = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 1, 2, 3])
+    view = RewardView(rewards, {}, {}, rewards[:, None], groups, trajectories, mask)
+    assert stage(rewards, view, hard_weight=2.0).tolist() == [2.0, -2.0, -2.0, 0.0, 0.0]
+
+
+def test_the_loss_of_the_page_has_the_gradient_of_the_ratio_on_policy(tmp_path):
+    """d/dlogprob of -A * tanh(ratio - 1 / w) * w at ratio 1 is -A."""
+    torch = pytest.importorskip("torch")
+    from mmrl_core.types import BatchTotals, LossInputs
+
+    (tmp_path / "loss.py").write_text(named_files(page("stages_and_losses.md"))["loss.py"])
+    loss = load_plugins().registry.get("loss", f"{tmp_path / 'loss.py'}:soft_bound").load()
+    logprobs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    advantages, mask = torch.tensor([[0.5, -2.0]]), torch.ones(1, 2, dtype=torch.bool)
+    losses, _ = loss(LossInputs(logprobs, logprobs.detach(), advantages, mask, BatchTotals(2, 1)))
+    losses.sum().backward()
+    torch.testing.assert_close(logprobs.grad, -advantages)

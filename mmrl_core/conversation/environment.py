@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from mmrl_core.conversation.tool_workers import Call, ToolWorkers
 from mmrl_core.conversation.tools import CALL_END, Question, Tool, ToolContext, schema, tool_call, validated
 from mmrl_core.errors import ConfigError, ToolError
-from mmrl_core.registry import call_with_options
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
     from mmrl_core.config import PartConfig, RolloutConfig
-    from mmrl_core.discovery import Plugins
+    from mmrl_core.plugins import Plugins
 
 Message = Mapping[str, Any]
 Ask = Callable[[Sequence[Question]], list[str]]
@@ -279,9 +278,6 @@ def make_environment(rollout: RolloutConfig, parts: Sequence[PartConfig], plugin
 def _environment_of(part: PartConfig, plugins: Plugins) -> Environment:
     component = part.environment
     name, options = (component.name, component.options) if component is not None else ("tools", {})
-    tools = [
-        call_with_options(plugins.registry.get("tool", tool.name).load(), options=tool.options, name=tool.name)
-        for tool in part.tools
-    ]
-    made = plugins.registry.get("environment", name).load()
-    return cast(Environment, call_with_options(made, tools, part.data.media_root, options=options, name=name))
+    tools = [plugins.registry.get("tool", tool.name).call(options=tool.options) for tool in part.tools]
+    made = plugins.registry.get("environment", name).call(tools, part.data.media_root, options=options)
+    return cast(Environment, made)

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
-"""For a process to import what its tools need."""
+"""Limit on the imports of a process, which are those of its tools."""
 
 FILE_MODULE = "mmrl_file_"
-"""Modules made of a file that a config names, `file.py:Tool`, start so; a process cannot import them by their name."""
+"""Prefix of modules made of a file that a config names (`file.py:Tool`). A process cannot import them by their name."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call whose arguments are sound: the tool by its place among the tools, its arguments, its conversation."""
+    """A call with checked arguments: the tool's index among the tools, the arguments, and the conversation."""
 
     tool: int
     arguments: BaseModel
@@ -44,7 +44,13 @@ class Call:
 
 
 class ToolWorkers:
-    """Runs calls side by side, each within a time limit. Processes start when they are first needed."""
+    """Runs calls in processes side by side, each within a time limit. Processes start when they are first needed.
+
+    Args:
+        tools: every process has all of them.
+        num_workers: most processes at a time.
+        timeout_s: seconds for a call; the process of one that takes longer is ended.
+    """
 
     def __init__(self, tools: Sequence[Tool], *, num_workers: int, timeout_s: float) -> None:
         self._tools = list(tools)
@@ -53,10 +59,10 @@ class ToolWorkers:
         self._workers: list[_Worker] = []
 
     def run(self, calls: Sequence[Call]) -> list[Sequence[Part] | Question | ToolError]:
-        """Results in the order of the calls; a ToolError says what the policy is told instead.
+        """Results in the order of the calls; a ToolError in place of a result holds the message for the policy.
 
         Raises:
-            PluginError: a process cannot be started, since a tool cannot be pickled or imported; or a call cannot be
+            PluginError: a process does not start because a tool cannot be pickled or imported, or a call cannot be
                 pickled.
         """
         try:
@@ -86,14 +92,14 @@ class ToolWorkers:
         return [results[index] for index in range(len(calls))]
 
     def close(self) -> None:
-        """End the processes; the next call starts others."""
+        """End the processes. The next call starts others."""
         for worker in list(self._workers):
             self._drop(worker)
 
     def _idle(self, wanted: int) -> list[_Worker]:
-        """Workers for as many calls, as far as there are."""
+        """At most `wanted` workers without a call; new ones are started up to `num_workers`."""
         for worker in list(self._workers):
-            if worker.job is None and not worker.is_alive():  # no call of its own has ended it
+            if worker.job is None and not worker.is_alive():  # it did not end in a call
                 self._drop(worker)
         idle = [worker for worker in self._workers if worker.job is None]
         started = []
@@ -123,7 +129,11 @@ class ToolWorkers:
 
 
 class _Worker:
-    """One process; `job` is the index of the call it works on, None when idle, `deadline` when it must be done."""
+    """One process.
+
+    `job` is the index of the call that it works on, None when it is idle; `deadline` is the `time.monotonic()` at which
+    the call is stopped.
+    """
 
     def __init__(self, tools: Sequence[Tool]) -> None:
         modules = {type(tool).__module__ for tool in tools}
@@ -169,15 +179,18 @@ class _Worker:
 def _pickled(value: Any, what: str) -> bytes:
     try:
         return pickle.dumps(value)
-    except Exception as error:  # pickling raises whatever an object's own methods raise
+    except Exception as error:  # pickling calls an object's own methods
         raise PluginError(f"{what} cannot be sent to its process: {error}") from error
 
 
 def _work(connection: Connection) -> None:
-    """Main function of a worker. It answers a call by (result, what the policy is told instead, what the log is)."""
+    """Main function of a process: it imports the tools, sends "" or the problem, and then answers calls.
+
+    The answer to a call is the pickled tuple (result, message for the policy in its place, line for the log).
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the trainer ends its workers itself
-    os.dup2(2, 1)  # what a tool prints is not what the command prints
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch comes in with the tools: the trainer has the cores
+    os.dup2(2, 1)  # the standard output is for what the command prints
+    os.environ["OMP_NUM_THREADS"] = "1"  # before the tools import torch: the trainer has the cores
     try:
         files, pickled = pickle.loads(connection.recv_bytes())
         for name, file in files.items():
@@ -199,7 +212,7 @@ def _work(connection: Connection) -> None:
             answer = pickle.dumps((_checked(tools[call.tool].run(call.arguments, call.context)), None, None))
         except ToolError as error:
             answer = pickle.dumps((None, str(error), None))
-        except MediaError as error:  # it names the file, which the policy has no business to see
+        except MediaError as error:  # its message names the file, which is not for the policy
             answer = pickle.dumps((None, "the file cannot be read.", str(error)))
         except Exception as error:
             answer = pickle.dumps((None, "the tool failed.", f"{type(error).__name__}: {error}"))

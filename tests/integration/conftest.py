@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from mmrl_core.config import load_config
-from mmrl_core.discovery import load_plugins
+from mmrl_core.plugins import load_plugins
 from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmrl_core.config import LoraConfig, ModelConfig
+from mmrl_core.config import LoraConfig
 from mmrl_core.conversation import Reply, demonstrate, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.media import Audio
@@ -98,7 +98,7 @@ def prompts(make_prompt, make_picture, clip):
 
 
 def load(path, **settings):
-    policy = LanguageModelPolicy(ModelConfig(path=str(path), **settings), path=path)
+    policy = LanguageModelPolicy(path, **settings)
     policy.set_temperature(TEMPERATURE)
     return policy
 
@@ -288,7 +288,6 @@ def test_what_a_conversation_becomes(tiny_model, prompts, replies):
         for index, rollout in enumerate(group.rollouts):
             turns = len(rollout.rows)
             assert [row.step_index for row in rollout.rows] == list(range(turns))
-            assert [row.parent_row for row in rollout.rows] == [None, *range(turns - 1)]
             assert [row.done for row in rollout.rows] == [False] * (turns - 1) + [True]
             assert [row.step_reward for row in rollout.rows] == [turn / 2 for turn in range(turns - 1)] + [None]
             assert {row.trajectory_id for row in rollout.rows} == {f"{group.prompt.id}/{index}"}
@@ -423,7 +422,7 @@ def turns(completions, samples):
     return [float(sum(map(ord, c)) % 97) / 96 - s["left"] / 10 for c, s in zip(completions, samples)]
 
 @hookimpl(wrapper=True)
-def mmrl_after_rollout(groups):
+def mmrl_rollout():
     groups = yield
     GROUPS.append(groups)
     return groups

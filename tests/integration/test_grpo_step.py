@@ -8,8 +8,8 @@ from mmrl_core.runs import read_metrics
 PROBE = """
 from mmrl_core import hookimpl
 
-BATCHES, UPDATES = [], []  # UPDATES: of each optimiser step the group ids, loss parts and gradients
-parts = []
+BATCHES, UPDATES = [], []  # UPDATES: prompt ids, loss parts and gradients of each optimiser step
+parts, passed = [], []
 
 @hookimpl
 def mmrl_stage_start(run):
@@ -22,11 +22,18 @@ def mmrl_stage_start(run):
         parts.clear()
 
     run.optimizer.register_step_pre_hook(record)
+    logprobs = run.policy.logprobs
+
+    def watched(rows, **options):
+        passed[:] = sorted({row.prompt_id for row in rows})
+        return logprobs(rows, **options)
+
+    run.policy.logprobs = watched
 
 @hookimpl(wrapper=True)
 def mmrl_policy_loss(inputs):
     loss, metrics = yield
-    parts.append((inputs.group_ids.unique().tolist(), float(loss.detach()), inputs.totals.num_tokens))
+    parts.append((list(passed), float(loss.detach()), inputs.totals.num_tokens))
     return loss, metrics
 
 @hookimpl
@@ -113,7 +120,8 @@ def check_against_hand_written_steps(plain_model, path, freeze, probe):
         seen = []
         for _ in range(2):
             update = next(updates)
-            chosen = {group for groups, _, _ in update["parts"] for group in groups}
+            prompt_ids = {name for names, _, _ in update["parts"] for name in names}
+            chosen = {index // 4 for index, row in enumerate(rows) if row.prompt_id in prompt_ids}
             assert len(chosen) == 2 and not chosen & set(seen)
             seen += chosen
             members = [index for index in range(len(rows)) if index // 4 in chosen]

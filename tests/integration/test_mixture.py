@@ -58,7 +58,7 @@ def rollouts_of(output, pattern="step-*-train.jsonl"):
 
 def test_rollouts_are_scored_by_the_rewards_of_their_part(make_trainer, mixed):
     trainer = make_trainer(mixed())
-    trainer.alarm.patience = 2
+    trainer.recorder.alarm.patience = 2
     trainer.run(resume=False)
     steps = [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
     for record, rollouts in zip(steps, rollouts_of(trainer.output), strict=True):
@@ -79,15 +79,15 @@ def test_rollouts_are_scored_by_the_rewards_of_their_part(make_trainer, mixed):
             assert record[f"reward/{part}/total"] == pytest.approx(mean, rel=1e-5)
         assert record["unscored"] == 0 and record["reward/words/never"] == 0
         assert any(rollout["advantage"] for rollout in rollouts)
-    assert trainer.alarm.state()["reported"] == ["words/never"]  # and not what other parts leave unscored
+    assert trainer.recorder.alarm.state()["reported"] == ["words/never"]  # and not what other parts leave unscored
 
 
 def test_a_step_without_a_part_does_not_count_against_its_rewards(make_trainer, mixed):
     """Of 4 steps of 1 prompt, each is of one part: `pictures/spread` is absent from most."""
     trainer = make_trainer(mixed({"steps": 4, "prompts_per_step": 1}))
-    trainer.alarm.patience = 1
+    trainer.recorder.alarm.patience = 1
     trainer.run(resume=False)
-    assert trainer.alarm.state()["reported"] == ["words/never"]
+    assert trainer.recorder.alarm.state()["reported"] == ["words/never"]
     steps = [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
     absent = [record["reward/pictures/spread"] is None for record in steps]
     assert Counter(absent) == {True: 3, False: 1}
@@ -125,7 +125,7 @@ def test_a_supervised_stage_learns_the_target_of_each_part(make_trainer, mixed, 
     import probe_targets
 
     assert len(probe_targets.ROWS) == 4
-    rows = {part: source for part, source in zip(("pictures", "words"), trainer.train_source.sources, strict=True)}
+    rows = {part: source for part, source in zip(("pictures", "words"), trainer.sampler.source.sources, strict=True)}
     tokenizer = trainer.policy.encoder.tokenizer
     for row in probe_targets.ROWS:
         part, _, name = row.prompt_id.partition("/")
@@ -146,14 +146,14 @@ def test_a_resumed_run_equals_one_never_stopped(make_trainer, mixed, data_files,
     whole.run(resume=False)
 
     stopped = make_trainer(config)
-    step = stopped.grpo_step
+    shape_rewards = stopped.hooks.mmrl_shape_rewards
 
-    def stop_in_the_fourth():
+    def stop_in_the_fourth(**arguments):
         if stopped.state.step == 3:
             raise TaskDataError("stopped")
-        return step()
+        return shape_rewards(**arguments)
 
-    stopped.grpo_step = stop_in_the_fourth
+    stopped.hooks.mmrl_shape_rewards = stop_in_the_fourth
     with pytest.raises(TaskDataError, match="stopped"):
         stopped.run(resume=False)
     resumed = make_trainer(config, stopped.output)
@@ -202,5 +202,5 @@ def test_one_model_trains_on_tasks_of_two_plugins(make_trainer, tiny_model):
     assert {"greedy/boxes/reward/iou", "greedy/reward/total"} <= last.keys() and "greedy/boxes/accuracy" not in last
     step = records[-2]
     assert {"reward/demo_tools/vital/task", "reward/boxes/iou", "reward/boxes/total"} <= step.keys()
-    tools, boxes = (source.prompt(0) for source in trainer.train_source.sources)
+    tools, boxes = (source.prompt(0) for source in trainer.sampler.source.sources)
     assert [tool["function"]["name"] for tool in tools.tools] == ["get_video_clip_frame"] and boxes.tools == ()

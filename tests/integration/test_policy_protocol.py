@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mmrl_core.batching import pack
 from mmrl_core.cli.dry_run import check_run
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.runs import read_metrics
+from mmrl_core.step import micro_batch_loss
 from mmrl_core.types import BatchTotals, Rollout, RolloutGroup, Row
 
 GAUSSIAN = """
@@ -24,6 +26,7 @@ from torch import nn
 
 from mmrl_core import hookimpl
 from mmrl_core.errors import PolicyError
+from mmrl_core.policy import PolicyBase
 from mmrl_core.types import Rollout, RolloutGroup, Row, Scores, TokenStats
 
 DIM, STD, OPTIMUM = 4, 0.5, torch.tensor([1.0, -1.0, 0.5, 2.0])
@@ -87,7 +90,7 @@ class Replay:
 
     @hookimpl
     def mmrl_load_state(self, state):
-        self.kept = state["probe_gaussian/replay"]
+        self.kept = state
 
 class Gaussian(nn.Module):
     def __init__(self, mean, std=STD):
@@ -105,18 +108,14 @@ class Gaussian(nn.Module):
             extras={"prior_kl": kl} if needs else {},
         )
 
-class GaussianPolicy:
-    def __init__(self, config, *, path, device="cpu", engine=None, std: float = STD, tells_logprobs: bool = True):
-        self.module = Gaussian(load_file(Path(path) / "gaussian.safetensors")["mean"], std).to(device)
-        self.std, self.tells_logprobs, self.frozen = std, tells_logprobs, {}
-
-    def prepare(self, prompts): ...
-
-    def publish_weights(self): ...
+class GaussianPolicy(PolicyBase):
+    def __init__(self, path, *, device="cpu", std: float = STD, tells_logprobs: bool = True):
+        super().__init__(Gaussian(load_file(Path(path) / "gaussian.safetensors")["mean"], std).to(device))
+        self.std, self.tells_logprobs = std, tells_logprobs
 
     def rollout(self, prompts, group_size, sampling, on_group=None):
         generator = torch.Generator().manual_seed(sampling.seed)
-        mean, groups = next(self.module.parameters()).detach(), []
+        mean, groups = self.weights.mean.detach(), []
         for prompt in prompts:
             rollouts = []
             for index in range(group_size):
@@ -132,56 +131,23 @@ class GaussianPolicy:
                 on_group(groups[-1])
         return groups
 
-    def num_tokens(self, rows):
-        return len(rows)
-
-    def close(self): ...
-
     def decode(self, latent):
         return latent
-
-    def demonstrate(self, prompts, answers):
-        raise PolicyError("a Gaussian cannot be shown answers.")
 
     def logprobs(self, rows, *, needs=(), frozen=None):
         if frozen is None:
             return self.module(rows, needs)
-        with torch.no_grad():
-            return Gaussian(self.frozen[frozen], self.std)(rows, needs)
-
-    def freeze(self, name):
-        self.frozen[name] = next(self.module.parameters()).detach().clone()
-
-    def refresh(self, name, decay):
-        self.frozen[name].lerp_(next(self.module.parameters()).detach(), 1 - decay)
-
-    def set_temperature(self, temperature): ...
+        with self.frozen_weights(frozen), torch.no_grad():
+            return self.weights(rows, needs)
 
     def describe(self):
         return [f"acts once, std {self.std:g}"]
 
-    def prompt_length(self, prompt):
-        return None
-
-    def take_counters(self):
-        return {}
-
     def save(self, directory):
-        save_file({"mean": next(self.module.parameters()).detach()}, directory / "gaussian.safetensors")
+        save_file({"mean": self.weights.mean.detach()}, directory / "gaussian.safetensors")
 
     def load(self, directory):
-        next(self.module.parameters()).data.copy_(load_file(directory / "gaussian.safetensors")["mean"])
-
-    @staticmethod
-    def needs_base(directory):
-        return False
-
-    def save_frozen(self, directory):
-        save_file(self.frozen, directory / "frozen.safetensors") if self.frozen else None
-
-    def load_frozen(self, directory):
-        path = directory / "frozen.safetensors"
-        self.frozen = load_file(path) if path.exists() else {}
+        self.weights.mean.data.copy_(load_file(directory / "gaussian.safetensors")["mean"])
 
 class PicturePolicy(GaussianPolicy):
     def decode(self, latent):
@@ -195,8 +161,8 @@ class FilmPolicy(PicturePolicy):
         return [super(FilmPolicy, self).decode(latent + step) for step in (-1, 0, 1)]
 
 class ShiftedPolicy(GaussianPolicy):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, path, *, device="cpu"):
+        super().__init__(path, device=device)
         self.start = self.module.mean.detach().clone()
 
     def save(self, directory):
@@ -319,7 +285,7 @@ def test_a_checkpoint_is_evaluated_whole_or_over_its_start(make_trainer, make_co
 
 def batch_of(trainer, actions, advantages):
     rows = [Row("p", str(index), None, torch.tensor(action), 1) for index, action in enumerate(actions)]
-    batch = trainer._pack([RolloutGroup(None, [Rollout([row], None) for row in rows])])
+    batch = pack([RolloutGroup(None, [Rollout([row], None) for row in rows])])
     return replace(batch, advantages=torch.tensor(advantages)[:, None])
 
 
@@ -338,7 +304,7 @@ def test_a_loss_gets_what_it_needs_of_the_policy_with_gradient(make_trainer, gau
     batch = batch_of(trainer, [[2.0, 0.0, 1.0, 2.0], [1.0, 1.0, 0.0, 1.0]], [1.0, -2.0])
     totals = BatchTotals(num_tokens=2.0, num_rows=2.0)
     for part in [batch.select(torch.tensor([0])), batch.select(torch.tensor([1]))]:
-        trainer.loss(part, totals)[0].backward()
+        micro_batch_loss(trainer, part, totals)[0].backward()
     expected = torch.tensor([-1.9, 4.0, -2.0, -3.8])
     torch.testing.assert_close(trainer.policy.module.mean.grad, expected, rtol=1e-6, atol=1e-6)
 
@@ -352,7 +318,7 @@ def test_what_a_loss_needs_and_the_policy_does_not_give_is_named(make_trainer, g
         answer = replace(logprobs(batch.rows, needs={"prior_kl"}), extras=wrong)
         monkeypatch.setattr(trainer.policy, "logprobs", lambda rows, answer=answer, **_: answer)
         with pytest.raises(PolicyError, match=r"loss 'probe_gaussian/with_prior' needs prior_kl, .* as \(2, 1\)"):
-            trainer.loss(batch, BatchTotals(2.0, 2.0))
+            micro_batch_loss(trainer, batch, BatchTotals(2.0, 2.0))
 
 
 # Rollouts of earlier steps
@@ -487,7 +453,7 @@ def two_turns(policy, prompts, group_size, sampling, *, hint="look again"):
                 continue
             answer = second[row.trajectory_id]
             CONVERSATIONS[row.trajectory_id] = answer.prompt
-            turn = replace(answer.rollouts[0].rows[0], trajectory_id=row.trajectory_id, step_index=1, parent_row=0)
+            turn = replace(answer.rollouts[0].rows[0], trajectory_id=row.trajectory_id, step_index=1)
             rows = [replace(row, done=False, truncated=False), turn]
             rollouts.append(Rollout(rows, answer.rollouts[0].completion))
         groups.append(RolloutGroup(group.prompt, rollouts))
@@ -545,14 +511,13 @@ def test_two_turns_make_trajectories_of_two_rows(two_turns, plain_model, tiny_mo
     assert sorted(set(sizes)) == [1, 2] and sum(sizes) == len(batch.rows) == len(batch)
     for name in conversations:
         rows = [row for row in batch.rows if row.trajectory_id == name]
-        assert [(row.step_index, row.parent_row, row.done) for row in rows] == [(0, None, False), (1, 0, True)]
-    assert batch.step_index.tolist() == [row.step_index for row in batch.rows]
+        assert [(row.step_index, row.done) for row in rows] == [(0, False), (1, True)]
     assert batch.group_ids.tolist() == [n // 4 for n in batch.trajectory_ids.tolist()]
 
     # Logprobs of a second turn are those of a plain forward over the whole conversation, pictures included.
     with torch.no_grad():
         for index, row in enumerate(batch.rows):
-            prompt = trainer.train_source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
+            prompt = trainer.sampler.source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
             given = conversations[row.trajectory_id] if row.step_index else prompt
             expected = plain.logprobs(given, row.action)
             for found in (row.sampler_logprobs, batch.old_logprobs[index, : row.num_actions]):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmrl_core.discovery import load_plugins
+from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 
 NUM_KILLS = 3
@@ -41,7 +41,7 @@ def mmrl_save_state():
 
 @hookimpl
 def mmrl_load_state(state):
-    seen.update(state["probe_resume"])
+    seen.update(state)
 """
 
 

@@ -6,10 +6,11 @@ import threading
 import pytest
 import torch
 
+from mmrl_core import step as step_module
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.language_model import HFEngine
 from mmrl_core.runs import read_metrics
-from mmrl_core.trainer import Trainer
+from mmrl_core.sampling import GroupSampler
 
 WAIT_S = 60
 """Where a thread is waited for; only a test that fails waits so long."""
@@ -170,24 +171,24 @@ def test_the_next_step_is_sampled_while_this_one_is_trained(make_trainer, ahead,
     trainer = make_trainer(ahead(checkpoint={"every_steps": None}, stage={"steps": 3}))
     begun, updated = [threading.Event() for _ in range(4)], [threading.Event() for _ in range(4)]
     threads = []
-    update, sample = Trainer._update, Trainer._sample
+    update, sample = step_module.update, GroupSampler._sample
 
-    def watched_update(self, batch):
-        step = self.state.step
+    def watched_update(run, batch):
+        step = run.state.step
         assert step == 2 or begun[step + 1].wait(WAIT_S)
-        metrics = update(self, batch)
+        metrics = update(run, batch)
         updated[step].set()
         return metrics
 
-    def watched_sample(self, prompts, step, round_index=0):
+    def watched_sample(self, draw, prompts, step, round_index):
         threads.append(threading.get_ident())
         begun[step].set()
-        sampled = sample(self, prompts, step, round_index)
+        sampled = sample(self, draw, prompts, step, round_index)
         assert step == 0 or updated[step - 1].wait(WAIT_S)
         return sampled
 
-    monkeypatch.setattr(Trainer, "_update", watched_update)
-    monkeypatch.setattr(Trainer, "_sample", watched_sample)
+    monkeypatch.setattr(step_module, "update", watched_update)
+    monkeypatch.setattr(GroupSampler, "_sample", watched_sample)
     trainer.run(resume=False)
     assert len(threads) == 3 and threads[0] == threading.get_ident() and threads[1] == threads[2] != threads[0]
 
@@ -232,8 +233,9 @@ from mmrl_core import hookimpl
 ENDED = []
 
 @hookimpl
-def mmrl_epoch_end(run, epoch):
-    ENDED.append((epoch, run.state.step))
+def mmrl_step_end(run):
+    if run.state.epoch > len(ENDED):
+        ENDED.append((run.state.epoch - 1, run.state.step))
 """
 
 

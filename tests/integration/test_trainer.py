@@ -59,7 +59,8 @@ def test_a_prompt_is_prefilled_once_a_group_and_a_picture_encoded_once_in_a_run(
         prompts = {rollout["prompt_id"] for rollout in rollouts}
         assert len(prompts) == 4 and len(rollouts) == 16
         lengths = [
-            trainer.policy.prompt_length(trainer.train_source.sources[0].prompt(int(p.split(":")[1]))) for p in prompts
+            trainer.policy.prompt_length(trainer.sampler.source.sources[0].prompt(int(p.split(":")[1])))
+            for p in prompts
         ]
         # Once in the rollout and once in the update, which is on-policy and needs no pass for old logprobs.
         assert record["count/prefill_tokens"] == sum(lengths)
@@ -216,9 +217,8 @@ from mmrl_core import hookimpl
 
 HISTORY = []
 
-@hookimpl(wrapper=True)
-def mmrl_refresh_policies(run):
-    yield
+@hookimpl
+def mmrl_step_end(run):
     name, weight = next((n, p) for n, p in run.policy.module.model.named_parameters() if "q_proj.weight" in n)
     frozen = {policy: weights[name].clone() for policy, weights in run.policy._frozen.items()}
     HISTORY.append((weight.detach().clone(), frozen))
@@ -265,7 +265,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
     for record, batch in zip(steps, probe_batches.BATCHES, strict=True):
         logits, targets = [], []
         for row in batch.rows:
-            prompt = trainer.train_source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
+            prompt = trainer.sampler.source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
             ids = tokenizer(f"It is {prompt.sample['answer']}.<|im_end|>", return_tensors="pt")["input_ids"][0]
             assert row.action.tolist() == ids.tolist()
             logits.append(plain.logits(prompt, ids))
@@ -398,7 +398,6 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_save_state",  # kept in case the step fails
         "mmrl_prompts",
         "mmrl_rollout",
-        "mmrl_after_rollout",
         "mmrl_score",
         "mmrl_shape_rewards",
         "mmrl_select_groups",
@@ -406,7 +405,6 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_compute_advantages",
         "mmrl_policy_loss",
         "mmrl_after_update",
-        "mmrl_refresh_policies",
         "mmrl_step_end",
     ]
     assert [
@@ -414,9 +412,7 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_evaluated",
         "mmrl_stage_start",
         *step,
-        "mmrl_epoch_end",  # a step of 16 prompts is an epoch of the 16 rows
         *step,
-        "mmrl_epoch_end",
         "mmrl_stage_end",
         "mmrl_evaluated",
         "mmrl_save_state",
@@ -455,29 +451,41 @@ def test_wrappers_change_what_others_return(run, grpo, install):
 @pytest.mark.parametrize(
     "hook, result, message",
     [
-        ("mmrl_rollout(run, prompts)", "[]", "mmrl_rollout returned 0 groups for 4 prompts"),
-        ("mmrl_score(groups)", "[1.0]", "mmrl_score returned list; expected Scores"),
+        ("mmrl_rollout(run, prompts)", "[]", "mmrl_rollout of plugin 'probe_wrong' returned 0 groups for 4 prompts"),
+        ("mmrl_score(groups)", "[1.0]", "mmrl_score of plugin 'probe_wrong' returned list; expected Scores"),
         (
             "mmrl_shape_rewards(scores)",
             "replace(scores, totals=torch.zeros(3))",
-            r"mmrl_shape_rewards returned 'totals' of shape \(3,\); expected \(16,\)",
+            r"mmrl_shape_rewards of plugin 'probe_wrong' returned 'totals' of shape \(3,\); expected \(16,\)",
         ),
-        ("mmrl_select_groups(groups)", "[True]", "mmrl_select_groups returned 1 choices for 4 groups"),
-        ("mmrl_select_groups(groups)", "[False] * 4", "mmrl_select_groups selected no group"),
+        (
+            "mmrl_select_groups(groups)",
+            "[True]",
+            "mmrl_select_groups of plugin 'probe_wrong' returned 1 choices for 4 groups",
+        ),
+        ("mmrl_select_groups(groups)", "[False] * 4", "mmrl_select_groups of plugin 'probe_wrong' selected no group"),
         (
             "mmrl_compute_advantages(view)",
             "torch.zeros(5)",
-            r"mmrl_compute_advantages returned \(5,\); expected a tensor \(16,\) or \(16, 6\)",
+            r"mmrl_compute_advantages of plugin 'probe_wrong' returned \(5,\); expected a tensor \(16,\) or \(16, 6\)",
         ),
-        ("mmrl_compute_advantages(view)", "view.rewards / 0", "mmrl_compute_advantages returned numbers"),
-        ("mmrl_compute_advantages(view)", "view.group_ids", "mmrl_compute_advantages returned numbers"),
+        (
+            "mmrl_compute_advantages(view)",
+            "view.rewards / 0",
+            "mmrl_compute_advantages of plugin 'probe_wrong' returned numbers",
+        ),
+        (
+            "mmrl_compute_advantages(view)",
+            "view.group_ids",
+            "mmrl_compute_advantages of plugin 'probe_wrong' returned numbers",
+        ),
         (
             "mmrl_policy_loss(inputs)",
             "inputs.logprobs, {}",
-            "mmrl_policy_loss must return a scalar that has a gradient",
+            "mmrl_policy_loss of plugin 'probe_wrong' must return a scalar that has a gradient",
         ),
-        ("mmrl_policy_loss(inputs)", "inputs.logprobs.sum()", "mmrl_policy_loss must return"),
-        ("mmrl_policy_loss(inputs)", "torch.tensor(1.0), {}", "mmrl_policy_loss must return"),
+        ("mmrl_policy_loss(inputs)", "inputs.logprobs.sum()", "mmrl_policy_loss of plugin 'probe_wrong' must return"),
+        ("mmrl_policy_loss(inputs)", "torch.tensor(1.0), {}", "mmrl_policy_loss of plugin 'probe_wrong' must return"),
     ],
 )
 def test_a_hook_that_returns_the_wrong_thing_is_named(hook, result, message, make_trainer, grpo, install):

@@ -1,15 +1,17 @@
 """Advantages: golden numbers from golden/advantages.json, and the properties that hold for every input."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from mmrl_core import advantage_stages as S
 from mmrl_core import advantages as A
 from mmrl_core.errors import ConfigError
-from mmrl_core.types import RewardView
+from mmrl_core.testing import make_reward_view
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "advantages.json").read_text())
 NAN = float("nan")
@@ -20,18 +22,7 @@ def f64(values) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def make_view(rewards, group_ids, *, trajectory_ids=None, mask=None, token_rewards=None, components=None, weights=None):
-    rewards = f64(rewards)
-    mask = torch.ones(len(rewards), 1, dtype=torch.bool) if mask is None else torch.tensor(mask)
-    return RewardView(
-        rewards=rewards,
-        components={name: f64(values) for name, values in (components or {}).items()},
-        weights=weights or {},
-        token_rewards=torch.zeros(mask.shape, dtype=torch.float64) if token_rewards is None else f64(token_rewards),
-        group_ids=torch.tensor(group_ids),
-        trajectory_ids=torch.arange(len(rewards)) if trajectory_ids is None else torch.tensor(trajectory_ids),
-        mask=mask,
-    )
+make_view = partial(make_reward_view, dtype=torch.float64)
 
 
 def random_rewards(num_groups: int = 6, group_size: int = 5) -> tuple[Tensor, Tensor]:
@@ -61,7 +52,7 @@ def test_leave_one_out_golden():
 def test_reinforce_plus_plus_baseline_golden():
     golden = GOLDEN["reinforce_plus_plus_baseline"]
     view = make_view(golden["rewards"], golden["group_ids"], mask=golden["mask"])
-    advantages = A.whiten_stage(A.group_mean_stage(view.rewards, view), view)
+    advantages = S.whiten_stage(S.group_mean_stage(view.rewards, view), view)
     torch.testing.assert_close(advantages, f64(golden["advantages"]), **TOLERANCE)
 
 
@@ -75,9 +66,9 @@ def test_discounted_returns_golden(case):
 def test_normalise_each_reward_golden():
     golden = GOLDEN["normalise_each_reward"]
     view = make_view([0.0] * 4, golden["group_ids"], components=golden["components"], weights=golden["weights"])
-    summed = A.normalise_each_reward_stage(view.rewards, view)
+    summed = S.normalise_each_reward_stage(view.rewards, view)
     torch.testing.assert_close(summed, f64(golden["summed"]), **TOLERANCE)
-    advantages = A.normalise_over_batch_stage(summed, view)
+    advantages = S.normalise_over_batch_stage(summed, view)
     torch.testing.assert_close(advantages, f64(golden["then_over_batch"]), **TOLERANCE)
 
 
@@ -315,7 +306,7 @@ def test_expand_to_tokens_leaves_untrained_tokens_zero_even_if_nan():
 def test_a_trajectory_counts_once_however_many_rows_it_has():
     once = make_view([1.0, 0.0, 0.0], [5, 5, 5])
     rows = make_view([0.0, 1.0, 1.0, 1.0, 0.0], [5] * 5, trajectory_ids=[8, 3, 3, 3, 1])
-    for stage in (A.group_relative_stage, A.group_mean_stage, A.leave_one_out_stage, A.normalise_over_batch_stage):
+    for stage in (S.group_relative_stage, S.group_mean_stage, S.leave_one_out_stage, S.normalise_over_batch_stage):
         expected = stage(once.rewards, once)[[1, 0, 0, 0, 2]]
         torch.testing.assert_close(stage(rows.rewards, rows), expected, **TOLERANCE)
 
@@ -323,9 +314,9 @@ def test_a_trajectory_counts_once_however_many_rows_it_has():
 @pytest.mark.parametrize(
     ("stage", "function"),
     [
-        (A.group_relative_stage, A.group_relative_advantages),
-        (A.leave_one_out_stage, A.leave_one_out_advantages),
-        (A.group_mean_stage, lambda *args: A.group_relative_advantages(*args, divide_by_std="none")),
+        (S.group_relative_stage, A.group_relative_advantages),
+        (S.leave_one_out_stage, A.leave_one_out_advantages),
+        (S.group_mean_stage, lambda *args: A.group_relative_advantages(*args, divide_by_std="none")),
     ],
 )
 def test_stages_equal_their_function_on_single_turn_batches(stage, function):
@@ -337,15 +328,15 @@ def test_stages_equal_their_function_on_single_turn_batches(stage, function):
 @pytest.mark.parametrize(
     ("stage", "function", "options"),
     [
-        (A.group_relative_stage, A.group_relative_advantages, {"divide_by_std": "none"}),
-        (A.group_relative_stage, A.group_relative_advantages, {"divide_by_std": "batch", "eps": 0.5}),
+        (S.group_relative_stage, A.group_relative_advantages, {"divide_by_std": "none"}),
+        (S.group_relative_stage, A.group_relative_advantages, {"divide_by_std": "batch", "eps": 0.5}),
         (
-            A.normalise_over_batch_stage,
+            S.normalise_over_batch_stage,
             lambda rewards, _, **more: A.batch_normalised_advantages(rewards, **more),
             {"eps": 0.5},
         ),
         (
-            A.whiten_stage,
+            S.whiten_stage,
             lambda rewards, _, **more: A.whiten(rewards, rewards.isfinite(), **more)[:, None],
             {"eps": 0.5},
         ),
@@ -366,9 +357,9 @@ def test_reinforce_plus_plus_whitens_returns_over_scored_tokens():
         mask=[[True, True], [True, False], [True, True]],
         token_rewards=[[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]],
     )
-    returns = A.discounted_returns_stage(view.rewards, view)
+    returns = S.discounted_returns_stage(view.rewards, view)
     assert returns.tolist() == [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
-    advantages = A.whiten_stage(returns, view)
+    advantages = S.whiten_stage(returns, view)
     third = 1 / 3
     scale = (third + 1e-8) ** -0.5  # values 1, 1, 0: mean 2/3, sample variance 1/3
     expected = f64([[third * scale, third * scale], [-2 * third * scale, 0.0], [0.0, 0.0]])
@@ -377,15 +368,15 @@ def test_reinforce_plus_plus_whitens_returns_over_scored_tokens():
 
 def test_returns_stage_uses_the_turns_of_a_trajectory():
     view = make_view([1.0, 1.0], [0, 0], trajectory_ids=[4, 4], mask=[[True], [True]], token_rewards=[[0.0], [1.0]])
-    assert A.discounted_returns_stage(view.rewards, view, gamma=0.5).tolist() == [[0.5], [1.0]]
+    assert S.discounted_returns_stage(view.rewards, view, gamma=0.5).tolist() == [[0.5], [1.0]]
 
 
 def test_later_stages_do_not_count_the_zeros_of_unscored_trajectories():
     view = make_view([1.0, 0.0, NAN, 4.0, 0.0, NAN], [0, 0, 0, 1, 1, 1])
     scored = make_view([1.0, 0.0, 4.0, 0.0], [0, 0, 1, 1])
-    for later in (A.normalise_over_batch_stage, A.leave_one_out_stage):
-        advantages = later(A.group_mean_stage(view.rewards, view), view)
-        expected = later(A.group_mean_stage(scored.rewards, scored), scored)
+    for later in (S.normalise_over_batch_stage, S.leave_one_out_stage):
+        advantages = later(S.group_mean_stage(view.rewards, view), view)
+        expected = later(S.group_mean_stage(scored.rewards, scored), scored)
         torch.testing.assert_close(advantages[[0, 1, 3, 4]], expected, **TOLERANCE)
         assert advantages[[2, 5]].tolist() == [0.0, 0.0]
 
@@ -397,11 +388,11 @@ def test_an_unscored_component_adds_nothing():
         components={"accuracy": [1.0, 0.0, NAN], "format": [2.0, 2.0, 2.0]},
         weights={"accuracy": 2.0, "format": 1.0},
     )
-    advantages = A.normalise_each_reward_stage(view.rewards, view, eps=0.0)
+    advantages = S.normalise_each_reward_stage(view.rewards, view, eps=0.0)
     torch.testing.assert_close(advantages, f64([2**0.5, -(2**0.5), 0.0]), **TOLERANCE)
 
 
-@pytest.mark.parametrize("stage", [A.group_relative_stage, A.leave_one_out_stage, A.normalise_over_batch_stage])
+@pytest.mark.parametrize("stage", [S.group_relative_stage, S.leave_one_out_stage, S.normalise_over_batch_stage])
 def test_comparing_trajectories_after_token_stages_is_refused(stage):
     view = make_view([1.0, 0.0], [0, 0])
     with pytest.raises(ConfigError, match=r"shape \(2, 1\).*put it before"):
@@ -411,4 +402,4 @@ def test_comparing_trajectories_after_token_stages_is_refused(stage):
 def test_comparing_trajectories_whose_rows_differ_is_refused():
     view = make_view([1.0, 1.0, 0.0], [0, 0, 0], trajectory_ids=[0, 0, 1])
     with pytest.raises(ConfigError, match="rows of one trajectory different"):
-        A.group_relative_stage(f64([1.0, 0.5, 0.0]), view)
+        S.group_relative_stage(f64([1.0, 0.5, 0.0]), view)

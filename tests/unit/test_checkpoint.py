@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmrl_core.checkpoint import (
+    PluginStates,
     TrainState,
     find_checkpoint,
     latest_checkpoint,
@@ -17,7 +18,7 @@ from mmrl_core.checkpoint import (
     read_state,
     save_checkpoint,
 )
-from mmrl_core.errors import CheckpointError
+from mmrl_core.errors import CheckpointError, HookResultError
 
 
 class OneWeight:
@@ -152,3 +153,22 @@ def test_a_run_without_checkpoint_says_so(tmp_path):
         find_checkpoint(tmp_path)
     folder = save(tmp_path, 3)
     assert find_checkpoint(folder) == folder == find_checkpoint(tmp_path)
+
+
+def test_states_kept_for_a_failing_step_share_tensors_and_copy_containers():
+    kept = [torch.zeros(3)]
+    states = {"replay": {"kept": kept, "steps": [1, 2]}, "core": {"count": 1}}
+    before = PluginStates(states)
+    states["replay"]["steps"].append(3)
+    kept.append(torch.ones(3))
+    found = before.unchanged()
+    assert found == {"replay": {"kept": [kept[0]], "steps": [1, 2]}, "core": {"count": 1}}
+    assert found["replay"]["kept"][0] is kept[0], "100 MB of tensors must not be copied before each step"
+
+
+def test_a_tensor_that_a_plugin_changed_in_place_is_noticed_and_not_saved():
+    weights = torch.zeros(3)
+    before = PluginStates({"critic": {"weights": weights}})
+    weights.add_(1.0)
+    with pytest.raises(HookResultError, match="plugin 'critic' changed a tensor in place"):
+        before.unchanged()

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmrl_core.defaults import CoreBehaviour, check_groups, check_scores
+from mmrl_core.defaults import CoreBehaviour
 from mmrl_core.errors import HookResultError
+from mmrl_core.plugins.hook_results import check_groups, check_scores
 from mmrl_core.types import Prompt, RewardView, Rollout, RolloutGroup, Row, Scores
 
 ROLLOUT = Rollout([Row("p", "t", None, torch.zeros(1), 1)], "text")

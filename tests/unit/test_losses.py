@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from mmrl_core import losses
-from mmrl_core.errors import ConfigError
+from mmrl_core.errors import ConfigError, HookResultError
+from mmrl_core.testing import make_loss_inputs
 from mmrl_core.types import BatchTotals, LossInputs
+from tests.algorithms import policy_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 NAN = float("nan")
@@ -26,10 +28,7 @@ def totals_of(mask: Tensor) -> BatchTotals:
 
 
 def golden_inputs(**replaced) -> LossInputs:
-    fields = {
-        name: torch.tensor(v) if name == "mask" else f64(v) for name, v in {**GOLDEN["batch"], **replaced}.items()
-    }
-    return LossInputs(**fields, totals=totals_of(fields["mask"]))
+    return make_loss_inputs(**{**GOLDEN["batch"], **replaced}, dtype=torch.float64)
 
 
 def random_inputs(num_rows: int = 6, num_tokens: int = 7) -> LossInputs:
@@ -43,17 +42,15 @@ def random_inputs(num_rows: int = 6, num_tokens: int = 7) -> LossInputs:
     lengths = torch.randint(2, num_tokens + 1, (num_rows, 1), generator=generator)
     lengths[2] = 0
     mask = (torch.arange(num_tokens) < lengths) & (torch.arange(num_tokens) != 1)
-    return LossInputs(
-        logprobs=old_logprobs + normal(0.3),
+    return make_loss_inputs(
+        old_logprobs + normal(0.3),
         old_logprobs=old_logprobs,
-        advantages=normal(1.0)[:, :1].expand(-1, num_tokens) * mask,
+        advantages=normal(1.0)[:, 0],
         mask=mask,
-        totals=totals_of(mask),
         sampler_logprobs=old_logprobs + normal(0.2),
         ref_logprobs=old_logprobs + normal(0.4),
         entropy=normal(1.0).abs(),
         rewards=torch.arange(num_rows, dtype=torch.float64),
-        group_ids=torch.arange(num_rows) // 2,
     )
 
 
@@ -64,7 +61,7 @@ def split(inputs: LossInputs, rows: slice) -> LossInputs:
 
 def value_and_gradient(inputs: LossInputs, **options) -> tuple[Tensor, Tensor]:
     logprobs = inputs.logprobs.detach().clone().requires_grad_()
-    loss, _ = losses.policy_loss(replace(inputs, logprobs=logprobs), **options)
+    loss, _ = policy_loss(replace(inputs, logprobs=logprobs), **options)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     return loss.detach(), gradient
 
@@ -169,10 +166,10 @@ def test_surrogates_alone_ignore_masked_tokens(options):
 def test_micro_batches_add_up_to_the_one_batch_loss(options, aggregation):
     inputs = random_inputs()
     options = {**options, **EVERYTHING, "aggregation": aggregation}
-    loss, metrics = losses.policy_loss(inputs, **options)
+    loss, metrics = policy_loss(inputs, **options)
     _, gradient = value_and_gradient(inputs, **options)
     parts = [split(inputs, rows) for rows in (slice(0, 1), slice(1, 3), slice(3, 6))]
-    pieces = [losses.policy_loss(part, **options) for part in parts]
+    pieces = [policy_loss(part, **options) for part in parts]
     torch.testing.assert_close(sum(piece[0] for piece in pieces), loss, **TOLERANCE)
     gradients = torch.cat([value_and_gradient(part, **options)[1] for part in parts])
     torch.testing.assert_close(gradients, gradient, **TOLERANCE)
@@ -183,13 +180,13 @@ def test_micro_batches_add_up_to_the_one_batch_loss(options, aggregation):
 def test_local_token_mean_of_equal_micro_batches_is_the_mean_of_their_means():
     inputs = random_inputs()
     options = {"surrogate": losses.clipped, "aggregation": "local_token_mean"}
-    loss, _ = losses.policy_loss(inputs, **options)
+    loss, _ = policy_loss(inputs, **options)
     halves = [split(inputs, slice(0, 3)), split(inputs, slice(3, 6))]
     own_means = [
-        losses.policy_loss(replace(half, totals=totals_of(half.mask)), **{**options, "aggregation": "token_mean"})[0]
+        policy_loss(replace(half, totals=totals_of(half.mask)), **{**options, "aggregation": "token_mean"})[0]
         for half in halves
     ]
-    added = sum(losses.policy_loss(half, **options)[0] for half in halves)
+    added = sum(policy_loss(half, **options)[0] for half in halves)
     torch.testing.assert_close(added, sum(own_means) / 2, **TOLERANCE)
     assert not torch.allclose(added, loss)  # the cut matters, by definition
 
@@ -205,14 +202,12 @@ def test_local_token_mean_of_one_row_is_sequence_mean():
 def test_extras_reach_the_surrogate_and_nothing_of_them_where_not_trained():
     mask = torch.tensor([[True, True, False], [True, False, False]])
     extra = f64([[1, 2, NAN], [4, NAN, NAN]]).requires_grad_()
-    inputs = LossInputs(
-        *[torch.zeros(2, 3, dtype=torch.float64)] * 3, mask, totals_of(mask), extras={"prior_kl": extra}
-    )
+    inputs = make_loss_inputs(torch.zeros(2, 3, dtype=torch.float64), mask=mask, extras={"prior_kl": extra})
 
     def surrogate(inputs):
         return inputs.extras["prior_kl"].square(), {}
 
-    loss, _ = losses.policy_loss(inputs, surrogate=surrogate)
+    loss, _ = policy_loss(inputs, surrogate=surrogate)
     loss.backward()
     assert loss.item() == pytest.approx((1 + 4 + 16) / 3)
     # d/dx of the mean of x^2 over three tokens: 2 x / 3
@@ -276,7 +271,7 @@ def test_gradient_vanishes_exactly_where_clipping_says():
 
 def test_clip_fractions_count_the_tokens_whose_gradient_is_removed():
     inputs = random_inputs()
-    _, metrics = losses.policy_loss(inputs, surrogate_options={"clip_low": 0.1, "clip_high": 0.3})
+    _, metrics = policy_loss(inputs, surrogate_options={"clip_low": 0.1, "clip_high": 0.3})
     ratios = (inputs.logprobs - inputs.old_logprobs).exp()
     high, low = (ratios > 1.3) & (inputs.advantages > 0), (ratios < 0.9) & (inputs.advantages < 0)
     torch.testing.assert_close(metrics["clip_fraction_high"], (high & inputs.mask).sum() / inputs.mask.sum().double())
@@ -294,8 +289,8 @@ def test_clipped_gradient_matches_finite_differences():
     for row, token in ((0, 0), (1, 2), (4, 0)):
         nudge = torch.zeros_like(inputs.logprobs)
         nudge[row, token] = step
-        up, _ = losses.policy_loss(replace(inputs, logprobs=inputs.logprobs + nudge), **options)
-        down, _ = losses.policy_loss(replace(inputs, logprobs=inputs.logprobs - nudge), **options)
+        up, _ = policy_loss(replace(inputs, logprobs=inputs.logprobs + nudge), **options)
+        down, _ = policy_loss(replace(inputs, logprobs=inputs.logprobs - nudge), **options)
         torch.testing.assert_close((up - down) / (2 * step), gradient[row, token], rtol=1e-6, atol=1e-9)
 
 
@@ -331,12 +326,10 @@ def test_dual_clip_and_ratio_cap_bound_the_loss_of_bad_tokens():
 @every_surrogate
 def test_huge_log_ratios_stay_finite_in_float32(options):
     logprobs = torch.tensor([[-500.0, -0.1]])
-    inputs = LossInputs(
-        logprobs=logprobs,
+    inputs = make_loss_inputs(
+        logprobs,
         old_logprobs=logprobs.flip(-1),
-        advantages=torch.tensor([[1.0, -1.0]]),
-        mask=torch.ones(1, 2, dtype=torch.bool),
-        totals=BatchTotals(2, 1),
+        advantages=[[1.0, -1.0]],
         sampler_logprobs=logprobs,
         ref_logprobs=logprobs.flip(-1),
     )
@@ -367,7 +360,7 @@ def test_cispo_keeps_the_gradient_of_every_token():
 @pytest.mark.parametrize("options", [{"cap": 1.3}, {"clip_low": 0.1, "clip_high": 0.3}])
 def test_cispo_clip_fractions_count_the_bounded_weights(options):
     inputs = random_inputs()
-    _, metrics = losses.policy_loss(inputs, surrogate=losses.cispo, surrogate_options=options)
+    _, metrics = policy_loss(inputs, surrogate=losses.cispo, surrogate_options=options)
     ratios = (inputs.logprobs - inputs.old_logprobs).exp()[inputs.mask]
     torch.testing.assert_close(metrics["clip_fraction_high"], (ratios > 1.3).double().mean())
     low = (ratios < 0.9) & ("clip_low" in options)
@@ -413,7 +406,7 @@ def test_kl_term_pulls_towards_the_reference_whatever_the_advantages():
 def test_kl_term_is_averaged_like_the_policy_term(aggregation):
     inputs = random_inputs()
     inputs = replace(inputs, advantages=torch.zeros_like(inputs.advantages))
-    loss, _ = losses.policy_loss(inputs, kl_coefficient=0.5, aggregation=aggregation, max_length=9)
+    loss, _ = policy_loss(inputs, kl_coefficient=0.5, aggregation=aggregation, max_length=9)
     kl = losses.kl_estimate(inputs.logprobs, inputs.ref_logprobs)
     expected = 0.5 * losses.aggregate(kl, inputs.mask, aggregation, inputs.totals, max_length=9)
     torch.testing.assert_close(loss, expected, **TOLERANCE)
@@ -474,9 +467,9 @@ def test_off_policy_mask_drops_bad_stale_rows_only():
 def test_off_policy_mask_prefers_the_engine_to_the_old_policy():
     inputs = random_inputs()
     fresh = replace(inputs, sampler_logprobs=inputs.logprobs)
-    _, metrics = losses.policy_loss(fresh, off_policy_threshold=0.01)
+    _, metrics = policy_loss(fresh, off_policy_threshold=0.01)
     assert metrics["off_policy_dropped"] == 0
-    _, metrics = losses.policy_loss(replace(fresh, sampler_logprobs=None), off_policy_threshold=0.01)
+    _, metrics = policy_loss(replace(fresh, sampler_logprobs=None), off_policy_threshold=0.01)
     assert metrics["off_policy_dropped"] > 0
 
 
@@ -485,7 +478,7 @@ def test_entropy_bonus_rewards_entropy_and_not_by_aggregation():
     entropy = inputs.entropy.clone().requires_grad_()
     gradients = []
     for aggregation in ("sequence_mean", "token_mean", "constant_length"):
-        loss, _ = losses.policy_loss(
+        loss, _ = policy_loss(
             replace(inputs, entropy=entropy), entropy_coefficient=0.5, aggregation=aggregation, max_length=9
         )
         gradients.append(torch.autograd.grad(loss, entropy)[0])
@@ -508,11 +501,9 @@ def test_doubling_padding_changes_nothing_and_doubling_max_length_halves_the_los
     )
     for aggregation in AGGREGATIONS:
         options = {**EVERYTHING, "aggregation": aggregation}
-        torch.testing.assert_close(
-            losses.policy_loss(padded, **options)[0], losses.policy_loss(inputs, **options)[0], **TOLERANCE
-        )
-    short, _ = losses.policy_loss(inputs, aggregation="constant_length", max_length=9)
-    long, _ = losses.policy_loss(inputs, aggregation="constant_length", max_length=18)
+        torch.testing.assert_close(policy_loss(padded, **options)[0], policy_loss(inputs, **options)[0], **TOLERANCE)
+    short, _ = policy_loss(inputs, aggregation="constant_length", max_length=9)
+    long, _ = policy_loss(inputs, aggregation="constant_length", max_length=18)
     torch.testing.assert_close(long, short / 2, **TOLERANCE)
 
 
@@ -521,15 +512,15 @@ def test_rows_left_out_count_in_the_totals():
     some = split(inputs, slice(0, 2))
     for aggregation in ("sequence_mean", "constant_length"):
         alone = replace(some, totals=totals_of(some.mask))
-        part, _ = losses.policy_loss(some, aggregation=aggregation, max_length=9)
-        whole, _ = losses.policy_loss(alone, aggregation=aggregation, max_length=9)
+        part, _ = policy_loss(some, aggregation=aggregation, max_length=9)
+        whole, _ = policy_loss(alone, aggregation=aggregation, max_length=9)
         torch.testing.assert_close(part * 6, whole * 2, **TOLERANCE)
 
 
 def test_metrics_report_the_means_over_trained_tokens():
     inputs = random_inputs()
     differentiable = {name: getattr(inputs, name).clone().requires_grad_() for name in ("logprobs", "entropy")}
-    loss, metrics = losses.policy_loss(replace(inputs, **differentiable), **EVERYTHING)
+    loss, metrics = policy_loss(replace(inputs, **differentiable), **EVERYTHING)
     assert all(value.dim() == 0 and not value.requires_grad for value in metrics.values())
     loss, mask = loss.detach(), inputs.mask
     log_ratio = (inputs.logprobs - inputs.old_logprobs)[mask]
@@ -555,31 +546,49 @@ def test_reported_reference_and_entropy_do_not_enter_the_loss_unasked():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_coefficient": 0.1}, "kl_coefficient is set, but there is no reference policy"),
+        ({"kl_coefficient": 0.1}, "kl.coefficient is set, but there is no reference policy"),
         ({"entropy_coefficient": 0.1}, "entropy_coefficient is set"),
-        ({"importance_level": "token"}, "importance_level is set"),
+        ({"importance_level": "token"}, "importance_correction is set"),
         ({"aggregation": "constant_length"}, "needs max_length"),
-        ({"aggregation": "mean"}, "aggregation is 'mean'; it can be 'sequence_mean'"),
         ({"surrogate_options": {"ratio": "row"}}, "ratio is 'row'; it can be 'token'"),
     ],
 )
 def test_missing_inputs_and_unknown_options_are_refused(options, message):
     inputs = replace(random_inputs(), sampler_logprobs=None, ref_logprobs=None, entropy=None)
     with pytest.raises(ConfigError, match=message):
-        losses.policy_loss(inputs, **options)
+        policy_loss(inputs, **options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kl_coefficient": 0.1, "kl_estimator": "k4"}, "kl estimator is 'k4'"),
-        ({"importance_level": "row"}, "importance level is 'row'"),
-        ({"importance_level": "token", "importance_mode": "drop"}, "importance mode is 'drop'"),
-    ],
-)
-def test_unknown_options_of_terms_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        losses.policy_loss(random_inputs(), **options)
+def test_unknown_options_of_terms_are_refused():
+    inputs = random_inputs()
+    given = (inputs.old_logprobs, inputs.sampler_logprobs, inputs.mask)
+    with pytest.raises(ConfigError, match="kl estimator is 'k4'"):
+        losses.kl_estimate(inputs.logprobs, inputs.ref_logprobs, "k4")
+    with pytest.raises(ConfigError, match="importance level is 'row'"):
+        losses.importance_weights(*given, level="row")
+    with pytest.raises(ConfigError, match="importance mode is 'drop'"):
+        losses.importance_weights(*given, mode="drop")
+    with pytest.raises(ConfigError, match="aggregation is 'mean'; it can be 'sequence_mean'"):
+        losses.aggregate(inputs.logprobs, inputs.mask, "mean", inputs.totals)
+
+
+def test_one_value_a_row_is_not_spread_over_the_tokens_in_silence():
+    inputs = random_inputs()
+    with pytest.raises(ValueError, match="one shape"):
+        losses.kl_estimate(inputs.logprobs, inputs.ref_logprobs[:, :1])
+    with pytest.raises(ValueError, match="one shape"):
+        losses.aggregate(inputs.logprobs[:, :1], inputs.mask, "token_mean", inputs.totals)
+
+
+@pytest.mark.parametrize("returned", ["scalar", "row", "no metrics"])
+def test_a_surrogate_that_gives_no_token_losses_is_refused_by_name(returned):
+    def wrong(inputs):
+        values = inputs.logprobs
+        found = {"scalar": (values.mean(), {}), "row": (values.mean(1), {}), "no metrics": values}
+        return found[returned]
+
+    with pytest.raises(HookResultError, match="loss 'clipped'"):
+        policy_loss(random_inputs(), surrogate=wrong)
 
 
 def test_a_plugin_can_bring_its_own_surrogate():
@@ -587,6 +596,6 @@ def test_a_plugin_can_bring_its_own_surrogate():
         return scale * inputs.logprobs.square(), {"scale": torch.tensor(scale)}
 
     inputs = random_inputs()
-    loss, metrics = losses.policy_loss(inputs, surrogate=squared, surrogate_options={"scale": 2.0})
+    loss, metrics = policy_loss(inputs, surrogate=squared, surrogate_options={"scale": 2.0})
     torch.testing.assert_close(loss, 2 * inputs.logprobs[inputs.mask].square().mean(), **TOLERANCE)
     assert metrics["scale"] == 2.0

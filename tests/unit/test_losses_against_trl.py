@@ -16,9 +16,11 @@ pytest.importorskip("trl")
 from accelerate import Accelerator
 from trl import GRPOTrainer, RLOOTrainer
 
+from mmrl_core import advantage_stages as S
 from mmrl_core import advantages as A
 from mmrl_core import losses
 from mmrl_core.types import BatchTotals, LossInputs, RewardView
+from tests.algorithms import policy_loss
 
 NAN = float("nan")
 B, T, GROUP_SIZE, MAX_LENGTH = 8, 6, 4, 9
@@ -46,7 +48,6 @@ def random_inputs(seed: int = 0) -> LossInputs:
         ref_logprobs=old_logprobs + normal(0.4),
         entropy=normal(1.0).abs(),
         rewards=rewards,
-        group_ids=group_ids,
     )
 
 
@@ -134,7 +135,7 @@ def trl_loss(inputs: LossInputs, trainer_class=GRPOTrainer, *, args=None, batch=
 
 def our_loss(inputs: LossInputs, **options):
     logprobs = inputs.logprobs.clone().requires_grad_()
-    loss, metrics = losses.policy_loss(replace(inputs, logprobs=logprobs), **options)
+    loss, metrics = policy_loss(replace(inputs, logprobs=logprobs), **options)
     (gradient,) = torch.autograd.grad(loss, logprobs)
     return loss.detach(), gradient, metrics
 
@@ -287,7 +288,7 @@ def view_of(rewards, inputs: LossInputs | None = None) -> RewardView:
         components={f"reward {i}": column for i, column in enumerate(rewards.T)},
         weights={f"reward {i}": weight for i, weight in enumerate(WEIGHTS)},
         token_rewards=torch.zeros(B, T),
-        group_ids=inputs.group_ids,
+        group_ids=torch.arange(B) // GROUP_SIZE,
         trajectory_ids=torch.arange(B),
         mask=inputs.mask,
     )
@@ -298,7 +299,7 @@ def view_of(rewards, inputs: LossInputs | None = None) -> RewardView:
 def test_group_relative_advantages_equal_grpo_trainer(rewards, divide_by_std):
     theirs = trl_rollouts(GRPOTrainer, rewards, scale_rewards=divide_by_std)["advantages"]
     view = view_of(rewards)
-    ours = A.group_relative_stage(view.rewards, view, divide_by_std=divide_by_std)
+    ours = S.group_relative_stage(view.rewards, view, divide_by_std=divide_by_std)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -306,7 +307,7 @@ def test_group_relative_advantages_equal_grpo_trainer(rewards, divide_by_std):
 def test_each_reward_normalised_equals_grpo_trainer(rewards):
     theirs = trl_rollouts(GRPOTrainer, rewards, multi_objective_aggregation="normalize_then_sum")["advantages"]
     view = view_of(rewards)
-    ours = A.normalise_over_batch_stage(A.normalise_each_reward_stage(view.rewards, view), view)
+    ours = S.normalise_over_batch_stage(S.normalise_each_reward_stage(view.rewards, view), view)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -315,9 +316,9 @@ def test_each_reward_normalised_equals_grpo_trainer(rewards):
 def test_leave_one_out_advantages_equal_rloo_trainer(rewards, over_batch):
     theirs = trl_rollouts(RLOOTrainer, rewards, normalize_advantages=over_batch)["advantages"]
     view = view_of(rewards)
-    ours = A.leave_one_out_stage(view.rewards, view)
+    ours = S.leave_one_out_stage(view.rewards, view)
     if over_batch:
-        ours = A.normalise_over_batch_stage(ours, view)
+        ours = S.normalise_over_batch_stage(ours, view)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -362,7 +363,7 @@ def test_the_whole_way_from_rewards_to_loss_equals_grpo_trainer():
     output = trl_rollouts(GRPOTrainer, REWARDS["two rewards"], inputs=inputs, beta=0.04, scale_rewards="group")
     loss, gradient, _ = trl_loss(inputs, beta=0.04, loss_type="grpo", batch=output)
     view = view_of(REWARDS["two rewards"], inputs)
-    advantages = A.expand_to_tokens(A.group_relative_stage(view.rewards, view), view.mask).double()
+    advantages = A.expand_to_tokens(S.group_relative_stage(view.rewards, view), view.mask).double()
     ours, our_gradient, _ = our_loss(
         replace(inputs, advantages=advantages), aggregation="sequence_mean", kl_coefficient=0.04
     )

@@ -11,8 +11,8 @@ from mmrl_audio_aqa.data import avqa, mmau
 from mmrl_audio_aqa.rewards import accuracy, format
 from mmrl_core.config import DataConfig, PromptConfig, SourceConfig
 from mmrl_core.data import PromptSource
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import TaskDataError
+from mmrl_core.plugins import load_plugins
 
 AVQA = {
     "id": 183,

@@ -21,8 +21,8 @@ from mmrl_audio_aqa.demo_data import (
 )
 from mmrl_audio_aqa.rewards import accuracy, format
 from mmrl_audio_aqa.views import timeline
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import TaskDataError
+from mmrl_core.plugins import load_plugins
 
 
 def strength_at(sound, hz, start_s=0.1, end_s=0.5):

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 from mmrl_audio_aqa.rewards import accuracy, format, mmau_match
-from mmrl_core.discovery import load_plugins
+from mmrl_core.plugins import load_plugins
 
 SOLUTION = "<answer>Yacht consignment</answer>"
 AVQA = {

@@ -27,7 +27,7 @@ def test_training_and_evaluation_ask_alike_for_thinking(task, thinking):
 def test_recipes_hold_the_published_settings(name):
     config = load_config(str(RECIPES / f"{name}.yaml"))
     (stage,) = config.stages
-    assert config.model.path == "Qwen/Qwen2-Audio-7B-Instruct" and config.model.freeze == []
+    assert config.model.path == "Qwen/Qwen2-Audio-7B-Instruct" and not config.model.policy.options.get("freeze")
     assert (stage.kind, stage.steps, stage.prompts_per_step, stage.group_size) == ("grpo", 1000, 16, 8)
     assert (stage.rollout.max_tokens, stage.rollout.temperature) == (256, 1.0)
     assert stage.algorithm.kl.coefficient == 0.04 and stage.algorithm.kl.estimator == "k3"

@@ -9,12 +9,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention import BasicTransformerBlock
 
-from mmrl_core.config import ModelConfig, load_config
+from mmrl_core.config import AlgorithmConfig, load_config
 from mmrl_core.errors import CheckpointError, PolicyError
-from mmrl_core.losses import policy_loss
+from mmrl_core.policy_loss import policy_loss
+from mmrl_core.run import derive_seed
 from mmrl_core.runs import read_metrics
-from mmrl_core.trainer import Trainer, derive_seed
-from mmrl_core.types import BatchTotals, LossInputs, Prompt, Sampling
+from mmrl_core.testing import make_loss_inputs
+from mmrl_core.trainer import Trainer
+from mmrl_core.types import Prompt, Sampling
 from mmrl_find.ddpo import DDPOPolicy
 from mmrl_find.policy import NoisePolicy
 
@@ -46,9 +48,9 @@ def with_scheduler(sd_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def make_policy(sd_folder):
-    def policy(path=sd_folder, model=None, **options):
+    def policy(path=sd_folder, **options):
         settings = {"num_steps": STEPS, "guidance": GUIDANCE, "batch_size": 3, **options}
-        return DDPOPolicy(ModelConfig(**(model or {})), path=path, **settings)
+        return DDPOPolicy(path, **settings)
 
     return policy
 
@@ -130,7 +132,7 @@ def test_sampling_is_that_of_the_pipeline_called_with_the_same_noise(sd_folder, 
 
 
 def test_initial_noise_is_that_of_the_untrained_noise_policy(sd_folder, plain_policy):
-    noise = NoisePolicy(ModelConfig(), path=sd_folder, num_steps=1)
+    noise = NoisePolicy(sd_folder, num_steps=1)
     asked = prompts("a red book", "a dog")
     found, expected = (rows_of(policy.rollout(asked, 2, Sampling(seed=7))) for policy in (plain_policy, noise))
     assert all(torch.equal(a.observation.latent, b.action) for a, b in zip(found, expected, strict=True))
@@ -211,9 +213,7 @@ def test_the_gradient_of_a_grpo_loss_is_that_of_the_formula(make_policy):
     weight = policy.pipeline.pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k.weight
     expected = torch.autograd.grad(by_hand, [weight, policy.pipeline.pipe.unet.conv_out.bias])
     logprobs = policy.logprobs(rows).logprobs
-    mask = torch.ones(2, 4, dtype=torch.bool)
-    inputs = LossInputs(logprobs, logprobs.detach(), advantages[:, None].expand(2, 4), mask, BatchTotals(8, 2))
-    loss, _ = policy_loss(inputs)
+    loss, _ = policy_loss(make_loss_inputs(logprobs, advantages=advantages), AlgorithmConfig())
     found = torch.autograd.grad(loss, [weight, policy.pipeline.pipe.unet.conv_out.bias])
     for gradient, wanted in zip(found, expected, strict=True):
         assert wanted.abs().max() > 1e-5
@@ -223,7 +223,7 @@ def test_the_gradient_of_a_grpo_loss_is_that_of_the_formula(make_policy):
 def test_neither_passes_nor_recomputation_change_the_gradient(make_policy):
     gradients = []
     for model, batch_size in (({}, 100), ({"gradient_checkpointing": True}, 3)):
-        policy = make_policy(model=model, batch_size=batch_size)
+        policy = make_policy(**model, batch_size=batch_size)
         rows = rows_of(policy.rollout(prompts("a red book", "a dog"), 2, Sampling()))
         policy.take_counters()
         policy.logprobs(rows).logprobs[:, 1].sum().backward()
@@ -285,7 +285,7 @@ def test_frozen_weights_are_those_of_then(make_policy, tmp_path):
 
 
 def test_an_adapter_is_trained_alone_and_can_be_used_without_mmrl(sd_folder, make_policy, tmp_path):
-    policy = make_policy(model={"lora": LORA})
+    policy = make_policy(lora=LORA)
     names = {name for name, value in policy.module.named_parameters() if value.requires_grad}
     blocks = [module for module in policy.module.modules() if isinstance(module, BasicTransformerBlock)]
     assert all("lora_" in name for name in names) and len(names) == 2 * 2 * 2 * len(blocks)  # A, B; q, v; attn1, attn2
@@ -307,7 +307,7 @@ def test_an_adapter_is_trained_alone_and_can_be_used_without_mmrl(sd_folder, mak
 
 @pytest.mark.parametrize("model", [{}, {"lora": LORA}], ids=["whole", "lora"])
 def test_saved_weights_are_loaded_bit_for_bit(make_policy, tmp_path, model):
-    policy, fresh = make_policy(model=model), make_policy(model=model)
+    policy, fresh = make_policy(**model), make_policy(**model)
     with torch.no_grad():
         for value in policy.module.parameters():
             value += torch.randn_like(value) * value.requires_grad
@@ -316,7 +316,7 @@ def test_saved_weights_are_loaded_bit_for_bit(make_policy, tmp_path, model):
     fresh.load(tmp_path)
     pairs = list(zip(policy.module.parameters(), fresh.module.parameters(), strict=True))
     assert all(torch.equal(a, b) and a.requires_grad == b.requires_grad for a, b in pairs)
-    other = make_policy(model={} if model else {"lora": LORA})
+    other = make_policy(**({} if model else {"lora": LORA}))
     with pytest.raises(CheckpointError, match=f"has lora {bool(model)}, but here it is {not model}"):
         other.load(tmp_path)
     with pytest.raises(CheckpointError, match="holds no denoiser"):
@@ -329,9 +329,8 @@ def test_saved_weights_are_loaded_bit_for_bit(make_policy, tmp_path, model):
         ({"eta": 0.0}, "eta is 0"),
         ({"eta": 1.5}, "eta times temperature is 1.5"),
         ({"logprob": "max"}, "logprob is 'max'"),
-        ({"model": {"precision": "bfloat16"}}, "precision bfloat16"),
-        ({"model": {"freeze": ["vision"]}}, "model.freeze"),
-        ({"model": {"lora": {**LORA, "target_modules": ["nothing"]}}}, "model.lora"),
+        ({"precision": "bfloat16"}, "precision bfloat16"),
+        ({"lora": {**LORA, "target_modules": ["nothing"]}}, "model.lora"),
     ],
 )
 def test_what_does_not_fit_is_refused(make_policy, options, message):

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from mmrl_core.config import component_problems, load_config
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError, RewardError
+from mmrl_core.plugins import load_plugins
 from mmrl_core.testing import CLASS_WORDS
 from mmrl_find import demo_classifier
 from mmrl_find.demo_classifier import (

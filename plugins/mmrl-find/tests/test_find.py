@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from mmrl_core.config import RunConfig, load_config
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError
-from mmrl_core.registry import KINDS
+from mmrl_core.plugins import load_plugins
+from mmrl_core.plugins.registry import KINDS
 from mmrl_core.runs import read_metrics
 from mmrl_core.testing import check_plugin, check_task
 from mmrl_core.trainer import Trainer

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from mmrl_core.config import AlgorithmConfig
 from mmrl_core.errors import ConfigError
-from mmrl_core.losses import policy_loss
-from mmrl_core.types import BatchTotals, LossInputs
+from mmrl_core.policy_loss import policy_loss
+from mmrl_core.testing import make_loss_inputs
+from mmrl_core.types import LossInputs
 from mmrl_find.losses import find
 
 NAN = math.nan
@@ -24,12 +26,10 @@ def inputs(ratios, rewards, *, values=None, baselines=None, advantages=None, kl=
     """One action a row, with the given ratios; everything else is 0 unless it is given."""
     zeros = [0.0] * len(ratios)
     given = torch.tensor(rewards, dtype=torch.float64)
-    return LossInputs(
-        logprobs=column([math.log(ratio) for ratio in ratios]).requires_grad_(),
+    return make_loss_inputs(
+        column([math.log(ratio) for ratio in ratios]).requires_grad_(),
         old_logprobs=column(zeros),
-        advantages=given.nan_to_num()[:, None] if advantages is None else column(advantages),
-        mask=torch.ones(len(ratios), 1, dtype=torch.bool),
-        totals=BatchTotals(num_tokens=len(ratios), num_rows=len(ratios)),
+        advantages=given.nan_to_num() if advantages is None else column(advantages),
         rewards=given,
         extras={
             "prior_kl": column(kl or zeros),
@@ -103,11 +103,10 @@ def test_published_band_is_wider():
 
 def test_loss_is_the_clipped_one_of_the_core_where_only_the_policy_term_is_left():
     given = inputs([0.9, 1.02, 1.1, 1.1], [1.0, -2.0, 3.0, -1.0])
-    options = {"clip_low": 0.05, "clip_high": 0.05}
-    expected, _ = policy_loss(given, surrogate_options=options)
-    found, metrics = policy_loss(
-        given, surrogate=find, surrogate_options={"value_weight": 0.0, "regulariser_weight": 0.0}
-    )
+    clipped = AlgorithmConfig(loss={"name": "clipped", "clip_low": 0.05, "clip_high": 0.05})
+    expected, _ = policy_loss(given, clipped)
+    alone = AlgorithmConfig(loss={"name": "find/find", "value_weight": 0.0, "regulariser_weight": 0.0})
+    found, metrics = policy_loss(given, alone, find)
     assert float(found.detach()) == pytest.approx(float(expected.detach()))
     # below 0.95 with A < 0: none; above 1.05 with A > 0: the third of four
     assert (float(metrics["clip_fraction_low"]), float(metrics["clip_fraction_high"])) == (0.0, 0.25)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.distributions import Independent, Normal, kl_divergence
 
-from mmrl_core.config import ModelConfig
 from mmrl_core.errors import CheckpointError, PolicyError
 from mmrl_core.types import Prompt, Sampling
 from mmrl_find.pipeline import FrozenPipeline
@@ -34,7 +33,7 @@ def make_policy(sd_folder):
     def make(path=sd_folder, **options):
         torch.manual_seed(0)
         options = {"num_steps": 2, "hidden_size": 16, "num_prompts": 3, **options}
-        return NoisePolicy(ModelConfig(path=str(path)), path=path, **options)
+        return NoisePolicy(path, **options)
 
     return make
 
@@ -375,13 +374,9 @@ def test_what_a_noise_policy_cannot_do_is_refused(untrained, sd_folder):
         untrained.demonstrate([CAT], ["a cat"])
     with pytest.raises(PolicyError, match="top_p and top_k"):
         untrained.rollout([CAT], 1, Sampling(top_k=5))
-    with pytest.raises(
-        PolicyError, match=r"model.precision, model.gradient_checkpointing: find/noise trains no language"
-    ):
-        NoisePolicy(ModelConfig(precision="bfloat16", gradient_checkpointing=True), path=sd_folder)
     for options in ({"distribution": "per_word"}, {"logprob": "max"}, {"num_prompts": 0}):
         with pytest.raises(PolicyError, match=next(iter(options))):
-            NoisePolicy(ModelConfig(), path=sd_folder, num_steps=2, **options)
+            NoisePolicy(sd_folder, num_steps=2, **options)
 
 
 def test_a_dry_run_says_how_the_work_is_done(untrained):

@@ -9,7 +9,8 @@ import torch
 from mmrl_core.checkpoint import TrainState
 from mmrl_core.config import RunConfig
 from mmrl_core.errors import ConfigError, PolicyError
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
+from mmrl_core.testing import make_group, make_scores
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 from mmrl_find.pipeline import PromptEmbedding
 from mmrl_find.policy import NoiseObservation
 from mmrl_find.replay import Replay
@@ -49,7 +50,7 @@ def scored(groups, totals=None):
     """The reward of a rollout is 10 times its latent, unless totals are given."""
     latents = [float(rollout.rows[0].action[0]) for item in groups for rollout in item.rollouts]
     rewards = torch.tensor([10 * latent for latent in latents] if totals is None else totals)
-    return Scores(rewards, {"near": rewards, "other": rewards + 1}, {"near": 1.0, "other": 0.0})
+    return make_scores({"near": rewards, "other": rewards + 1}, weights={"near": 1.0, "other": 0.0})
 
 
 def extend(replay, step, *groups, totals=None, seed=0):
@@ -149,7 +150,7 @@ def test_saved_state_is_plain_and_restores_exactly(tmp_path):
         extend(replay, step, group("dog", 10 * step), group("cat", 10 * step + 5))
     torch.save(replay.mmrl_save_state(), tmp_path / "state.pt")
     restored = Replay(capacity=5, per_prompt=3)
-    restored.mmrl_load_state({"find/replay": torch.load(tmp_path / "state.pt", weights_only=True), "other": 1})
+    restored.mmrl_load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     restored.mmrl_stage_start(run_at(3))
     for step in range(3, 5):
         fresh = group("dog", 10 * step), group("cat", 10 * step + 5)
@@ -190,10 +191,9 @@ def test_run_without_sampled_logprobs_is_refused():
 
 
 def test_rollouts_of_another_policy_are_refused():
-    row = Row("train:0", "train:0/0", observation="text", action=torch.zeros(2), num_actions=2)
-    groups = [RolloutGroup(Prompt("train:0", [], {}), [Rollout([row], "text")])]
+    groups = [make_group(["text"], num_actions=[2])]
     with pytest.raises(PolicyError, match="find/noise"):
-        Replay().mmrl_extend_groups(run_at(0), groups, Scores(torch.ones(1), {}, {}))
+        Replay().mmrl_extend_groups(run_at(0), groups, make_scores(totals=[1.0]))
 
 
 @pytest.mark.parametrize("option", ["capacity", "per_prompt", "max_age"])

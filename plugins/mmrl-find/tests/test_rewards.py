@@ -36,9 +36,9 @@ from transformers import (
 
 import mmrl_find
 from mmrl_core.config import RewardConfig
-from mmrl_core.discovery import Plugins
 from mmrl_core.errors import RewardError
-from mmrl_core.registry import Registry
+from mmrl_core.plugins import Plugins
+from mmrl_core.plugins.registry import Registry
 from mmrl_core.scoring import RewardRunner
 from mmrl_find import rewards
 from mmrl_find.rewards import (

@@ -9,7 +9,7 @@ import torch
 from mmrl_core.config import load_config
 from mmrl_core.errors import ConfigError
 from mmrl_core.runs import read_metrics
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Scores
+from mmrl_core.testing import make_group, make_scores
 from mmrl_gui.shaping import Dast, dast_bonus
 
 
@@ -42,19 +42,12 @@ def test_without_tokens_there_is_no_bonus():
 
 
 def group(*lengths):
-    def rollout(length, number):
-        row = Row(
-            prompt_id="p", trajectory_id=str(number), observation=None, action=torch.zeros(length), num_actions=length
-        )
-        return Rollout([row], "text")
-
-    return RolloutGroup(Prompt("p", [], {}), [rollout(length, number) for number, length in enumerate(lengths)])
+    return make_group(["text"] * len(lengths), num_actions=lengths)
 
 
 def shaped(behaviour, groups, components, stage="think"):
     """What the behaviour makes of scores whose totals are the sum of the components."""
-    tensors = {name: torch.tensor(values) for name, values in components.items()}
-    scores = Scores(sum(tensors.values()), tensors, dict.fromkeys(tensors, 1.0))
+    scores = make_scores(components)
     run = SimpleNamespace(stage=SimpleNamespace(name=stage))
     wrapper = behaviour.mmrl_shape_rewards(run, groups, scores)
     next(wrapper)

@@ -68,5 +68,6 @@ def test_recipes_set_what_was_published(name):
         assert (optimizer.lr, optimizer.warmup_steps, optimizer.max_grad_norm) == (1e-6, 0, 1.0)
         assert stage.rollout.temperature == 1.0
     limits = (262144, 1258291) if "gui_r1" in name else (3136, 12845056)
-    assert (config.model.min_pixels, config.model.max_pixels) == limits
-    assert config.model.freeze == [] and config.model.precision == "bfloat16_mixed"
+    model = config.model.policy.options
+    assert (model["min_pixels"], model["max_pixels"]) == limits
+    assert not model.get("freeze") and model["precision"] == "bfloat16_mixed"

@@ -65,6 +65,7 @@ def test_the_stages_one_by_one_are_those_of_the_whole():
 
 def test_the_images_have_the_size_that_the_recipes_say():
     config = load_config(str(RECIPES / "paper_stages.yaml"))
-    limits = {"min_pixels": config.model.min_pixels, "max_pixels": config.model.max_pixels}
+    model = config.model.policy.options
+    limits = {"min_pixels": model.get("min_pixels"), "max_pixels": model.get("max_pixels")}
     assert resized_size(1024, 1024, **limits) == (1008, 1008)  # 36 x 36 tokens
-    assert config.model.max_prompt_tokens >= 36 * 36 + 1024
+    assert model.get("max_prompt_tokens", 8192) >= 36 * 36 + 1024

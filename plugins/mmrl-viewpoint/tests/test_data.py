@@ -14,9 +14,9 @@ from PIL import Image
 
 from mmrl_core.config import load_config
 from mmrl_core.data import PromptSource
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import TaskDataError
 from mmrl_core.media import load_image
+from mmrl_core.plugins import load_plugins
 from mmrl_viewpoint.data import (
     benchmark,
     options_in,

@@ -12,7 +12,7 @@ def test_stage_1_holds_the_published_settings():
     (stage,) = config.stages
     assert (stage.kind, stage.epochs, stage.prompts_per_step) == ("sft", 2, 128)
     assert (stage.optimizer.lr, stage.optimizer.warmup_steps) == (5e-6, 50)
-    assert config.model.path == "Qwen/Qwen2.5-VL-7B-Instruct" and config.model.max_pixels == 960 * 540
+    assert config.model.path == "Qwen/Qwen2.5-VL-7B-Instruct" and config.model.policy.options["max_pixels"] == 960 * 540
     plain, reasoning = stage.mixture
     assert plain.weight > reasoning.weight
     assert plain.data.train.options["path"] == "INno0o/Viewpoint-100K"
@@ -28,7 +28,7 @@ def test_stage_2_holds_the_published_settings():
     assert (algorithm.kl.coefficient, algorithm.kl.estimator, algorithm.kl.place) == (0.01, "k3", "loss")
     assert algorithm.loss.options == {"clip_low": 0.2, "clip_high": 0.2}
     assert (stage.optimizer.lr, stage.rollout.max_tokens, stage.rollout.temperature) == (1e-6, 4096, 1.0)
-    assert config.model.max_prompt_tokens + stage.rollout.max_tokens == 8192
+    assert config.model.policy.options.get("max_prompt_tokens", 8192) + stage.rollout.max_tokens == 8192
     assert (config.checkpoint.every_steps, config.eval.every_steps) == (5, 5)
     assert [(reward.name, reward.weight) for reward in stage.rewards] == [
         ("viewpoint/accuracy", 0.5),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmrl_core.discovery import load_plugins
+from mmrl_core.plugins import load_plugins
 from mmrl_visual_rft.views import boxes
 
 GOLD = {"solution": "<answer>[{'Position': [100, 200, 300, 400], 'Confidence': 1.0}]</answer>"}

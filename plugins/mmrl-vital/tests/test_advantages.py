@@ -5,30 +5,16 @@ import math
 import pytest
 import torch
 
-from mmrl_core.advantages import group_relative_stage, whiten_stage
+from mmrl_core.advantage_stages import group_relative_stage, whiten_stage
 from mmrl_core.errors import ConfigError
-from mmrl_core.types import RewardView
+from mmrl_core.testing import make_reward_view
 from mmrl_vital.advantages import difficulty
 
 NAN = math.nan
 
 
 def view(components, group_ids, *, weights=None, totals=None, trajectory_ids=None):
-    components = {name: torch.tensor(values) for name, values in components.items()}
-    weights = weights or dict.fromkeys(components, 1.0)
-    if totals is None:
-        totals = sum(weights[name] * values for name, values in components.items())
-    rewards = torch.as_tensor(totals)
-    num_rows = len(rewards)
-    return RewardView(
-        rewards=rewards,
-        components=components,
-        weights=weights,
-        token_rewards=torch.zeros(num_rows, 2),
-        group_ids=torch.tensor(group_ids),
-        trajectory_ids=torch.arange(num_rows) if trajectory_ids is None else torch.tensor(trajectory_ids),
-        mask=torch.ones(num_rows, 2, dtype=torch.bool),
-    )
+    return make_reward_view(totals, group_ids, components=components, weights=weights, trajectory_ids=trajectory_ids)
 
 
 def weights_of(scored, **options):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmrl_core.conversation import ToolContext, ToolEnvironment, schema, validated
-from mmrl_core.discovery import load_plugins
 from mmrl_core.errors import ConfigError, MediaError, ToolError
 from mmrl_core.media import draw_timestamps
+from mmrl_core.plugins import load_plugins
 from mmrl_core.types import Prompt
 from mmrl_vital.tools import Clip, ClipAnswer, ClipCaption, ClipFrames
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrl_core.discovery import load_plugins
+from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import RolloutLog, write_report
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 from mmrl_vital import views

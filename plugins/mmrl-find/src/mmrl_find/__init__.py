@@ -8,8 +8,20 @@ def mmrl_register(registry: Registry) -> None:
     """Policies, the loss, replay, rewards and metrics of images and videos, prompt lists, and the demo's model."""
     package = "mmrl_find"
     add = registry.add
-    add("policy", "noise", f"{package}.policy:NoisePolicy", "Gaussian of a diffusion pipeline's initial latent: FIND")
-    add("policy", "ddpo", f"{package}.ddpo:DDPOPolicy", "the denoiser itself, step by step: DDPO, to compare with")
+    add(
+        "policy",
+        "noise",
+        f"{package}.policy:NoisePolicy",
+        "Gaussian of a diffusion pipeline's initial latent: FIND",
+        model_keys=("precision",),
+    )
+    add(
+        "policy",
+        "ddpo",
+        f"{package}.ddpo:DDPOPolicy",
+        "the denoiser itself, step by step: DDPO, to compare with",
+        model_keys=("lora", "precision", "gradient_checkpointing"),
+    )
     needs = ("prior_kl", "prior_quadratic", "value", "baseline")
     add(
         "loss",

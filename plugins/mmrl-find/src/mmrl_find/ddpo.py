@@ -15,16 +15,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmrl_core.config import ModelConfig
+from mmrl_core.config import LoraConfig
 from mmrl_core.errors import CheckpointError, PolicyError
-from mmrl_core.trainer import derive_seed
+from mmrl_core.policy import PolicyBase
+from mmrl_core.run import derive_seed
 from mmrl_core.types import LOSS_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 from mmrl_find.pipeline import FrozenPipeline, Generated
 from mmrl_find.policy import diffusion_prompt
@@ -281,7 +282,7 @@ class _Recorder:
             self._steps = []
 
 
-class DDPOPolicy:
+class DDPOPolicy(PolicyBase):
     """Trains the denoiser of a diffusion pipeline by policy gradient, one action for each denoising step.
 
     A rollout is one row of T actions: float32 [T, *latent_shape], the latents that the steps arrived at. Use a
@@ -293,11 +294,11 @@ class DDPOPolicy:
     1e-4. Guidance is part of the policy, in sampling and update alike.
 
     Args:
-        config: the `model` section; `lora` trains adapters instead of the whole denoiser, and `gradient_checkpointing`
-            keeps the activations of one pass of `batch_size` samples at a time.
-        path: pipeline in diffusers' format, or hub name.
+        path, revision: pipeline in diffusers' format, or hub name and its revision.
         device: where to run.
-        engine: not used; the pipeline samples.
+        lora: train adapters instead of the whole denoiser.
+        precision: auto is float32 on a CPU and float32 weights with bfloat16 autocast on a GPU.
+        gradient_checkpointing: keep the activations of one pass of `batch_size` samples at a time.
         eta: DDIM's; above 0, because steps without noise have no density. The sampling temperature multiplies it, so
             that temperature 0 is deterministic DDIM.
         logprob: "mean" over the entries of a latent, or their "sum", the true density.
@@ -309,11 +310,13 @@ class DDPOPolicy:
 
     def __init__(
         self,
-        config: ModelConfig,
-        *,
         path: str | Path,
+        *,
         device: torch.device | str = "cpu",
-        engine: Any = None,
+        revision: str | None = None,
+        lora: LoraConfig | Mapping[str, Any] | None = None,
+        precision: Literal["auto", "float32", "bfloat16_mixed"] = "auto",
+        gradient_checkpointing: bool = False,
         eta: float = 1.0,
         logprob: Literal["mean", "sum"] = "mean",
         num_steps: int = 50,
@@ -324,20 +327,19 @@ class DDPOPolicy:
         batch_size: int = 8,
         safety_checker: bool = False,
     ) -> None:
-        _refuse_unused_settings(config)
         if eta <= 0:
             raise PolicyError(
                 f"eta is {eta:g}, but steps without noise have no density. Set it above 0, 1 as published."
             )
         if logprob not in ("mean", "sum"):
             raise PolicyError(f"logprob is {logprob!r}; it can be mean or sum.")
-        if config.precision in ("bfloat16", "float16"):
+        if precision not in ("auto", "float32", "bfloat16_mixed"):
             raise PolicyError(
-                f"model.precision {config.precision} would round the latents that logprobs are taken of. Set it to "
+                f"model.precision {precision} would round the latents that logprobs are taken of. Set it to "
                 "auto, bfloat16_mixed or float32."
             )
         on_gpu = torch.device(device).type != "cpu"
-        self._mixed = config.precision == "bfloat16_mixed" or (config.precision == "auto" and on_gpu)
+        self._mixed = precision == "bfloat16_mixed" or (precision == "auto" and on_gpu)
         self.pipeline = FrozenPipeline(
             path,
             scheduler="ddim",
@@ -350,34 +352,31 @@ class DDPOPolicy:
             batch_size=batch_size,
             precision="float32",  # of weights and latents; passes run in what autocast says
             safety_checker=safety_checker,
-            revision=config.revision,
+            revision=revision,
             device=device,
         )
-        self.config, self.path = config, path
+        self.path = path
+        self._lora = None if lora is None else LoraConfig.model_validate(lora)
         self._eta = eta
         self._facts = {"path": str(path), "num_steps": num_steps, "guidance": guidance, "eta": eta, "logprob": logprob}
         unet = self.pipeline.pipe.unet
-        if config.lora is not None:
-            _add_lora(unet, config)
+        if self._lora is not None:
+            _add_lora(unet, self._lora)
         else:
             unet.requires_grad_(True)
         self.denoiser = Denoiser(
             self.pipeline,
             DDIMSteps(self.pipeline.pipe.scheduler),
             mean_logprob=logprob == "mean",
-            recompute=config.gradient_checkpointing,
+            recompute=gradient_checkpointing,
         )
         if not bool(self.denoiser.stochastic(eta).any()):
             raise PolicyError(f"none of the num_steps={num_steps} denoising steps has noise. Set more of them.")
-        self.module: nn.Module = self.denoiser  # the trainer puts accelerate's wrapper around it here
-        self._frozen: dict[str, dict[str, Tensor]] = {}
+        super().__init__(self.denoiser, weights=unet)
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         for prompt in prompts:
             self.pipeline.embed(diffusion_prompt(prompt))
-
-    def publish_weights(self) -> None:
-        """The pipeline samples with the trained weights themselves."""
 
     def rollout(
         self,
@@ -461,63 +460,17 @@ class DDPOPolicy:
             hook.remove()
             del pipe.scheduler.step
 
-    def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> NoReturn:
-        raise PolicyError("a diffusion policy has no conversation; use the rollout strategy single_turn.")
-
-    def act(
-        self,
-        prompts: Sequence[Prompt],
-        rollouts: Sequence[Rollout],
-        observations: Sequence[Any],
-        sampling: Sampling,
-        answers: Sequence[str] | None = None,
-    ) -> NoReturn:
-        raise PolicyError("a diffusion policy has no conversation; use the rollout strategy single_turn.")
-
-    def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> NoReturn:
-        raise PolicyError("a diffusion policy cannot be shown answers; train it in stages of kind grpo.")
-
     def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
         """See `Policy.logprobs`."""
         if frozen is None:
             with self.autocast():
                 return self.module(rows, needs)
-        with self._frozen_weights(frozen), torch.no_grad(), self.autocast():
+        with self.frozen_weights(frozen), torch.no_grad(), self.autocast():
             return self.denoiser(rows, needs)
 
     def autocast(self) -> torch.autocast:
         """The precision that forward passes run in."""
         return torch.autocast(self.pipeline.device.type, dtype=torch.bfloat16, enabled=self._mixed)
-
-    def num_tokens(self, rows: Sequence[Row]) -> int:
-        """Denoising steps of the rows."""
-        return sum(row.num_actions for row in rows)
-
-    def freeze(self, name: str) -> None:
-        """Keep a copy of the trained parameters; what is not trained is shared."""
-        self._frozen[name] = {key: value.detach().clone() for key, value in self._trained()}
-
-    def refresh(self, name: str, decay: float) -> None:
-        with torch.no_grad():
-            for key, value in self._trained():
-                self._frozen[name][key].lerp_(value, 1.0 - decay) if decay else self._frozen[name][key].copy_(value)
-
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, value) for name, value in self.denoiser.unet.named_parameters() if value.requires_grad)
-
-    @contextmanager
-    def _frozen_weights(self, name: str) -> Iterator[None]:
-        """The frozen weights stand in for the trained ones; nothing is copied."""
-        if name not in self._frozen:
-            raise PolicyError(f"there is no frozen policy {name!r} (there are: {', '.join(self._frozen) or 'none'}).")
-        trained = {key: value.data for key, value in self._trained()}
-        try:
-            for key, value in self._trained():
-                value.data = self._frozen[name][key]
-            yield
-        finally:
-            for key, value in self._trained():
-                value.data = trained[key]
 
     def set_temperature(self, temperature: float) -> None:
         """Logprobs are taken at the temperature that is sampled at: it multiplies eta."""
@@ -527,7 +480,7 @@ class DDPOPolicy:
 
     def describe(self) -> list[str]:
         trained = int(self.denoiser.stochastic(self._eta).sum())
-        weights = sum(value.numel() for _, value in self._trained())
+        weights = sum(value.numel() for _, value in self.trained_parameters())
         return [
             f"a rollout is {len(self.denoiser.steps)} denoising steps, {trained} of them trained; {weights} weights"
         ]
@@ -551,7 +504,7 @@ class DDPOPolicy:
     def save(self, directory: Path) -> None:
         """The denoiser as `unet/`, or its adapter as the pipeline's `load_lora_weights` reads it; and `ddpo.json`."""
         pipe, unet = self.pipeline.pipe, self.denoiser.unet
-        if self.config.lora is None:
+        if self._lora is None:
             unet.save_pretrained(directory / "unet")
         else:
             from peft import get_peft_model_state_dict
@@ -561,7 +514,7 @@ class DDPOPolicy:
                 unet_lora_layers=get_peft_model_state_dict(unet),
                 unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
             )
-        facts = {"pipeline": type(pipe).__name__, "lora": self.config.lora is not None, **self._facts}
+        facts = {"pipeline": type(pipe).__name__, "lora": self._lora is not None, **self._facts}
         (directory / METADATA).write_text(json.dumps(facts, indent=1))
 
     def load(self, directory: Path) -> None:
@@ -574,13 +527,13 @@ class DDPOPolicy:
             facts = json.loads((directory / METADATA).read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{directory} holds no denoiser that find/ddpo saved: {error}") from error
-        expected = {"pipeline": type(self.pipeline.pipe).__name__, "lora": self.config.lora is not None}
+        expected = {"pipeline": type(self.pipeline.pipe).__name__, "lora": self._lora is not None}
         for name, value in expected.items():
             if facts.get(name) != value:
                 raise CheckpointError(f"{directory / METADATA} has {name} {facts.get(name)}, but here it is {value}.")
         unet = self.denoiser.unet
         try:
-            if self.config.lora is None:
+            if self._lora is None:
                 unet.load_state_dict(type(unet).from_pretrained(directory / "unet").state_dict())
             else:
                 from peft import set_peft_model_state_dict
@@ -591,38 +544,12 @@ class DDPOPolicy:
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"the denoiser in {directory} does not fit {self.path}: {error}") from error
 
-    def save_frozen(self, directory: Path) -> None:
-        from safetensors.torch import save_file
 
-        for name, weights in self._frozen.items():
-            save_file({key: value.contiguous() for key, value in weights.items()}, directory / f"{name}.safetensors")
+def _add_lora(unet: Any, settings: LoraConfig) -> None:
+    import peft
 
-    def load_frozen(self, directory: Path) -> None:
-        from safetensors.torch import load_file
-
-        files = sorted(directory.glob("*.safetensors"))
-        self._frozen = {path.stem: load_file(path, device=str(self.pipeline.device)) for path in files}
-
-    def close(self) -> None:
-        """Nothing is held outside this process's memory."""
-
-
-def _add_lora(unet: Any, config: ModelConfig) -> None:
-    from peft import LoraConfig
-
-    assert config.lora is not None
-    lora = LoraConfig(r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=config.lora.target_modules)
+    lora = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=settings.target_modules)
     try:
         unet.add_adapter(lora)
     except ValueError as error:
         raise PolicyError(f"model.lora: {error}") from error
-
-
-def _refuse_unused_settings(config: ModelConfig) -> None:
-    used = ("path", "build", "policy", "revision", "precision", "lora", "gradient_checkpointing")
-    usual, given = ModelConfig().model_dump(), config.model_dump()
-    if unused := [name for name in given if name not in used and given[name] != usual[name]]:
-        raise PolicyError(
-            f"model.{', model.'.join(unused)}: find/ddpo has no use for it. Leave it out; the pipeline's settings are "
-            "options of model.policy."
-        )

@@ -112,7 +112,7 @@ def reward_stats(
         RewardError: the reward has no such option, or reads rollouts.
     """
     from mmrl_core.config import RewardConfig
-    from mmrl_core.discovery import load_plugins
+    from mmrl_core.plugins import load_plugins
     from mmrl_core.scoring import RewardRunner
 
     runner = RewardRunner(load_plugins(), [RewardConfig.model_validate({**(options or {}), "name": reward})])

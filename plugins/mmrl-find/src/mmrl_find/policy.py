@@ -14,16 +14,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mmrl_core.config import ModelConfig
 from mmrl_core.errors import CheckpointError, PolicyError
-from mmrl_core.trainer import derive_seed
+from mmrl_core.policy import PolicyBase
+from mmrl_core.run import derive_seed
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 from mmrl_find.distribution import AmortisedNoise, NoiseDistribution, PerPromptNoise, SharedNoise, ValueNetwork
 from mmrl_find.pipeline import FrozenPipeline, Generated, PromptEmbedding
@@ -139,13 +139,11 @@ class NoiseModel(nn.Module):
         return TokenStats(gaussian_logprobs(latents, mean, acting_log_std, self.reduction)[:, None], entropy, extras)
 
 
-class NoisePolicy:
+class NoisePolicy(PolicyBase):
     """A Gaussian over the initial latents of a frozen diffusion pipeline, as a `Policy`.
 
     Args:
-        config: its path or builder names the pipeline; settings of language models are refused.
-        path, device: of the pipeline, see `FrozenPipeline`.
-        engine: not used; pictures come from the pipeline.
+        path, device, revision: of the pipeline, see `FrozenPipeline`.
         distribution: "per_prompt" trains a Gaussian for each prompt text, "shared" one for all prompts, "amortised" a
             network from a prompt's embedding to its Gaussian, which also serves prompts that were not trained.
         num_prompts: how many prompts "per_prompt" has room for.
@@ -174,11 +172,10 @@ class NoisePolicy:
 
     def __init__(
         self,
-        config: ModelConfig,
-        *,
         path: str | Path,
+        *,
         device: torch.device | str = "cpu",
-        engine: Any = None,
+        revision: str | None = None,
         distribution: Distribution = "per_prompt",
         num_prompts: int = 64,
         hidden_size: int = 256,
@@ -196,7 +193,6 @@ class NoisePolicy:
         precision: str = "auto",
         safety_checker: bool = False,
     ) -> None:
-        _refuse_language_model_settings(config)
         if num_prompts < 1 or hidden_size < 1 or logprob not in ("mean", "sum"):
             raise PolicyError(
                 f"num_prompts is {num_prompts}, hidden_size {hidden_size} and logprob {logprob!r}; they have to be 1 "
@@ -214,7 +210,7 @@ class NoisePolicy:
             batch_size=batch_size,
             precision=precision,
             safety_checker=safety_checker,
-            revision=config.revision,
+            revision=revision,
             device=device,
         )
         shape, embedding_size = self.pipeline.latent_shape, self.pipeline.embedding_size
@@ -232,8 +228,9 @@ class NoisePolicy:
             raise PolicyError(f"distribution is {distribution!r}; it can be per_prompt, shared or amortised.")
         value = ValueNetwork(shape, embedding_size, hidden_size) if value_network else None
         self._model = NoiseModel(noise, value, logprob).to(device)
-        self.module: nn.Module = self._model  # the trainer may wrap it
-        self._frozen: dict[str, NoiseDistribution] = {}
+        super().__init__(self._model)
+        self.counters = self.pipeline.counters
+        self._frozen_noise: dict[str, NoiseDistribution] = {}
         self._must_match: dict[str, Any] = {  # of a saved policy; the rest says how its pictures were made
             "pipeline": type(self.pipeline.pipe).__name__,
             "latent_shape": list(shape),
@@ -319,22 +316,6 @@ class NoisePolicy:
             sampler_logprobs=logprob,
         )
 
-    def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> NoReturn:
-        raise PolicyError("a noise policy acts once; use the rollout strategy single_turn.")
-
-    def act(
-        self,
-        prompts: Sequence[Prompt],
-        rollouts: Sequence[Rollout],
-        observations: Sequence[Any],
-        sampling: Sampling,
-        answers: Sequence[str] | None = None,
-    ) -> NoReturn:
-        raise PolicyError("a noise policy acts once; use the rollout strategy single_turn.")
-
-    def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> NoReturn:
-        raise PolicyError("a noise policy cannot be shown answers; train it in stages of kind grpo.")
-
     # Densities
 
     def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
@@ -342,17 +323,14 @@ class NoisePolicy:
             stats: TokenStats = self.module(rows, needs)
             return stats
         with torch.no_grad():
-            return self._model(rows, needs, self._frozen[frozen])
-
-    def num_tokens(self, rows: Sequence[Row]) -> int:
-        return len(rows)
+            return self._model(rows, needs, self._frozen_noise[frozen])
 
     def freeze(self, name: str) -> None:
-        self._frozen[name] = deepcopy(self._model.distribution).requires_grad_(False)
+        self._frozen_noise[name] = deepcopy(self._model.distribution).requires_grad_(False)
 
     @torch.no_grad()
     def refresh(self, name: str, decay: float) -> None:
-        frozen, trained = self._frozen[name], self._model.distribution
+        frozen, trained = self._frozen_noise[name], self._model.distribution
         for old, new in zip(frozen.parameters(), trained.parameters(), strict=True):
             old.lerp_(new, 1 - decay)
         frozen.slots = dict(trained.slots)  # those that were free are at N(0, I), as their prompts were
@@ -376,11 +354,6 @@ class NoisePolicy:
     def prompt_length(self, prompt: Prompt) -> int | None:
         diffusion_prompt(prompt)
         return None
-
-    def take_counters(self) -> dict[str, int]:
-        counted = dict(self.pipeline.counters)
-        self.pipeline.counters.clear()
-        return counted
 
     # Saving
 
@@ -414,18 +387,16 @@ class NoisePolicy:
         self.publish_weights()
 
     def save_frozen(self, directory: Path) -> None:
-        for name, frozen in self._frozen.items():
+        for name, frozen in self._frozen_noise.items():
             _write(directory, name, list(frozen.slots), frozen.state_dict())
 
     def load_frozen(self, directory: Path) -> None:
-        self._frozen = {}
+        self._frozen_noise = {}
         for path in sorted(directory.glob("*.safetensors")):
             prompts, weights = _read(directory, path.stem)
             self.freeze(path.stem)
-            self._frozen[path.stem].load_state_dict(weights)
-            self._frozen[path.stem].slots = {text: slot for slot, text in enumerate(prompts)}
-
-    def close(self) -> None: ...
+            self._frozen_noise[path.stem].load_state_dict(weights)
+            self._frozen_noise[path.stem].slots = {text: slot for slot, text in enumerate(prompts)}
 
 
 def diffusion_prompt(prompt: Prompt) -> str:
@@ -438,16 +409,6 @@ def diffusion_prompt(prompt: Prompt) -> str:
     if media := [part["type"] for part in parts if part["type"] != "text"]:
         raise PolicyError(f"prompt {prompt.id} has a part of type {media[0]!r}; a diffusion pipeline reads text only.")
     return "\n".join(part["text"] for part in parts)
-
-
-def _refuse_language_model_settings(config: ModelConfig) -> None:
-    usual, given = ModelConfig().model_dump(), config.model_dump()
-    used = ("path", "build", "policy", "revision")
-    if unused := [name for name in given if name not in used and given[name] != usual[name]]:
-        raise PolicyError(
-            f"model.{', model.'.join(unused)}: find/noise trains no language model. Leave it out; settings of the "
-            "pipeline, such as its precision, are options of model.policy."
-        )
 
 
 def _rollout(row: Row, generated: Generated) -> Rollout:

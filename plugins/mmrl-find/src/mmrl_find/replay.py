@@ -11,14 +11,14 @@ import torch
 
 from mmrl_core import hookimpl
 from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.run import derive_seed
 from mmrl_core.runs import prompt_text
-from mmrl_core.trainer import derive_seed
 from mmrl_core.types import Rollout, RolloutGroup, Scores
 from mmrl_find.policy import NoiseObservation
 
 if TYPE_CHECKING:
     from mmrl_core.config import RunConfig
-    from mmrl_core.trainer import Trainer
+    from mmrl_core.run import Run
 
 
 class Replay:
@@ -64,13 +64,13 @@ class Replay:
                 )
 
     @hookimpl
-    def mmrl_stage_start(self, run: Trainer) -> None:
+    def mmrl_stage_start(self, run: Run) -> None:
         if run.state.stage != self._stage:
             self._stage, self._kept = run.state.stage, []
 
     @hookimpl
     def mmrl_extend_groups(
-        self, run: Trainer, groups: Sequence[RolloutGroup], scores: Scores
+        self, run: Run, groups: Sequence[RolloutGroup], scores: Scores
     ) -> tuple[Sequence[RolloutGroup], Scores]:
         step, parts = run.state.step, scores.split(groups)
         if self.max_age is not None:
@@ -114,9 +114,7 @@ class Replay:
 
     @hookimpl
     def mmrl_load_state(self, state: Mapping[str, Any]) -> None:
-        saved = state.get("find/replay")
-        if saved is not None:
-            self._stage, self._kept = saved["stage"], list(saved["kept"])
+        self._stage, self._kept = state["stage"], list(state["kept"])
 
 
 def _rollout(group: RolloutGroup, kept: Mapping[str, Any], name: str) -> Rollout:

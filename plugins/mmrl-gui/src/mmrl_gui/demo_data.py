@@ -23,9 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl_core.data import read_parquet, write_parquet
 from mmrl_core.errors import TaskDataError
 from mmrl_core.starting_model import cache_folder
-from mmrl_core.testing import TOKEN_PX, check_size_px, write_aside
+from mmrl_core.testing import TOKEN_PX, check_size_px
 from mmrl_gui.actions import NO_TEXT
 from mmrl_gui.parsing import action_answer
 
@@ -130,8 +131,8 @@ def widget_screens(
     if not path.is_file():
         painter = Painter(options)
         rows = [make_row(split, index, seed, options, painter) for index in range(num_rows)]
-        _write_parquet(rows, path)
-    return _read_parquet(path)
+        write_parquet(rows, path, schema=_schema())
+    return read_parquet(path, schema=_schema(), remade=True)
 
 
 def make_row(split: Split, index: int, seed: int, options: ScreenOptions, painter: Painter) -> dict[str, Any]:
@@ -379,20 +380,3 @@ def _schema() -> pyarrow.Schema:
             "at_end": pa.bool_(),
         }
     )
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with write_aside(path) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), unfinished, compression="none")
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, schema=_schema()).to_pylist()
-    except Exception as error:  # pyarrow raises several kinds on files it cannot read
-        raise TaskDataError(f"{path} cannot be read: {error}. Delete it; it is written anew when needed.") from error

@@ -15,7 +15,7 @@ from mmrl_core.types import RolloutGroup, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.config import RunConfig
-    from mmrl_core.trainer import Trainer
+    from mmrl_core.run import Run
 
 
 def dast_bonus(lengths: Tensor, correct: Tensor, *, a: float = -0.5, b: float = 0.5) -> Tensor:
@@ -83,7 +83,7 @@ class Dast:
 
     @hookimpl(wrapper=True)
     def mmrl_shape_rewards(
-        self, run: Trainer, groups: Sequence[RolloutGroup], scores: Scores
+        self, run: Run, groups: Sequence[RolloutGroup], scores: Scores
     ) -> Generator[None, Scores, Scores]:
         shaped = yield
         if self.stages is not None and run.stage.name not in self.stages:

@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mmrl_core.data import read_parquet, write_parquet
 from mmrl_core.errors import TaskDataError
 from mmrl_core.starting_model import cache_folder
-from mmrl_core.testing import TOKEN_PX, photographs, write_aside
+from mmrl_core.testing import TOKEN_PX, photographs
 from mmrl_uav_vqa.data import select_rows
 
 if TYPE_CHECKING:
@@ -134,8 +135,8 @@ def aerial_scenes(
     options = SceneOptions(brightness, wrong_label_share)
     path = _cache_path(cache_dir, split, num_rows, seed, options)
     if not path.is_file():
-        _write_parquet([draw_row(split, index, seed, options) for index in range(num_rows)], path)
-    rows = _Drawn(_read_parquet(path))
+        write_parquet([draw_row(split, index, seed, options) for index in range(num_rows)], path, schema=_schema())
+    rows = _Drawn(read_parquet(path, schema=_schema(), remade=True))
     chosen = select_rows(rows, question_types=question_types, replay_types=replay_types, replay_share=replay_share)
     return [dict(chosen.read(index)) for index in range(len(chosen))]
 
@@ -311,20 +312,3 @@ def _schema() -> pyarrow.Schema:
             "photo": pa.struct({"name": pa.string(), "box_px": box}),
         }
     )
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with write_aside(path) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), unfinished, compression="none")
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, schema=_schema()).to_pylist()
-    except Exception as error:  # pyarrow raises several kinds on files it cannot read
-        raise TaskDataError(f"{path} cannot be read: {error}. Delete it; it is written anew when needed.") from error

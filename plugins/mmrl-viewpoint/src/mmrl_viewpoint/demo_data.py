@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mmrl_core.data import read_parquet, write_parquet
 from mmrl_core.errors import TaskDataError
 from mmrl_core.starting_model import cache_folder
-from mmrl_core.testing import write_aside
 from mmrl_viewpoint.data import viewpoint_row
 from mmrl_viewpoint.parsing import LETTERS
 from mmrl_viewpoint.poses import answer_index, look_at, motion
@@ -136,8 +136,8 @@ def rendered_pairs(
     check_options(split, num_rows, options)
     path = _cache_path(cache_dir, split, num_rows, seed, options)
     if not path.is_file():
-        _write_parquet([draw_row(split, index, seed, options) for index in range(num_rows)], path)
-    return _read_parquet(path)
+        write_parquet([draw_row(split, index, seed, options) for index in range(num_rows)], path, schema=_schema())
+    return read_parquet(path, schema=_schema(), remade=True)
 
 
 def draw_row(split: Split, index: int, seed: int, options: PairOptions) -> dict[str, Any]:
@@ -292,20 +292,3 @@ def _schema() -> pyarrow.Schema:
             "views": pa.list_(pa.struct({"azimuth_deg": number, "elevation_deg": number, "distance": number})),
         }
     )
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with write_aside(path) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), unfinished, compression="none")
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, schema=_schema()).to_pylist()
-    except Exception as error:  # pyarrow raises several kinds on files it cannot read
-        raise TaskDataError(f"{path} cannot be read: {error}. Delete it; it is written anew when needed.") from error

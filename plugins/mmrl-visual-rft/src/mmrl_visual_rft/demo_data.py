@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mmrl_core.data import read_parquet, write_parquet
 from mmrl_core.errors import TaskDataError
 from mmrl_core.starting_model import cache_folder
 from mmrl_core.testing import (
@@ -37,7 +38,6 @@ from mmrl_core.testing import (
     ink_masks,
     photographs,
     scan_ids_by_class,
-    write_aside,
 )
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ def digit_scenes(
     path = _cache_path(cache_dir, split, num_rows, seed, options)
     if not path.is_file():
         rows = [draw_row(split, index, seed, options) for index in range(num_rows)]
-        _write_parquet(rows, path)
-    return _read_parquet(path)
+        write_parquet(rows, path, schema=_schema())
+    return read_parquet(path, schema=_schema(), remade=True)
 
 
 def draw_row(split: Split, index: int, seed: int, options: SceneOptions) -> dict[str, Any]:
@@ -349,20 +349,3 @@ def _schema() -> pyarrow.Schema:
             "photo": pa.struct({"name": pa.string(), "box_px": box}),
         }
     )
-
-
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with write_aside(path) as unfinished:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), unfinished, compression="none")
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path, schema=_schema()).to_pylist()
-    except Exception as error:  # pyarrow raises several kinds on files it cannot read
-        raise TaskDataError(f"{path} cannot be read: {error}. Delete it; it is written anew when needed.") from error

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrl_core.advantage_stages import group_means
 from mmrl_core.errors import ConfigError
 from mmrl_core.types import RewardView
 
@@ -61,9 +62,9 @@ def difficulty(
     if not 0 <= minimum <= 1:
         raise ConfigError(f"vital/difficulty: minimum is a weight in 0..1, not {minimum}")
     if rule == "task":
-        hardness = 1 - _group_means(_task_rewards(view, rewards, ranges or {}), view)
+        hardness = 1 - group_means(_task_rewards(view, rewards, ranges or {}), view)
     elif rule == "published":
-        hardness = (FULL_REWARD - _group_means(view.rewards, view)).clamp(0, 1)
+        hardness = (FULL_REWARD - group_means(view.rewards, view)).clamp(0, 1)
     else:
         raise ConfigError(f"vital/difficulty: rule is 'task' or 'published', not {rule!r}")
     weights = torch.where(hardness.isnan(), 1.0, minimum + (1 - minimum) * hardness)  # [B]
@@ -95,14 +96,3 @@ def _task_rewards(view: RewardView, rewards: Sequence[str] | None, ranges: Mappi
         total += weight * ((values - low) / (high - low)).clamp(0, 1).nan_to_num(nan=0.0)
         total_weight += weight * ~values.isnan()
     return total / total_weight  # 0 / 0 is NaN: unscored
-
-
-def _group_means(values: Tensor, view: RewardView) -> Tensor:
-    """[B] -> [B]: mean over the scored trajectories of the row's group; NaN if there is none."""
-    _, trajectory, num_rows = torch.unique(view.trajectory_ids, return_inverse=True, return_counts=True)
-    distinct, group = torch.unique(view.group_ids, return_inverse=True)
-    scored = ~(values.isnan() | view.rewards.isnan())
-    shares = scored / num_rows[trajectory]  # the rows of a trajectory add up to one
-    sums = values.new_zeros(2, distinct.numel())
-    sums.index_add_(1, group, torch.stack([torch.where(scored, values, 0.0) * shares, shares]))
-    return (sums[0] / sums[1])[group]

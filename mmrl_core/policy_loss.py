@@ -1,0 +1,106 @@
+"""The loss of a micro-batch: the surrogate that a config names, its corrections, KL penalty and entropy bonus."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mmrl_core.config.schema import AlgorithmConfig
+from mmrl_core.losses import (
+    Metrics,
+    Surrogate,
+    aggregate,
+    clipped,
+    importance_weights,
+    kl_estimate,
+    off_policy_sequence_mask,
+    ratios_of,
+    required,
+    token_mean,
+    zero_where_not_trained,
+)
+from mmrl_core.plugins.hook_results import check_token_losses
+from mmrl_core.types import LossInputs
+
+
+def policy_loss(
+    inputs: LossInputs,
+    algorithm: AlgorithmConfig,
+    surrogate: Surrogate = clipped,
+    *,
+    max_length: int | None = None,
+) -> tuple[Tensor, Metrics]:
+    """The loss of one micro-batch; minimise the sum over the micro-batches and processes of an optimizer step.
+
+    Where processes average their gradients (DDP), multiply the loss by their number to get that sum.
+
+    Args:
+        inputs: one micro-batch; totals count the whole optimizer step.
+        algorithm: `loss.options` are the surrogate's. `aggregate` is how token losses become a scalar. `kl` weighs
+            KL(policy, reference), averaged like the policy term (TRL: ``beta``), if its place is the loss;
+            `kl.times_ratio` multiplies it with the token ratio, which keeps it unbiased off-policy (TRL:
+            ``use_bias_correction_kl``). `entropy_coefficient` weighs the mean entropy over the step's tokens, which is
+            maximised whatever the aggregation (TRL: ``entropy_coef``). `importance_correction` corrects the policy
+            term for the rollout engine, see `importance_weights`. `off_policy_threshold` leaves rows out of the policy
+            term, see `off_policy_sequence_mask`.
+        surrogate: the loss of each token.
+        max_length: longest completion allowed, in tokens; for the aggregation "constant_length".
+
+    Returns:
+        Scalar with gradient, and metrics: those of the surrogate; policy_loss (the policy term alone); kl_old (k3
+        estimate of KL(old policy, policy)); where their input is there, kl_ref (before kl.times_ratio), entropy,
+        importance_weight and importance_zeroed (share of tokens), off_policy_dropped (share of tokens).
+
+    Raises:
+        ConfigError: an option needs a tensor that inputs lacks, or has an unknown value.
+        HookResultError: the surrogate returned something else than token losses [B, T] and metrics.
+    """
+    inputs = zero_where_not_trained(inputs)
+    result = surrogate(inputs, **algorithm.loss.options)
+    check_token_losses(result, inputs, f"loss {algorithm.loss.name!r}")
+    token_losses, surrogate_metrics = result
+    metrics = dict(surrogate_metrics)
+    token_losses = _corrected(token_losses, inputs, algorithm, metrics)
+    loss = aggregate(token_losses, inputs.mask, algorithm.aggregate, inputs.totals, max_length=max_length)
+    metrics["policy_loss"] = loss.detach()
+    metrics["kl_old"] = token_mean(kl_estimate(inputs.old_logprobs, inputs.logprobs), inputs)
+
+    kl_coefficient = algorithm.kl.coefficient if algorithm.kl.place == "loss" else 0.0
+    if kl_coefficient != 0 or inputs.ref_logprobs is not None:
+        ref_logprobs = required(inputs.ref_logprobs, "kl.coefficient is set, but there is no reference policy")
+        kl = kl_estimate(inputs.logprobs, ref_logprobs, algorithm.kl.estimator)
+        metrics["kl_ref"] = token_mean(kl, inputs)
+        if algorithm.kl.times_ratio:
+            kl = kl * ratios_of(inputs, "token")
+        penalty = aggregate(kl, inputs.mask, algorithm.aggregate, inputs.totals, max_length=max_length)
+        loss = loss + kl_coefficient * penalty
+
+    if inputs.entropy is not None:
+        metrics["entropy"] = token_mean(inputs.entropy, inputs)
+    if algorithm.entropy_coefficient != 0:
+        entropy = required(inputs.entropy, "entropy_coefficient is set, but the policy did not report its entropy")
+        bonus = aggregate(entropy, inputs.mask, "token_mean", inputs.totals)
+        loss = loss - algorithm.entropy_coefficient * bonus
+    return loss, metrics
+
+
+def _corrected(token_losses: Tensor, inputs: LossInputs, algorithm: AlgorithmConfig, metrics: Metrics) -> Tensor:
+    """Token losses [B, T] weighted for the rollout engine, stale bad rows left out; both add to the metrics."""
+    if (correction := algorithm.importance_correction) is not None:
+        weights = importance_weights(
+            inputs.old_logprobs,
+            required(inputs.sampler_logprobs, "importance_correction is set, but rollouts came without logprobs"),
+            inputs.mask,
+            level=correction.level,
+            mode=correction.mode,
+            max_weight=correction.maximum,
+            min_weight=correction.minimum,
+        )
+        token_losses = token_losses * weights
+        metrics["importance_weight"] = token_mean(weights, inputs)
+        metrics["importance_zeroed"] = token_mean(weights == 0, inputs)
+    if (threshold := algorithm.off_policy_threshold) is not None:
+        sampled = inputs.old_logprobs if inputs.sampler_logprobs is None else inputs.sampler_logprobs
+        keep = off_policy_sequence_mask(inputs.logprobs, sampled, inputs.advantages, inputs.mask, threshold=threshold)
+        token_losses = token_losses * keep
+        metrics["off_policy_dropped"] = token_mean(~keep, inputs)
+    return token_losses
