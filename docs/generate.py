@@ -1,4 +1,4 @@
-"""Writes the reference pages from the code: cli.md, config.md, hooks.md, algorithms.md.
+"""Writes the reference pages from the code: cli.md, config.md, hooks.md, algorithms.md, and a page for each class.
 
 python docs/generate.py            write them
 python docs/generate.py --check    exit with 1 and name the pages that are out of date
@@ -7,6 +7,7 @@ python docs/generate.py --check    exit with 1 and name the pages that are out o
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import json
 import os
@@ -23,15 +24,23 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mmrl_core import hookspecs
-from mmrl_core.cli.app import make_parser
-from mmrl_core.config import option_names
+from mmrl_core.cli import make_parser
 from mmrl_core.config import schema as config
-from mmrl_core.discovery import presets
-from mmrl_core.registry import CORE, KINDS, Entry, Registry
+from mmrl_core.config.options import REQUIRED, Option, default_text
+from mmrl_core.language_model import LanguageModelOptions
+from mmrl_core.plugins import presets
+from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
+
+sys.path.insert(0, str(Path(__file__).parent))
+from class_pages import CLASSES, class_page
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"
 HELP_WIDTH = "100"  # columns; argparse reads it from the environment
+
+
+def _class_page(name: str) -> str:
+    return _page(class_page(name))
 
 
 # cli.md
@@ -74,12 +83,30 @@ def config_page() -> str:
         "(`{name: group_relative, eps: 1e-4}`); see [algorithms.md](algorithms.md) for the entries of the core, and "
         "`mmrl list` for those of plugins. A component keeps its options while it is merged under the same name; "
         "another name drops them.",
+        "`plugins` adds up: a plugin or behaviour that a later file or override lists is appended, one that is there "
+        "already has its options merged, and `{name: ..., enabled: false}` takes one out.",
+        "Options of the policy `language_model` have a short form: `model: {lora: {rank: 16}}` is "
+        "`model: {policy: {lora: {rank: 16}}}`, and `model.lora.rank=16` works on the command line. In files that are "
+        "merged the last one wins, whichever form it uses. [LanguageModelOptions](#languagemodeloptions-modelpolicy) "
+        "lists them. With another policy a short form is an error.",
+        "Every problem of a config is reported at once, with file and line: YAML, keys, values, components that are "
+        "not installed, and their options.",
         "Scalars follow YAML 1.2: `1e-6` is a number; `yes`, `no`, `on`, `off` are text; the only bools are `true` and "
         "`false`.",
     ]
-    for model in _models(config.RunConfig):
+    for model in _sections():
         parts += [f"## {_section_title(model)}", inspect.cleandoc(_own_docstring(model)), _key_table(model)]
     return _page(parts)
+
+
+def _sections() -> list[type[BaseModel]]:
+    """The models of the schema, and those of the options of the core's policy after the section that has them."""
+    found: list[type[BaseModel]] = []
+    for model in _models(config.RunConfig):
+        found.append(model)
+        if model is config.ModelConfig:
+            found += _models(LanguageModelOptions)
+    return found
 
 
 def _models(model: type[BaseModel], seen: dict[type[BaseModel], None] | None = None) -> list[type[BaseModel]]:
@@ -103,7 +130,9 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def _section_title(model: type[BaseModel]) -> str:
     if model is config.RunConfig:
         return "Top of a config"
-    used = sorted({place for owner in _models(config.RunConfig) for place in _places(owner, model)})
+    if model is LanguageModelOptions:
+        return f"{model.__name__}: `model.policy`"
+    used = sorted({place for owner in _sections() for place in _places(owner, model)})
     return f"{model.__name__}: {', '.join(f'`{place}`' for place in used)}"
 
 
@@ -111,6 +140,8 @@ def _places(owner: type[BaseModel], model: type[BaseModel]) -> Iterator[str]:
     for name, info in owner.model_fields.items():
         if model in _models_in(info.annotation):
             prefix = "" if owner is config.RunConfig else f"{owner.__name__.removesuffix('Config').lower()}."
+            if owner is LanguageModelOptions:
+                prefix = "model.policy."
             if prefix == "stage." and name in config.STAGE_SECTIONS:
                 continue  # the top shows it
             yield prefix + name
@@ -213,22 +244,25 @@ def _fields(docstring: str) -> str:
 
 
 def algorithms_page() -> str:
-    from mmrl_core import builtin
+    from mmrl_core.plugins import builtin
 
     registry = Registry()
     builtin.mmrl_register(registry)
-    kinds = [(f"[{kind}](#{kind})" if registry.entries(kind) else kind, meaning) for kind, meaning in KINDS.items()]
+    kinds = [(f"[{k}](#{k})" if registry.entries(k) else k, kind.description) for k, kind in KINDS.items()]
     parts = [
         "# Registry: kinds, entries, presets",
         "What a config names is registered under a kind and an id. Entries of the core stand without namespace, those "
         "of a plugin as `plugin/name`, and a function in a file as `path/to/file.py:function`, from the current "
         "folder. `mmrl list` and `mmrl info ID` show what is installed.",
+        "The options of an entry are the parameters of its signature that the run does not pass, or the fields of a "
+        "pydantic model that the class or function has as its attribute `Options`. Reading a config checks names and "
+        "types.",
         _table(("kind", "what it registers, and how it is called"), kinds),
     ]
-    for kind, meaning in KINDS.items():
-        entries = registry.entries(kind)
+    for name, kind in KINDS.items():
+        entries = registry.entries(name)
         if entries:
-            parts += [f"## {kind}", f"{meaning[0].upper()}{meaning[1:]}."]
+            parts += [f"## {name}", f"{kind.description[0].upper()}{kind.description[1:]}.", *_given(kind)]
         for entry in entries:
             parts += [f"### {entry.id.removeprefix(f'{CORE}/')}", f"{entry.description}.", *_entry_parts(entry)]
     parts += ["## Presets", "Named under `extends`; `mmrl info PRESET` prints one."]
@@ -238,23 +272,19 @@ def algorithms_page() -> str:
 
 def _entry_parts(entry: Entry) -> Iterator[str]:
     target = entry.load()
-    options = [(f"`{name}`", _parameter_type(p), _parameter_default(p)) for name, p in _options(entry, target).items()]
-    if options:
+    if options := [_option_row(option) for option in entry.options().values()]:
         yield _table(("option", "type", "default"), options)
     yield _fenced(inspect.getdoc(target) or "")
 
 
-def _options(entry: Entry, target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    return {} if entry.kind in ("policy", "engine") else option_names(entry.kind, target)
+def _option_row(option: Option) -> tuple[str, str, str]:
+    default = "required" if option.default is REQUIRED else f"`{default_text(option.default)}`"
+    return f"`{option.name}`", _cell(f"`{option.type}`" if option.type else ""), default
 
 
-def _parameter_type(parameter: inspect.Parameter) -> str:
-    annotation = parameter.annotation
-    return _cell("" if annotation is parameter.empty else f"`{annotation}`")
-
-
-def _parameter_default(parameter: inspect.Parameter) -> str:
-    return "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+def _given(kind: Kind) -> Iterator[str]:
+    if kind.given:
+        yield f"The run passes {', '.join(f'`{name}`' for name in kind.given)} to those that take it."
 
 
 def _leading_comment(path: Path) -> str:
@@ -293,7 +323,13 @@ def _first_line(function: Callable[..., Any]) -> str:
     return _cell((inspect.getdoc(function) or "").split("\n\n")[0])
 
 
-PAGES = {"cli.md": cli_page, "config.md": config_page, "hooks.md": hooks_page, "algorithms.md": algorithms_page}
+PAGES = {
+    "cli.md": cli_page,
+    "config.md": config_page,
+    "hooks.md": hooks_page,
+    "algorithms.md": algorithms_page,
+    **{name: functools.partial(_class_page, name) for name in CLASSES},
+}
 
 
 def main(arguments: list[str]) -> int:
