@@ -368,7 +368,7 @@ def test_totals_of_a_group_are_sums_over_the_same_components() -> None:
         return [1.0, 2.0]
 
     def y(completions: Sequence[str], samples: Samples) -> list[float | None]:
-        return {"all": [10.0, 20.0], "none": [None, None], "some": [10.0, None]}[samples[0]["y"]]  # type: ignore[return-value]
+        return {"all": [10.0, 20.0], "none": [None, None], "some": [10.0, None]}[samples[0]["y"]]
 
     plugins = plugins_of(x=(x, {}), y=(y, {}))
     configs = [RewardConfig(name="x"), RewardConfig(name="y", weight=0.5)]
