@@ -169,13 +169,13 @@ def run_mmrl(arguments: argparse.Namespace, rows: Path, output: Path, recorder: 
 
     recorder.time_method(trainer.policy, "rollout", "generation", see=see)
     recorder.time_method(trainer.policy, "logprobs", "reference", applies=lambda frozen=None, **_: frozen is not None)
-    write_step = trainer.log.step
+    write_step = trainer.recorder.step
 
     def end_step(*positional: Any, **options: Any) -> None:
         write_step(*positional, **options)
         recorder.end_step()
 
-    trainer.log.step = end_step
+    trainer.recorder.step = end_step
     try:
         trainer.run(resume=False)
     finally:
