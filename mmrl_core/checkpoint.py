@@ -78,12 +78,12 @@ def save_checkpoint(
 ) -> Path:
     """Write `checkpoints/step-N`; keep the newest `keep` up to it, and none of later steps.
 
-    Those of later steps are torn, or were written by a run that this one has started over.
+    Checkpoints of later steps are torn, or belong to a run that this one replaces.
 
     Args:
         optimizer: a torch optimiser, or None between stages.
         plugin_state: plugin name -> what its `mmrl_save_state` returned: plain values and tensors.
-        generators: of random numbers, see `generator_states`; default: as they stand now.
+        generators: of random numbers, see `generator_states`; default: the present ones.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Errors a user can mend. The command line prints them without a traceback and exits with 2.
+"""Errors a user can fix. The command line prints them without a traceback and exits with 2.
 
 MMRLError
 ├── ConfigError       a task config is wrong: file, line, what, nearest valid key
@@ -8,7 +8,7 @@ MMRLError
 │   └── MediaError    an image, video or audio file cannot be read
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
-├── ToolError         a policy's call of a tool cannot be done; the policy is told, and the run goes on
+├── ToolError         a tool call of the policy cannot be done; the policy reads why, and the run goes on
 ├── HookResultError   a hook returned something of the wrong type, shape or value
 └── CheckpointError   a checkpoint is torn, missing, or of another run
 """
@@ -19,7 +19,7 @@ from collections.abc import Iterable
 
 
 class MMRLError(Exception):
-    """Base of everything a user can mend; the message says what is wrong, where, and what to do."""
+    """Base of every error a user can fix. The message says what is wrong, where, and what to do."""
 
 
 class ConfigError(MMRLError):
@@ -51,7 +51,7 @@ class RewardError(MMRLError):
 
 
 class ToolError(MMRLError):
-    """A call of a tool cannot be done. The policy is told the message; it is not the user's error."""
+    """A tool call cannot be done. The policy reads the message; it is not the user's error."""
 
 
 class HookResultError(MMRLError):

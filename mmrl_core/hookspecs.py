@@ -113,8 +113,8 @@ def mmrl_extend_groups(
 ) -> tuple[Sequence[RolloutGroup], Scores] | None:
     """Choose what the selected groups are trained with, such as rollouts of earlier steps beside those of this one.
 
-    What is added says its own logprobs (`sampler_logprobs` of its rows); set `algorithm.old_logprobs: sampler`, so that
-    ratios are taken to them. Metrics of rollouts, and the rollouts that are written, stay those of this step.
+    Added rollouts bring their own logprobs (`sampler_logprobs` of their rows). Set `algorithm.old_logprobs: sampler`,
+    so that ratios are taken to them. Metrics of rollouts, and the rollouts that are written, stay those of this step.
 
     :param groups: what was selected, sampled in this step (with `steps_ahead`, during the one before).
     :param scores: of their rollouts, in the order of the groups.

@@ -42,7 +42,7 @@ class Policy(Protocol):
     module: nn.Module
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
-        """Do ahead what can be done without the weights, such as encoding. Called in another thread, a step early."""
+        """Do the work that needs no weights, such as encoding. Called in another thread, a step early."""
         ...
 
     def publish_weights(self) -> None:
@@ -67,7 +67,7 @@ class Policy(Protocol):
         ...
 
     def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> Any:
-        """What the next decision of a trajectory is made on: all so far, and messages that answer its last action.
+        """The observation for a trajectory's next decision: all so far, and the messages that answer its last action.
 
         Args:
             prompt: of the trajectory.
@@ -115,7 +115,7 @@ class Policy(Protocol):
         """Natural-log probabilities of the rows' actions at the temperature they are trained at.
 
         Args:
-            rows: B rows; those of a group stand next to each other and share their observation.
+            rows: B rows; those of a group are neighbours and share their observation.
             needs: further quantities: "entropy", and those of the policy's own, which come as `extras`.
             frozen: name of a frozen policy to ask instead of the trained one; then without gradient.
 
@@ -148,7 +148,7 @@ class Policy(Protocol):
         ...
 
     def prompt_length(self, prompt: Prompt) -> int | None:
-        """Tokens of a prompt as the policy encodes it, None if it has no such thing. Refuses one that is too long."""
+        """Tokens of a prompt as the policy encodes it; None for a policy without tokens. Refuses too long ones."""
         ...
 
     def take_counters(self) -> dict[str, int]:
@@ -186,7 +186,7 @@ class Policy(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the policy holds outside this process's memory. May be called more than once."""
+        """Release what the policy holds outside this process's memory. May be called more than once."""
         ...
 
 

@@ -84,7 +84,7 @@ def starting_model(
 
 
 def _source_digest(builder: Callable[..., Any]) -> str:
-    """Of the builder's module and of `BUILDING_BLOCKS`, so that a changed builder builds anew."""
+    """Digest of the builder's module and of `BUILDING_BLOCKS`: a changed builder builds anew."""
     blocks = importlib.util.find_spec(BUILDING_BLOCKS)
     assert blocks is not None and blocks.submodule_search_locations, f"{BUILDING_BLOCKS} has moved"
     core = sorted(path for folder in blocks.submodule_search_locations for path in Path(folder).rglob("*.py"))

@@ -73,7 +73,7 @@ def sft_step(run: SteppingRun) -> Metrics:
 
 
 def selected_groups(run: SteppingRun) -> tuple[list[RolloutGroup], Scores]:
-    """prompts -> rollout -> score -> shape rewards -> select groups; again for what was not selected."""
+    """prompts -> rollout -> score -> shape rewards -> select groups; repeated for what was not selected."""
     rule = run.stage.algorithm.dynamic_sampling
     kept: list[tuple[RolloutGroup, Scores]] = []
     left_out: list[tuple[RolloutGroup, Scores]] = []
@@ -277,7 +277,7 @@ def _post_update(run: SteppingRun, rows: Sequence[Row]) -> Callable[[], Any]:
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch) -> Metrics:
-    """What a step's rollouts were worth: means over scored rollouts, spread, lengths."""
+    """Metrics of a step's rollouts: means over scored rollouts, spread, lengths."""
     sizes = [len(group.rollouts) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = torch.tensor([float(rollout.num_actions) for rollout in rollouts])

@@ -283,7 +283,7 @@ class Trainer:
             self._save_checkpoint()
 
     def _due(self, every: int | None, stage_step: int) -> bool:
-        """Whether what happens every so many steps comes after this one; a stage's end has its own."""
+        """Whether an interval of steps ends with this step. The end of a stage is handled apart."""
         return every is not None and stage_step % every == 0 and stage_step < self._num_steps
 
     def _pauses_after(self, stage_step: int) -> bool:
@@ -349,7 +349,7 @@ class Trainer:
 
     @contextmanager
     def _saved_if_it_fails(self) -> Iterator[None]:
-        """Around a step: what was trained before it is kept if it fails, and running out of memory is explained."""
+        """Around a step: if it fails, save what was trained before it, and explain running out of memory."""
         # Several processes would have to agree that one has failed; what is sampled ahead would be lost.
         alone = self.accelerator.num_processes == 1 and not self.stage.rollout.steps_ahead
         before = replace(self.state)

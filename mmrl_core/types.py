@@ -298,11 +298,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class TokenStats:
-    """What a policy says of rows: logprobs float32 [B, T] of their actions, and what else it was asked for.
+    """A policy's answer about rows: logprobs float32 [B, T] of their actions, and what else it was asked for.
 
     Attributes:
         entropy: [B, T], if it was asked for.
-        extras: quantities of the policy's own that a loss asked for, by name, each [B, T]; with gradient where they
+        extras: the policy's own quantities that a loss asked for, by name, each [B, T]; with gradient where they
             depend on the weights.
 
     Values on padding are 0.

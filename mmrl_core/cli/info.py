@@ -106,7 +106,7 @@ def _entry_info(plugins: Plugins, entry: Entry) -> str:
 
 
 def _signature_parts(parameters: Iterable[inspect.Parameter]) -> Iterator[str]:
-    """What stands between the brackets of a `def`: the parameters, and the marks `/` and `*`.
+    """The text between the brackets of a `def`: the parameters, and the marks `/` and `*`.
 
     Postponed annotations are text, which `str(signature)` would put in quotes.
     """

@@ -1,4 +1,4 @@
-"""What the schema is made of: sections, and components, which are registered entries with their options."""
+"""Building blocks of the schema: sections, and components, which are registered entries with their options."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _problems(
 ) -> Iterator[str]:
     """
     Args:
-        untouched: places with a default that nothing was written over, which is sound.
+        untouched: places that still have their default, which is sound.
     """
     yield from _plugin_problems(values.get("plugins"), locate, plugins)
     for kind, path, model, component in named(RunConfig, values):
@@ -108,7 +108,7 @@ def _plugin_problems(items: Any, locate: Locate, plugins: Plugins) -> Iterator[s
             continue
         where, name = locate(("plugins", i)), item["name"].removeprefix(CORE_PREFIX)
         if name in seen:
-            yield f"{where}: {name!r} stands twice in 'plugins'."
+            yield f"{where}: {name!r} is listed twice in 'plugins'."
         seen.add(name)
         if is_behaviour(item["name"]):
             continue

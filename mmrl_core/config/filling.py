@@ -1,4 +1,4 @@
-"""What sections take from others: stages from the top of the config, parts of a mixture from their tasks.
+"""Inheritance between sections: stages from the top of the config, parts of a mixture from their tasks.
 
 **Stages** inherit the sections `STAGE_SECTIONS` from the top of the config, under their own. **Parts** of a `mixture`
 inherit what `PART_INHERITS` lists in the same way, from the task that their key `task` names, or else from the section

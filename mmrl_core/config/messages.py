@@ -1,4 +1,4 @@
-"""What pydantic refuses of a config, as sentences: where it was written, what is wrong, what was meant."""
+"""Faults that pydantic finds in a config, as sentences: where it was written, what is wrong, what was meant."""
 
 from __future__ import annotations
 

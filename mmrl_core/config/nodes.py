@@ -196,7 +196,7 @@ class _Parser:
             if not key:
                 self._problems.add(child_mark, f"a key is a word; got {_described_node(key_node)}.")
             elif key in values:
-                self._problems.add(child_mark, f"key {key!r} stands twice; first at {values[key].mark}.")
+                self._problems.add(child_mark, f"key {key!r} is written twice; first at {values[key].mark}.")
             else:
                 values[key] = self._convert(value_node, child_mark, inside)
         return Node(values, mark)

@@ -148,7 +148,7 @@ class OptionProblem:
 
     @property
     def is_inside(self) -> bool:
-        """Whether it is of a value, rather than of which options there are."""
+        """Whether the problem lies in a value, and not in which options are given."""
         return self.fault is not None and (len(self.fault.path) > 1 or self.fault.kind in ("rule", "value"))
 
 
@@ -159,7 +159,7 @@ def option_problems(
 
     Args:
         positional, given: as in `options_of`.
-        others: keys that stand beside the options in a config, such as `weight` of a reward, to name what was meant.
+        others: keys beside the options in a config, such as `weight` of a reward, to name what was meant.
     """
     try:
         signature = signature_of(target)
@@ -248,7 +248,7 @@ class Fault:
 
 
 def model_faults(model: type[BaseModel], values: Mapping[str, Any]) -> list[Fault]:
-    """What a model refuses of some values, as they come from YAML."""
+    """Faults that a pydantic model finds in values as they come from YAML."""
     from pydantic import ValidationError
 
     try:
@@ -330,7 +330,7 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def annotation_at(model: type[BaseModel], path: KeyPath) -> Any:
-    """The annotation of what stands at a path of a model, None if the model has no such place."""
+    """The annotation at a path of a model; None if the model has no such path."""
     annotation: Any = model
     for key in path:
         inner = model_of(annotation)

@@ -1,8 +1,8 @@
 """The schema of a task config: pydantic models, unknown keys refused, every key read somewhere.
 
 A task *definition* has `data`, `prompt`, `rewards`, `eval`; a *recipe* extends one with `model`, `stages`, `algorithm`,
-`rollout`, `optimizer`. Both are YAML of this schema, read by `mmrl_core.config.load_config`. What stands at the top is
-the default of every stage; a stage overrides it under the same key.
+`rollout`, `optimizer`. Both are YAML of this schema, read by `mmrl_core.config.load_config`. The top of the
+file holds the defaults of every stage; a stage overrides them under the same keys.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class PromptConfig(Strict):
     text: str = Field("{problem}", description="user message, after the media")
     marks: dict[Literal["image", "video", "audio"], str] = Field(
         {},
-        description="what stands in the text in place of each medium, such as {image: '<image>'}; without: media first",
+        description="the text's mark for each medium, such as {image: '<image>'}; without: media first",
     )
     answer: str = Field("", description="gold completion: trained on by sft stages, checked by `mmrl check`")
 
@@ -184,13 +184,13 @@ class LogConfig(Strict):
 class PartConfig(Strict):
     """A task of a mixture, of which a run draws prompts by weight.
 
-    What it does not set, a part takes from its task, or else from where the mixture stands: `data`, `prompt`,
+    What it does not set, a part takes from its task, or else from the section that holds the mixture: `data`, `prompt`,
     `rewards`; `tools` and `environment` from `rollout`; `metrics` from `eval`. A resolved config has it filled, with
     `task` null.
     """
 
     task: str | None = Field(
-        None, description="task id, or path of a .yaml, to take from; null: from nowhere; without: where it stands"
+        None, description="task id or path of a .yaml to take from; null: nowhere; without: the mixture's section"
     )
     name: str = Field(description="of the part, in metrics and ids of prompts; default: the task's, without its plugin")
     weight: float = Field(

@@ -1,4 +1,4 @@
-"""What a policy talks to over several turns: an environment answers its turns; the core's own gives it tools.
+"""Environments, which answer the turns of a policy. The core's own lets it call tools.
 
 A plugin registers other environments under kind "environment"; a task names one in `rollout.environment`. The strategy
 `multi_turn` (see `rollout.py`) drives it.
@@ -69,7 +69,7 @@ class Environment(Protocol):
         ...
 
     def split(self, prompt: Prompt, answer: str) -> list[str]:
-        """The turns of a demonstration for a prompt, as they stand in the data: all in one text."""
+        """Split a demonstration for a prompt, one text in the data, into the policy's turns."""
         ...
 
     def close(self) -> None:
@@ -254,7 +254,7 @@ class PartEnvironments:
 
 
 def make_environment(rollout: RolloutConfig, parts: Sequence[PartConfig], plugins: Plugins) -> Environment | None:
-    """What the prompts of a section's parts talk to, None if none of them talks to anything.
+    """The environment of a section's prompts; None if each has a single turn.
 
     Raises:
         ConfigError: the rollout strategy talks to no environment, or needs one and there is none.

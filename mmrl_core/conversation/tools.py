@@ -88,8 +88,8 @@ class Tool(ABC):
 
     Attributes:
         name: what the policy calls it by.
-        description: what the policy is told of it.
-        arguments: pydantic model of its arguments; descriptions and limits in it are told to the policy.
+        description: shown to the policy.
+        arguments: pydantic model of its arguments; its descriptions and limits are shown to the policy.
     """
 
     name: ClassVar[str]
@@ -152,7 +152,7 @@ def tool_call(text: str) -> tuple[str, Mapping[str, Any]] | None:
     """The first call in a turn of the policy; None if there is none.
 
     Raises:
-        ToolError: what stands there is no call.
+        ToolError: the text between the marks is not a call.
 
     >>> tool_call('<tool_call>{"name": "look", "arguments": {"time_s": 3}}</tool_call>')
     ('look', {'time_s': 3})

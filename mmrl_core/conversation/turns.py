@@ -134,7 +134,7 @@ def demonstrate(
 
 @dataclass(eq=False)
 class _Talk:
-    """A conversation under way: its trajectory so far, the environment's episode, and what the next turn is made on."""
+    """A conversation under way: its trajectory so far, the environment's episode, the observation of the next turn."""
 
     prompt: Prompt
     rollout: Rollout

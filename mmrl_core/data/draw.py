@@ -65,10 +65,10 @@ class Mixture:
         rows is row q % n of the order of its epoch q // n. A draw takes the `count` positions from `position` on. They
         are dealt out to the processes so that each gets its share of every source.
 
-        In the place of a broken row stands a later row of its source, as many further on as the draw takes of it, or
-        twice as many, and so on. So every process advances to the same position without reading what the others read or
-        talking to them; and no two places of a draw get the same row (unless the draw is longer than the epoch, or
-        crosses its end). The price: a row that stands in is drawn again when its own turn comes.
+        A broken row is replaced by a later row of its source: if the draw takes k rows of that source, by the row k
+        places further on, or 2 k, and so on. So every process advances to the same position without reading what the
+        others read or talking to them, and no two places of a draw get the same row (unless the draw is longer than the
+        epoch, or crosses its end). The price: the replacement is drawn again when its own turn comes.
 
         Args:
             position: 0 at the start of a stage, later what the last draw returned.
@@ -153,7 +153,7 @@ def _epoch_order(num_rows: int, seed: int | str, epoch: int) -> tuple[int, ...]:
 
 
 def _sound_prompt(source: PromptSource, position: int, stride: int, seed: int) -> Prompt:
-    """The prompt at a position of a source, or of the row that stands in for it."""
+    """The prompt at a position of a source, or of the row that replaces it."""
     num_rows = len(source)
     order = functools.partial(_epoch_order, num_rows, f"{seed} {source.part}" if source.part else seed)
     places = (position + attempt * stride for attempt in range(num_rows))

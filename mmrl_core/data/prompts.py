@@ -103,7 +103,7 @@ class PromptSource:
         """The prompt of a row; None if the row is broken, which is then in `set_aside`.
 
         Messages are a system message, if the template is not empty, and a user message whose content is the images, the
-        videos, the audios, then the text; with `prompt.marks`, media stand where the text has their marks. A media
+        videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. A media
         column may hold one medium, a list of them, or null for none. Paths are relative to `data.media_root`, which
         they may not leave; without it to the data file's folder, or to the working folder.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Medium:
-    """A part of a message's content, what its features are kept under, and the file that it was read from."""
+    """A part of a message's content, the key of its features, and the file that it was read from."""
 
     part: dict[str, Any]
     key: str
@@ -161,7 +161,7 @@ def place_media(media: Sequence[Medium], text: str, kinds: Mapping[str, str]) ->
 
 
 def decoded_bytes(prompt: Prompt) -> int:
-    """Memory of a prompt's decoded media, and some for the rest."""
+    """Bytes of a prompt's decoded media, and an allowance for the rest."""
     total = 4096
     for message in prompt.messages:
         for part in message["content"]:

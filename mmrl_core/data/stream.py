@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _use_one_core() -> None:
-    """Without this the thread has workers of its own for tensors, which compete with those of the main thread."""
+    """Keep tensors of this thread to one core: workers of its own would compete with those of the main thread."""
     import torch
 
     torch.set_num_threads(1)

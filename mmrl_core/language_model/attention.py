@@ -177,7 +177,7 @@ class PackedAttention:
         return torch.cat([*prompts, *completions])[None]
 
     def keys_at(self, places: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """Kept keys and values of each layer at int64 [n, p] places, [n, kv_heads, p, d]. Places outside give any."""
+        """Kept keys and values of each layer at int64 [n, p] places, [n, kv_heads, p, d]; undefined outside."""
         assert self.keys is not None
         places = places.clamp(0, self.packing.num_tokens - 1)
         return {

@@ -69,7 +69,7 @@ class DecodeStep:
         return self._norm(hidden)[:, None]
 
     def restart(self) -> None:
-        """The sequences are others from now on."""
+        """Begin with other sequences."""
         self._places_left = 0
 
     def _next_angles(self, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class DecodeStep:
 
 
 class _Settings:
-    """A layout that only takes note of the scale and the window that each layer hands over."""
+    """A layout that records the scale and the window of each layer."""
 
     def __init__(self) -> None:
         self.of: dict[int, tuple[float, int | None]] = {}
@@ -154,7 +154,7 @@ def _require(module: nn.Module, names: set[str]) -> None:
 
 
 def _is_plain(linear: Any) -> bool:
-    """Whether it is its weight and bias alone: no adapter around it, no quantised weight."""
+    """Whether a linear layer is just its weight and bias: no adapter around it, no quantised weight."""
     return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
 
 

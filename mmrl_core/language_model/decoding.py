@@ -40,7 +40,7 @@ class Step(Protocol):
         ...
 
     def restart(self) -> None:
-        """The sequences are others from now on."""
+        """Begin with other sequences."""
         ...
 
 

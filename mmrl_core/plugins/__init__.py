@@ -1,4 +1,4 @@
-"""Finding plugins, keeping what they provide, and saying whose hook it was.
+"""Finding plugins, keeping what they provide, and attributing hooks to them.
 
 `registry.py` and `hook_results.py` are needed by the lowest floors and may be imported by themselves.
 """

@@ -1,4 +1,4 @@
-"""Whose hook it was: an error in a plugin's hook names the plugin, and so does the message about a wrong result."""
+"""Attribution of hooks: an error in a plugin's hook names the plugin, and so does the message about a wrong result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmrl_core.errors import MMRLError
 
 
 def attribute_hooks(manager: pluggy.PluginManager, core: str) -> dict[str, str]:
-    """Make every implementation that is registered so far say who it is when it fails.
+    """Make every implementation registered so far name its plugin when it fails.
 
     An `MMRLError` gets the plugin and the hook in front of its message; any other exception gets them as a note below
     its traceback. What a hook raises on behalf of an inner one, as wrappers do, is attributed to the inner one.
@@ -51,7 +51,7 @@ class _Call:
         return called
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Of a wrapper: a generator that yields once, gets the inner result or its error, and returns the new one."""
+        """The call of a wrapper: a generator that yields once, gets the inner result or error, returns the new one."""
 
         def called(*arguments: Any) -> Generator[None, Any, Any]:
             wrapper = function(*arguments)

@@ -20,7 +20,7 @@ CORE = "core"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of things that plugins register.
+    """A kind of entry that plugins register.
 
     Args:
         plural: for headings, such as "policies".

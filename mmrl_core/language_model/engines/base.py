@@ -99,5 +99,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds: processes, memory, ports. May be called more than once."""
+        """Release what the engine holds: processes, memory, ports. May be called more than once."""
         ...

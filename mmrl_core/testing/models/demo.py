@@ -23,7 +23,7 @@ def split_pattern(atoms: str) -> str:
     """For ``train_tokenizer``: the pieces are numbers with their decimals, atoms, and the stretches between them.
 
     Args:
-        atoms: regular expression of what is one token wherever it stands.
+        atoms: regular expression of what is one token wherever it occurs.
     """
     return rf"\p{{N}}{{1,4}}(?:\.\p{{N}}+)?|{atoms}|(?:(?!{atoms})[^\p{{N}}])+"
 

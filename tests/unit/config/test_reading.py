@@ -111,7 +111,7 @@ def test_missing_keys_are_reported_where_they_are_missed(write):
 
 def test_duplicate_keys_are_errors(write):
     assert problems(write("name: x\nseed: 1\nmodel: {}\nseed: 2")) == [
-        "run.yaml:4: key 'seed' stands twice; first at run.yaml:2."
+        "run.yaml:4: key 'seed' is written twice; first at run.yaml:2."
     ]
 
 
@@ -481,8 +481,8 @@ def test_options_of_policies_and_behaviours_are_checked_without_calling(write):
         "  - visual_rft/absent\n"
     )
     expected = [
-        "run.yaml:8: 'visual_rft' stands twice in 'plugins'.",
-        "run.yaml:6: 'my.py:Replay' stands twice in 'plugins'.",
+        "run.yaml:8: 'visual_rft' is listed twice in 'plugins'.",
+        "run.yaml:6: 'my.py:Replay' is listed twice in 'plugins'.",
         "run.yaml:7: plugin 'visual_rft' takes no options. Behaviours, which do: none.",
         "run.yaml:5: behaviour 'my.py:Replay': missing option 'per_prompt', which has no default.",
         "run.yaml:6: behaviour 'my.py:Replay': no option 'capacity'. Options: per_prompt, enabled.",
@@ -548,7 +548,7 @@ def test_yaml_schema_components_and_options_are_reported_together(write):
         )
     )
     expected = [
-        "run.yaml:2: key 'name' stands twice",
+        "run.yaml:2: key 'name' is written twice",
         "run.yaml:4: unknown key 'reward'.",
         "run.yaml:3: 'seed' should be at least 0",
         "run.yaml:8: 'rollout.max_tokens' should be a whole number",
@@ -735,7 +735,7 @@ def test_a_plugin_that_is_not_enabled_is_taken_out(write):
 def test_a_plugin_that_one_file_names_twice_is_refused_though_its_base_names_it_too(write):
     write("plugins: [vital]", "a.yaml")
     (problem,) = problems(write("extends: a.yaml\nname: x\nplugins:\n  - vital\n  - vital"))
-    assert problem == "run.yaml:5: 'vital' stands twice in 'plugins'."
+    assert problem == "run.yaml:5: 'vital' is listed twice in 'plugins'."
 
 
 # Defaults of declared options
