@@ -2,6 +2,8 @@
 
 from mmrl_core.data.draw import Draw, Mixture, in_turns, training_mixture
 from mmrl_core.data.folders import DEFAULT_SPLIT, IMAGE_SUFFIXES
+from mmrl_core.data.frames import SWAPPING, Frame, Placement, declared_size, picture_frame
+from mmrl_core.data.option_lists import labelled_options, read_options, read_texts
 from mmrl_core.data.prompts import PromptSource
 from mmrl_core.data.sources import Rows, load_rows, parse_split
 from mmrl_core.data.stream import PromptStream
@@ -11,18 +13,26 @@ from mmrl_core.data.templates import Template, value_of
 __all__ = [
     "DEFAULT_SPLIT",
     "IMAGE_SUFFIXES",
+    "SWAPPING",
     "Draw",
+    "Frame",
     "Mixture",
+    "Placement",
     "PromptSource",
     "PromptStream",
     "Row",
     "RowPart",
     "Rows",
     "Template",
+    "declared_size",
     "in_turns",
+    "labelled_options",
     "load_rows",
     "parse_split",
+    "picture_frame",
+    "read_options",
     "read_parquet",
+    "read_texts",
     "training_mixture",
     "value_of",
     "write_parquet",
