@@ -6,6 +6,7 @@ import importlib
 import pytest
 
 from mmrl_audio_aqa.rewards import accuracy, format, mmau_match
+from mmrl_core.errors import TaskDataError
 from mmrl_core.plugins import load_plugins
 
 SOLUTION = "<answer>Yacht consignment</answer>"
@@ -85,10 +86,15 @@ def test_different_options_that_share_a_number_differ(gold, other):
 
 @pytest.mark.parametrize(
     "sample",
-    [{}, {"solution": None}, {"solution": "<answer> </answer>"}, {"solution": "dog", "choices": ["cat", "cow"]}],
+    [{}, {"solution": None}, {"solution": "<answer> </answer>"}],
 )
-def test_a_row_without_usable_gold_is_unscored(sample):
+def test_a_row_without_gold_is_unscored(sample):
     assert accuracy(["<answer>dog</answer>"], [sample]) == [None]
+
+
+def test_a_gold_that_is_none_of_the_options_is_an_error():
+    with pytest.raises(TaskDataError, match="one of the options"):
+        accuracy(["<answer>dog</answer>"], [{"solution": "dog", "choices": ["cat", "cow"]}])
 
 
 def test_an_unknown_match_is_an_error():

@@ -46,7 +46,12 @@ PUBLISHED_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECA
     ],
 )
 def test_score_by_the_published_rule(completion, expected):
-    assert score([completion], [{"ground_truth": "B"}]) == [expected]
+    assert score([completion], [{"ground_truth": "B"}], exact=True) == [expected]
+
+
+@pytest.mark.parametrize("answer", ["B", "B.", "(B)", "B。", "【B】", "Ｂ", " “B” "])
+def test_punctuation_around_a_letter_does_not_matter_without_options_either(answer):
+    assert accuracy([f"<answer>{answer}</answer>"] * 2, [{"ground_truth": gold} for gold in "BA"]) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +88,8 @@ def test_blanks_around_the_gold_answer_do_not_count():
     assert accuracy(["<answer>B</answer>"] * 2, [{"ground_truth": " B\n"}, {"ground_truth": "B"}]) == [1.0, 1.0]
 
 
-def test_an_empty_gold_answer_scores_0_and_a_missing_one_nothing():
-    assert accuracy(["<answer></answer>"], [{"ground_truth": ""}]) == [0.0]
+def test_an_empty_or_missing_gold_answer_is_unscored():
+    assert accuracy(["<answer></answer>"], [{"ground_truth": ""}]) == [None]
     assert accuracy([GOOD], [{}]) == [None] and score([GOOD], [{"ground_truth": None}]) == [None]
 
 

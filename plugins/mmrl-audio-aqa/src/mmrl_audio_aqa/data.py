@@ -21,14 +21,15 @@ missing breaks its row; raise `data.max_broken` to the share that you lack.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mmrl_audio_aqa.prompts import Style, gold_completion, listed_options, question_prompt
-from mmrl_core.data import Row, Rows, Template, load_rows, value_of
+from mmrl_core.data import Row, Rows, Template, load_rows, read_options, value_of
 from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import gold_text
 
 logger = logging.getLogger(__name__)
 
@@ -135,10 +136,8 @@ def mmau_question(record: Row) -> Question:
     Raises:
         TaskDataError: a column is missing or of another kind.
     """
-    answer = record.get("answer")
-    if answer is not None and not isinstance(answer, str):
-        raise TaskDataError(f"answer is {answer!r}, not the text of an option")
-    return Question(_text(record, "question"), _choices(record, "choices"), answer or None)
+    answer = gold_text(record.get("answer"), "answer", "the text of an option")
+    return Question(_text(record, "question"), _choices(record, "choices"), answer)
 
 
 @dataclass(frozen=True)
@@ -232,8 +231,7 @@ def _text(record: Mapping[str, Any], column: str) -> str:
 
 
 def _choices(record: Mapping[str, Any], column: str) -> list[str]:
-    choices = value_of(record, column, "record")
-    is_list = isinstance(choices, Sequence) and not isinstance(choices, str) and len(choices) > 1
-    if not is_list or not all(isinstance(choice, str) and choice.strip() for choice in choices):
-        raise TaskDataError(f"{column} is {choices!r}, not two or more texts")
-    return list(choices)
+    choices = read_options(value_of(record, column, "record"), column)
+    if choices is None:
+        raise TaskDataError(f"{column} holds no options, and a question needs two or more")
+    return choices

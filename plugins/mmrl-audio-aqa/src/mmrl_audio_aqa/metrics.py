@@ -12,6 +12,7 @@ from typing import Any
 from mmrl_audio_aqa.parsing import answer_block
 from mmrl_audio_aqa.rewards import accuracy, mmau_match, prediction
 from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import score_each
 
 Sample = Mapping[str, Any]
 
@@ -53,12 +54,12 @@ def mmau(
     readable: list[float] = []
     chosen: list[float] = []
     for completion, sample in zip(completions, samples, strict=True):
-        right = mmau_match([completion], [sample])[0]
+        right = score_each(mmau_match, [completion], [sample])[0]
         if right is None:
             continue
         of_group["accuracy"].append(right)
         readable.append(float(answer_block(completion) is not None))
-        option = accuracy([completion], [{"solution": sample["answer"], **sample}])[0]
+        option = score_each(accuracy, [completion], [{"solution": sample["answer"], **sample}])[0]
         if option is not None:  # else the answer is none of the options, which MMAU's rule does not mind
             chosen.append(option)
         for column in by:

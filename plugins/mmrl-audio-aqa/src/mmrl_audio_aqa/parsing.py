@@ -7,14 +7,13 @@ answer longer than MAX_ANSWER_CHARS names no option.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from mmrl_core.scoring import bare_text
+
 MAX_ANSWER_CHARS = 4_096  # no option comes near this; folding a megabyte for each of its options would stall a batch
-# Outside of these, signs are part of an option: "C#" is not "C", "-6 dB" is not "6 dB".
-_AROUND = " \t\r\n\"'`´“”„‘’«».,;:!?()[]{}*_"
 _LABEL = re.compile(r"([a-z])(?:[\s.):\]-]+(.*))?", re.DOTALL)
-_PRINTED_LABEL = re.compile(r"\W*\w\s*[.):\]]")  # "B. dog" or "(B) dog", but not "A dog"
+_PRINTED_LABEL = re.compile(r"\W*\w\s*[.):\]．。）：】、]")  # "B. dog" or "(B) dog", but not "A dog"
 _WORD = re.compile(r"\b\w+\b")
 
 
@@ -39,9 +38,9 @@ def chosen_option(answer: str, choices: Sequence[str]) -> int | None:
     """Which option an answer names: by its text, its letter, or both.
 
     The text counts before the letter, so among the options B, A, C the answer "A" is the second. Case, Unicode form,
-    blanks, and quotes or punctuation around the text do not matter unless two options differ in nothing else. Letters
-    count from A; a text beside the letter has to be that of the same option. A letter that is printed in front of an
-    option ("B. dog") is not part of its text.
+    blanks, full-width forms, and quotes or punctuation around the text do not matter unless two options differ in
+    nothing else. Letters count from A; a text beside the letter has to be that of the same option. A letter that is
+    printed in front of an option ("B. dog") is not part of its text.
 
     quirk of the published code: the letter of an option, its text in other case and its text with a full stop are wrong
     there.
@@ -61,7 +60,7 @@ def chosen_option(answer: str, choices: Sequence[str]) -> int | None:
         return None
     if answer.strip() in choices:
         return choices.index(answer.strip())
-    plain = _plain(answer)
+    plain = bare_text(answer)
     named = [index for index, choice in enumerate(choices) if plain and plain in _forms(choice, index)]
     if named:
         return named[0] if len({choices[index] for index in named}) == 1 else None
@@ -69,22 +68,17 @@ def chosen_option(answer: str, choices: Sequence[str]) -> int | None:
     index = ord(label[1]) - ord("a") if label else len(choices)
     if label is None or index >= len(choices):
         return None
-    rest = _plain(label[2] or "")
+    rest = bare_text(label[2] or "")
     return choices.index(choices[index]) if not rest or rest in _forms(choices[index], index) else None
-
-
-def _plain(text: str) -> str:
-    """A text with only what distinguishes it."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).strip(_AROUND)
 
 
 def _forms(choice: str, index: int) -> set[str]:
     """An option, and what is left of it without its own letter in front."""
-    plain = _plain(choice)
+    plain = bare_text(choice)
     label = _LABEL.fullmatch(plain)
     forms = {plain}
     if label is not None and ord(label[1]) - ord("a") == index and _PRINTED_LABEL.match(choice):
-        forms.add(_plain(label[2] or ""))
+        forms.add(bare_text(label[2] or ""))
     return forms - {""}
 
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mmrl_audio_aqa.parsing import answer_block, chosen_option, words
+from mmrl_core.data import read_options
+from mmrl_core.scoring import gold_text, unusable_gold, unwrapped
 
 Sample = Mapping[str, Any]
 
@@ -44,10 +46,11 @@ def accuracy(
         untagged: a completion without a whole answer block is compared as a whole, as published.
 
     Returns:
-        B values, 0.0 or 1.0; None where `solution` is missing or empty, or is none of the options.
+        B values, 0.0 or 1.0; None where `solution` is missing or empty.
 
     Raises:
         ValueError: the lengths differ, or `match` is unknown.
+        TaskDataError: `solution` is none of the options or no text, or the options are no list of texts.
 
     >>> row = {"solution": "<answer>dog</answer>", "choices": ["cat", "dog"]}
     >>> accuracy(["<answer>dog</answer>", "<answer>B</answer>", "<answer>cat</answer>", "dog"], [row] * 4)
@@ -57,7 +60,7 @@ def accuracy(
         raise ValueError(f"match is 'option' or 'text', not {match!r}")
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
-        gold = gold_text(sample)
+        gold = solution_text(sample)
         answer = answer_block(completion)
         if answer is None and untagged and isinstance(completion, str):
             answer = completion.strip()
@@ -67,7 +70,7 @@ def accuracy(
         elif choices is None:
             rewards.append(float(answer == gold))
         elif (right := chosen_option(gold, choices)) is None:
-            rewards.append(None)
+            raise unusable_gold(sample["solution"], "solution", f"one of the options {choices!r:.200}")
         else:
             rewards.append(float(answer is not None and chosen_option(answer, choices) == right))
     return rewards
@@ -122,6 +125,7 @@ def mmau_match(completions: Sequence[str], samples: Sequence[Sample]) -> list[fl
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: the answer is neither a text nor a position, or the options are no list of texts.
 
     Source: string_match in the evaluation script of MMAU, arXiv:2410.19168.
 
@@ -131,13 +135,15 @@ def mmau_match(completions: Sequence[str], samples: Sequence[Sample]) -> list[fl
     """
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
-        choices, answer = options(sample), sample.get("answer")
-        if choices is not None and isinstance(answer, int) and 0 <= answer < len(choices):
+        choices, answer = options(sample), unwrapped(sample.get("answer"))
+        is_position = isinstance(answer, int) and not isinstance(answer, bool)
+        if choices is not None and is_position and 0 <= answer < len(choices):
             answer = choices[answer]
-        if choices is None or not isinstance(answer, str) or not answer:
+        right_text = gold_text(answer, "answer", "the text of an option or its position")
+        if choices is None or not right_text:
             rewards.append(None)
             continue
-        right, said = words(answer), words(prediction(completion))
+        right, said = words(right_text), words(prediction(completion))
         wrong = set[str]().union(*map(words, choices)) - right
         rewards.append(float(bool(said) and right <= said and not said & wrong))
     return rewards
@@ -155,19 +161,25 @@ def prediction(completion: object) -> str:
     return answer
 
 
-def gold_text(sample: Sample) -> str:
-    """The text of the right option, out of the answer tags of `solution`; "" if there is none."""
-    solution = sample.get("solution")
+def solution_text(sample: Sample) -> str:
+    """The text of the right option, out of the answer tags of `solution`; "" if there is none.
+
+    Raises:
+        TaskDataError: `solution` is no text, such as a list of several.
+    """
+    solution = gold_text(sample.get("solution"), "solution", "the text of the right option") or ""
     answer = answer_block(solution)
-    return answer if answer is not None else solution.strip() if isinstance(solution, str) else ""
+    return solution if answer is None else answer
 
 
 def options(sample: Sample) -> list[str] | None:
-    """The options of a question, from `choices` or `multi_choice`; None if the row has none."""
-    choices = sample.get("choices") if sample.get("choices") is not None else sample.get("multi_choice")
-    if not isinstance(choices, list | tuple) or not choices or not all(isinstance(choice, str) for choice in choices):
-        return None
-    return list(choices)
+    """The options of a question, from `choices` or `multi_choice`; None if the row has none.
+
+    Raises:
+        TaskDataError: they are no list of texts, as `read_options` reads them.
+    """
+    column = "choices" if sample.get("choices") is not None else "multi_choice"
+    return read_options(sample.get(column), column, least=1)
 
 
 def _has_form(text: str, thinking: bool) -> bool:

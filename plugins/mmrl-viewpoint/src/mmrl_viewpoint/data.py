@@ -33,8 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mmrl_core.data import Row, Rows, load_rows
+from mmrl_core.data import Row, Rows, load_rows, read_options, read_texts
 from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import gold_text
 from mmrl_viewpoint.parsing import LETTERS, answer_text, is_formatted, lettered, option_letter
 from mmrl_viewpoint.poses import HORIZONTAL_KINDS, answer_index, motion, object_centre, world_up
 from mmrl_viewpoint.prompts import VIEWPOINT_QUESTIONS, gold_completion, question_text
@@ -110,8 +111,10 @@ def published(
     - verl: `prompt`, a list of {role, content}; `images`; `reward_model` with `ground_truth`; `extra_info`.
     - conversation, as the SFT framework reads it: `messages` of {role, content} or `conversations` of {from, value},
       the last turn being the answer; `images`.
-    - plain: `question` (or `problem`), `options` (or `choices`), `answer` (or `ground_truth`; a letter, an option's
-      text, or a whole completion), and `images` or `image`. Only here may the marks of images be left out.
+    - plain: `question` (or `problem`), `options` (or `choices`; a list or its text, see `mmrl_core.data.read_options`;
+      without such a column those that the question ends with), `answer` (or `ground_truth`, `gt_answer`; a letter, an
+      option's text, or a whole completion), and `images`, `image` or `image_path`. Only here may the marks of images
+      be left out.
 
     System turns are left out; the task has its own. `question_type` is that column, or in extra_info, or, for questions
     on cameras, which of ego_translation, ego_rotation and object_translation the wording asks for.
@@ -124,8 +127,8 @@ def published(
         revision, subset: of a hub set.
 
     Returns:
-        Rows as above. A row of none of the schemas, without answer, or with another number of marks than images is
-        broken and raises TaskDataError when it is read.
+        Rows as above. A row of none of the schemas, without answer, with an answer that is none of its options, or
+        with another number of marks than images is broken and raises TaskDataError when it is read.
 
     Raises:
         TaskDataError: as `load_rows`.
@@ -145,7 +148,7 @@ def _published_row(row: Row, index: int) -> Row:
     extra = row.get("extra_info")
     extra = extra if isinstance(extra, Mapping) else {}
     question_type = row.get("question_type") or extra.get("question_type")
-    images = _as_list(row.get("images", row.get("image")))
+    images = _images(row)
     id = row.get("id", extra.get("index", index))
     if turns := row.get("prompt", row.get("messages", row.get("conversations"))):
         question, answered = _turns(turns)
@@ -160,11 +163,15 @@ def _published_row(row: Row, index: int) -> Row:
         question = str(_first(row, "question", "problem"))
         if MARK in question:
             _check_marks(question, len(images))
-        options = list(lettered(row.get("options", row.get("choices"))).values()) or None
-        answer = _first(row, "answer", "ground_truth")
+        listed = _options(row, "options", "choices")
+        answer = _first(row, "answer", "ground_truth", "gt_answer")
         target = answer if is_formatted(answer) else None
+        options = listed or options_in(question)
         truth = _gold(answer, options)
-        built = make_row(images, question, options, truth, question_type=question_type, id=id, target=target)
+        if listed and truth not in tuple(LETTERS[: len(listed)]):
+            raise TaskDataError(f"the gold answer {truth!r} names none of the options {listed}")
+        built = make_row(images, question, listed, truth, question_type=question_type, id=id, target=target)
+        built["options"] = options
     built["question_type"] = question_type or viewpoint_kind(question)
     return built
 
@@ -186,7 +193,7 @@ def _turns(turns: Any) -> tuple[str, str | None]:
 
 def _gold(value: Any, options: Sequence[str] | None) -> str:
     """The gold letter where the row has options that name it, else the answer's text."""
-    text = "" if value is None else str(value).strip()
+    text = gold_text(value, "the answer", "the letter or text of an option, or a number") or ""
     inside = answer_text(text)
     text = text if inside is None else inside
     if not text:
@@ -202,7 +209,28 @@ def _first(row: Row, *columns: str) -> Any:
 
 
 def _as_list(value: Any) -> list[Any]:
+    """The images of a column: one, several, or the text of a list of several."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)  # of base64, maybe, which is longer than any list of texts
+        except (ValueError, RecursionError):
+            value = read_texts(value, "images")
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _images(row: Row) -> list[Any]:
+    column = next((name for name in ("images", "image", "image_path") if row.get(name) is not None), "images")
+    return _as_list(row.get(column))
+
+
+def _options(row: Row, *columns: str) -> list[str] | None:
+    """The options of the first of these columns that has any, without labels in front of them."""
+    for column in columns:
+        if (options := read_options(row.get(column), column)) is not None:
+            if len(options) > len(LETTERS):
+                raise TaskDataError(f"{column} holds {len(options)} options, more than there are letters")
+            return list(lettered(options).values())
+    return None
 
 
 def _check_marks(text: str, num_images: int) -> None:
@@ -290,8 +318,8 @@ def sat(
 
     def item(index: int) -> _Item:
         row = rows[index]
-        options = [str(option) for option in _as_list(_first(row, "answers"))]
-        truth = str(_first(row, "correct_answer")).strip()
+        options = read_options(_first(row, "answers"), "answers") or []
+        truth = gold_text(_first(row, "correct_answer"), "correct_answer") or ""
         random.Random(f"{seed} {index}").shuffle(options)
         return _Item(
             _as_list(_first(row, "image_bytes", "images", "image")),
@@ -413,18 +441,13 @@ def benchmark(
 
 def _stored_images(row: Row, folder: Path | None) -> list[Any]:
     """The images of a row: paths, bytes, base64, a JSON list of base64, or files of addresses."""
-    values = _as_list(row.get("images", row.get("image", row.get("image_path"))))
+    values = _images(row)
     if not values:
         values = [row.get(f"image_{number}") for number in range(1, 5)]
     if not any(value is not None for value in values) and row.get("image_url"):
         if folder is None:
             raise TaskDataError("the image is an internet address; download the images and name their folder: images")
         values = [folder / str(row["image_url"]).rpartition("/")[2]]
-    if len(values) == 1 and isinstance(values[0], str) and values[0].startswith("["):
-        try:
-            values = json.loads(values[0])
-        except ValueError as error:
-            raise TaskDataError(f"the images are no JSON list: {error}") from error
     return [_decoded(value) for value in values if value is not None]
 
 
@@ -454,14 +477,14 @@ def _choice_item(
 ) -> _Item:
     """An item whose options are a column, columns A to D, or in the text."""
     text = str(_first(row, question))
-    options = list(lettered(row.get("choices")).values()) or _column_options(row)
+    options = _options(row, "choices", "options") or _column_options(row)
     if options is None and (options := options_in(text)) is not None:
         text = text[: _option_starts(text)[0][0]].rstrip()
         for heading in ("Available options:", "Options:"):
             text = text.removesuffix(heading).rstrip()
     if options is None:
         raise TaskDataError("the question has no options")
-    gold = str(_first(row, answer, "answer")).strip()
+    gold = gold_text(_first(row, answer, "answer"), answer, "the letter or text of an option") or ""
     truth = option_letter(gold, options) or gold
     kind = row.get(question_type, row.get("category"))
     return _Item(_stored_images(row, folder), text, options, truth, kind, _first(row, "index", "idx", "id"))
@@ -480,7 +503,7 @@ def _omni3d_item(row: Row, folder: Path | None) -> _Item:
         _stored_images(row, folder),
         str(_first(row, "question")),
         None,
-        str(_first(row, "answer")),
+        gold_text(_first(row, "answer"), "answer") or "",
         answer_type,
         f"{row.get('image_index')}-{row.get('q_index', row.get('question_index'))}",
         {"answer_type": answer_type},

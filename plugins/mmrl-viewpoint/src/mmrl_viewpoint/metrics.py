@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrl_core.scoring import plain_text, score_each, unwrapped
 from mmrl_viewpoint.parsing import answer_text, is_formatted, numbers
 from mmrl_viewpoint.rewards import accuracy as accuracy_reward
 
@@ -39,7 +40,7 @@ def accuracy(
     """
     scored: list[float] = []
     of_value: dict[str, list[float]] = defaultdict(list)
-    for right, sample in zip(accuracy_reward(completions, samples), samples, strict=True):
+    for right, sample in zip(score_each(accuracy_reward, completions, samples), samples, strict=True):
         if right is None:
             continue
         scored.append(right)
@@ -71,7 +72,7 @@ def circular_accuracy(completions: Sequence[str], samples: Sequence[Sample]) -> 
     0.0
     """
     groups: dict[Any, list[float]] = defaultdict(list)
-    for index, right in enumerate(accuracy_reward(completions, samples)):
+    for index, right in enumerate(score_each(accuracy_reward, completions, samples)):
         if right is not None:
             group = samples[index].get("circular_group")
             groups[("row", index) if group is None else str(group)].append(right)
@@ -105,7 +106,8 @@ def omni3d(completions: Sequence[str], samples: Sequence[Sample]) -> dict[str, f
     scores: dict[str, list[float]] = {"yes_no": [], "choice": [], "count": [], "number": []}
     for completion, sample in zip(completions, samples, strict=True):
         kind = sample.get("answer_type")
-        truth, answer = str(sample.get("ground_truth") or "").strip(), answer_text(completion) or ""
+        gold_value = unwrapped(sample.get("ground_truth"))
+        truth, answer = "" if gold_value is None else str(gold_value).strip(), answer_text(completion) or ""
         if kind == "str" and truth:
             name = "yes_no" if _word(truth) in ("yes", "no") else "choice"
             scores[name].append(float(_word(answer) == _word(truth)))
@@ -131,7 +133,7 @@ def _relative_accuracy(value: float | None, gold: float) -> float:
 
 
 def _word(text: str) -> str:
-    return text.casefold().strip(" .")
+    return plain_text(text).casefold().strip(" .")
 
 
 def _mean(values: Sequence[float]) -> float:

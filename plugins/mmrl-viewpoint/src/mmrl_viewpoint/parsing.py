@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmrl_core.scoring import plain_text
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Options = Sequence[str] | Mapping[str, str]
 
@@ -81,12 +83,12 @@ def lettered(options: Any) -> dict[str, str]:
 def option_letter(text: str | None, options: Options) -> str | None:
     """The letter that an answer names: "B", "b", "(B)", "B.", "B. to the left", or the text of an option.
 
-    Case, runs of blanks and a full stop at the end do not matter. A letter in front of a text that is not its option's
-    is no answer, and neither is a text that several options share.
+    Case, runs of blanks, full-width forms, and quotes or punctuation at the end do not matter. A letter in front of a
+    text that is not its option's is no answer, and neither is a text that several options share.
 
     >>> options = ["right", "left"]
-    >>> [option_letter(text, options) for text in ("(b)", "B: Left.", "right", "A or B", "A. left")]
-    ['B', 'B', 'A', None, None]
+    >>> [option_letter(text, options) for text in ("(b)", "B: Left.", "right", "A or B", "A. left", "【B】", "B。")]
+    ['B', 'B', 'A', None, None, 'B', 'B']
     """
     return _forms(options).get(_plain(text)) if text else None
 
@@ -105,7 +107,8 @@ def _forms(options: Options) -> dict[str, str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().split()).removesuffix(".")
+    """A text with only what distinguishes it. Signs stay, and so do brackets, which labels have."""
+    return " ".join(plain_text(text).casefold().split()).strip("\"'`*").rstrip(".,;!?").strip("\"'`*")
 
 
 def numbers(text: str) -> Iterator[float]:
@@ -114,7 +117,7 @@ def numbers(text: str) -> Iterator[float]:
     >>> list(numbers("1.5 m, or -2"))
     [1.5, -2.0]
     """
-    for match in _NUMBER.finditer(text):
+    for match in _NUMBER.finditer(plain_text(text)):
         value = float(match[0])
         if math.isfinite(value):
             yield value

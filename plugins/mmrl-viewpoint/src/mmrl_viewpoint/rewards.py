@@ -2,7 +2,8 @@
 
 Every reward takes the B completions and their B samples and returns B numbers in 0..1 in the same order. A sample's
 `ground_truth` is the gold option's letter, or whatever the answer has to equal; `options`, if the row has them, are the
-options in order. None means unscored: the sample has no `ground_truth`. Completions are untrusted and only ever parsed.
+options in order. None means unscored: the sample has no `ground_truth`. One that is no text or number, such as a list
+of several, is a TaskDataError. Completions are untrusted and only ever parsed.
 
 Published total: 0.5 * accuracy + 0.5 * format.
 
@@ -12,7 +13,9 @@ Source: arXiv:2511.01618 and its public code as of 2025-12-27.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrl_core.data import read_options
 from mmrl_core.errors import RewardError
+from mmrl_core.scoring import bare_text, gold_text, unusable_gold, unwrapped
 from mmrl_viewpoint.parsing import answer_text, is_formatted, option_letter
 
 Sample = Mapping[str, Any]
@@ -22,16 +25,17 @@ def accuracy(completions: Sequence[str], samples: Sequence[Sample], *, exact: bo
     """1.0 if the first answer block names the gold option, else 0.0.
 
     Where the row has `options`, letters and texts of options are one: "B", "(b)", "B. to the left" and "to the left"
-    are the same answer. Otherwise the answer has to equal the gold one, blanks around both left out. An empty answer,
-    and an empty gold answer, give 0.0.
+    are the same answer. Otherwise the answer has to equal the gold one, but for blanks, full-width forms and
+    punctuation around both. An empty answer gives 0.0.
 
-    quirks of the published code: only a capital letter alone is right; blanks in the gold answer make every answer
-    wrong; a completion without answer is right where the gold answer is "None".
+    quirks of the published code: only a capital letter alone is right, so that "B." and "(B)" are wrong, see `exact`;
+    blanks in the gold answer make every answer wrong; a completion without answer is right where the gold answer is
+    "None".
 
     Args:
         completions: B texts.
         samples: B rows; `ground_truth`, and `options` if there are any.
-        exact: look at no options, as published.
+        exact: look at no options and take the gold text alone, as published.
 
     >>> row = {"ground_truth": "B", "options": ["to the right", "to the left"]}
     >>> accuracy(["<answer>To the left</answer>", "<answer>A</answer>", "B"], [row] * 3)
@@ -42,15 +46,20 @@ def accuracy(completions: Sequence[str], samples: Sequence[Sample], *, exact: bo
 
 def _accuracy(completion: str, sample: Sample, exact: bool) -> float | None:
     truth = sample.get("ground_truth")
-    if truth is None:
+    gold = gold_text(truth, "ground_truth", "the letter or text of an option, or a number")
+    if gold is None:
         return None
-    answer, gold = answer_text(completion), str(truth).strip()
-    if not answer or not gold:
+    if not (answer := answer_text(completion)):
         return 0.0
-    options = None if exact else sample.get("options")
+    if exact:
+        return float(answer == gold)
+    options = sample.get("options")
+    options = read_options(options) if isinstance(options, str) else options
     if options and (letter := option_letter(gold, options)) is not None:
         return float(option_letter(answer, options) == letter)
-    return float(answer == gold)
+    if options and not isinstance(unwrapped(truth), str):
+        raise unusable_gold(truth, "ground_truth", f"one of the options {options!r:.200}")
+    return float(bare_text(answer, fold=False) == bare_text(gold, fold=False))
 
 
 def format(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
