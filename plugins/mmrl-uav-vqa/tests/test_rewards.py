@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from mmrl_core.errors import TaskDataError
 from mmrl_core.testing import HOSTILE
 from mmrl_uav_vqa.rewards import accuracy, area_class, format, gold_kind
 
@@ -144,17 +145,21 @@ def test_options_and_aliases():
     assert score("(B)", "blue", "color", sample=options) == 1.0
     assert score("blue", "B", "color", sample=options) == 1.0
     assert score("A", "B", "color", sample=options) == 0.0
-    assert score("C", "4", "number", sample={"options": [2, None, 4]}) == 1.0  # letters count every option
+    assert score("C", "4", "number", sample={"options": [2, 3, 4]}) == 1.0
+    assert score("B。", "blue", "color", sample={"options": "A. red\nB. blue"}) == 1.0
     assert score("auto", "car", "transportation", sample={"aliases": ["auto"]}) == 1.0
     assert score("auto", "car", "transportation", aliases={"car": ["auto"]}) == 1.0
     assert score("auto", "car", "transportation") == 0.0
 
 
-@pytest.mark.parametrize(
-    "sample", [{}, {"answer": ""}, {"answer": " "}, {"answer": None}, {"answer": "4", "question_type": "weather"}]
-)
-def test_a_row_without_gold_or_of_unknown_type_is_unscored(sample):
+@pytest.mark.parametrize("sample", [{}, {"answer": ""}, {"answer": " "}, {"answer": None}])
+def test_a_row_without_gold_is_unscored(sample):
     assert accuracy(["<answer>4</answer>"], [sample]) == [None]
+
+
+def test_an_unknown_type_is_an_error():
+    with pytest.raises(TaskDataError, match="'weather', none of number"):
+        accuracy(["<answer>4</answer>"], [{"answer": "4", "question_type": "weather"}])
 
 
 def test_a_gold_answer_may_be_a_json_number():

@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl_core.data import Row, RowPart, Rows, load_rows, parse_split
+from mmrl_core.data import Row, RowPart, Rows, load_rows, parse_split, read_options, read_texts
 from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import gold_text
 from mmrl_uav_vqa.parsing import ANSWER_TAGS, QUESTION_TYPES, answer_text, normalized_label, question_type_of
-from mmrl_uav_vqa.rewards import gold_kind
+from mmrl_uav_vqa.rewards import GOLD, gold_kind
 
 Part = Literal["all", "train", "held_out"]
 
@@ -33,6 +34,7 @@ COLUMN_NAMES: Mapping[str, Sequence[str]] = {
     "question_type": ("question_type", "task", "type"),
     "reasoning": ("reasoning", "think", "thinking"),
 }
+OPTION_COLUMNS = ("options", "choices")
 REPLAY_SEED = 0  # of which rows of earlier stages are replayed
 
 
@@ -73,7 +75,8 @@ def hrvqa_vl(
     Returns:
         Rows; beside what the file holds: question; problem (the question, with choices and unit if it has them);
         answer (text); question_type (one of `parsing.QUESTION_TYPES`; without a type in the file, by the answer);
-        reasoning, options, unit (empty where there are none).
+        reasoning, options, unit (empty where there are none). Options, of a column `options` or `choices`, are a list
+        or the text of one, see `mmrl_core.data.read_options`; anything else breaks the row.
 
     Raises:
         TaskDataError: as `load_rows`; an unknown question type; a share out of range; or nothing is left.
@@ -222,7 +225,12 @@ class _Typed:
                     f"{where} has no {name} (looked for: {looked_for}). Columns here: {', '.join(map(str, row))}. "
                     f"Where it goes by another name, set columns: {{{name}: ...}}"
                 )
-        answer = str(found["answer"])
+        try:
+            answer = gold_text(found["answer"], "the answer", GOLD) or ""
+            options = self._options(row)
+            aliases = read_texts(row.get("aliases"), "aliases")
+        except TaskDataError as error:
+            raise TaskDataError(f"{where}: {error}") from error
         if ANSWER_TAGS[0] in answer:
             answer = answer_text(answer) or ""
         if not answer.strip():
@@ -230,7 +238,6 @@ class _Typed:
         reasoning = str(found["reasoning"] or "").strip()
         if self.need_reasoning and not reasoning:
             raise TaskDataError(f"{where} has no reasoning text, which need_reasoning asks for")
-        options = [str(option) for option in row.get("options") or []]
         unit = str(row.get("unit") or "")
         question = str(found["question"]).strip()
         return {
@@ -243,7 +250,14 @@ class _Typed:
             "reasoning": reasoning,
             "options": options,
             "unit": unit,
+            **({"aliases": aliases} if aliases else {}),
         }
+
+    @staticmethod
+    def _options(row: Row) -> list[str]:
+        """Of the column options or choices, as `mmrl_core.data.read_options` reads it."""
+        column = next((name for name in OPTION_COLUMNS if row.get(name) not in (None, "")), OPTION_COLUMNS[0])
+        return read_options(row.get(column), column, least=1) or []
 
     def _value(self, row: Row, name: str) -> Any:
         names = (self.columns[name],) if name in self.columns else COLUMN_NAMES[name]

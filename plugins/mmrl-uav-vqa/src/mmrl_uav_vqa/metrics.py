@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrl_core.scoring import score_each
 from mmrl_uav_vqa.parsing import answer_text, normalized_label, parse_count, parse_yes_no
 from mmrl_uav_vqa.rewards import AreaRule, Untagged, accuracy, gold_answer, gold_kind
 
@@ -38,10 +39,16 @@ def by_type(
             readable: rows with a single answer block.
             yes_as_no, no_as_yes: of gold yes (no), the share answered by the other one.
         count_error: mean |answer - truth| of the counts that can be read, in objects.
-        num_unscored: rows without gold answer or of an unknown type; they count nowhere else.
+        num_unscored: rows without usable gold answer or of an unknown type; they count nowhere else.
     """
-    scores = accuracy(
-        completions, samples, count_tolerance=count_tolerance, area_rule=area_rule, aliases=aliases, untagged=untagged
+    scores = score_each(
+        accuracy,
+        completions,
+        samples,
+        count_tolerance=count_tolerance,
+        area_rule=area_rule,
+        aliases=aliases,
+        untagged=untagged,
     )
     of_type: dict[str, list[float]] = defaultdict(list)
     golds: dict[str, Counter[str]] = defaultdict(Counter)
@@ -50,7 +57,7 @@ def by_type(
     exact: list[float] = []
     readable: list[float] = []
     for completion, sample, score in zip(completions, samples, scores, strict=True):
-        gold = gold_answer(sample)
+        gold = None if score is None else gold_answer(sample)
         if score is None or gold is None:
             continue
         truth, question_type = gold

@@ -1,17 +1,19 @@
 """Reading typed answers out of completions: yes or no, a count, an area, a place in the image, a label.
 
 A completion is untrusted text. Nothing here evaluates it or raises on it; every pattern runs in linear time, and what
-is read is bounded by MAX_ANSWER_CHARS and MAX_DIGITS. Digits are ASCII only, after Unicode NFKC. `None` means that the
+is read is bounded by MAX_ANSWER_CHARS and MAX_DIGITS. Full-width forms and digits of other scripts are read as what
+they stand for, see `mmrl_core.scoring.plain_text`. `None` means that the
 text is not of the type asked for.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from mmrl_core.scoring import plain_text
 
 MAX_ANSWER_CHARS = 2_048  # answers are a word, a number or a short phrase
 MAX_DIGITS = 15  # beyond these a number counts as unreadable; all that remain are exact as floats
@@ -93,6 +95,7 @@ _AROUND_DIRECTIONS = frozenset(_FILLERS.split())
 
 _WORD = re.compile(r"[^\W_]+")
 _END_PUNCTUATION = " .,;:!?"
+_AROUND_LABEL = " \"'`*()[]"
 _ARTICLE = re.compile(r"(?:(?:a|an|the)\s+)+")
 
 YesNo = Literal["yes", "no"]
@@ -163,13 +166,13 @@ def has_format(completion: object) -> bool:
 
 
 def normalized_label(text: str) -> str:
-    """NFKC, lower case, hyphens and underscores as single blanks, no leading article, no punctuation at the end.
+    """`plain_text`, lower case, hyphens and underscores as single blanks, no leading article, no punctuation around it.
 
-    >>> normalized_label("The Parking_lot.")
-    'parking lot'
+    >>> normalized_label("The Parking_lot."), normalized_label("【red】。")
+    ('parking lot', 'red')
     """
-    text = unicodedata.normalize("NFKC", text).lower().replace("-", " ").replace("_", " ")
-    text = " ".join(text.split()).rstrip(_END_PUNCTUATION)
+    text = plain_text(text).lower().replace("-", " ").replace("_", " ")
+    text = " ".join(text.split()).rstrip(_END_PUNCTUATION).strip(_AROUND_LABEL).rstrip(_END_PUNCTUATION)
     article = _ARTICLE.match(text)
     return text[article.end() :] if article else text
 
@@ -180,7 +183,7 @@ def parse_yes_no(text: str) -> YesNo | None:
     >>> parse_yes_no("Yes, there is."), parse_yes_no("yes and no"), parse_yes_no("There is no car")
     ('yes', None, None)
     """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
+    words = _WORD.findall(plain_text(text).lower())
     said = _YES.intersection(words), _NO.intersection(words)
     if not words or all(said):
         return None
@@ -197,7 +200,7 @@ def parse_count(text: str) -> int | None:
     (1200, 4, None, None)
     """
     found = []
-    for raw in unicodedata.normalize("NFKC", text).lower().split():
+    for raw in plain_text(text).lower().split():
         word = raw.strip(_AROUND_WORDS)
         if not _LARGE_NUMBER_WORDS.isdisjoint(word.split("-")):
             return None
@@ -216,7 +219,7 @@ def parse_area(text: str) -> Area | None:
     >>> parse_area("1,250 sq. m"), parse_area("0.5 ha"), parse_area("12 cars")
     (Area(square_metres=1250.0, has_unit=True), Area(square_metres=5000.0, has_unit=True), None)
     """
-    text = unicodedata.normalize("NFKC", text).lower().strip().rstrip(_END_PUNCTUATION)
+    text = plain_text(text).lower().strip().rstrip(_END_PUNCTUATION)
     match = _QUANTITY.fullmatch(text)
     if match is None or len(match[1]) > MAX_DIGITS:
         return None
@@ -234,7 +237,7 @@ def parse_directions(text: str) -> frozenset[str] | None:
     (['left', 'top'], None)
     """
     directions: set[str] = set()
-    for word in _WORD.findall(unicodedata.normalize("NFKC", text).lower()):
+    for word in _WORD.findall(plain_text(text).lower()):
         if word in _DIRECTIONS:
             directions.add(_DIRECTIONS[word])
         elif word in _DIRECTION_PAIRS:
@@ -247,10 +250,10 @@ def parse_directions(text: str) -> frozenset[str] | None:
 def chosen_option(text: str, options: Sequence[str]) -> str:
     """The option that a letter stands for, "B", "(b)" or "B. red"; the text itself where it is an option or names none.
 
-    >>> chosen_option("(B)", ["red", "blue"]), chosen_option("blue", ["red", "blue"])
-    ('blue', 'blue')
+    >>> [chosen_option(text, ["red", "blue"]) for text in ("(B)", "blue", "B。")]
+    ['blue', 'blue', 'blue']
     """
-    match = re.fullmatch(r"\(?([A-Za-z])(?:[.:)]+\s*(.*))?", text.strip(), re.DOTALL)
+    match = re.fullmatch(r"[(\[\"'*]*([A-Za-z])(?:[.:)\],\"'*]+\s*(.*))?", plain_text(text).strip(), re.DOTALL)
     if match is None or text.strip() in options:
         return text
     index = ord(match[1].lower()) - ord("a")

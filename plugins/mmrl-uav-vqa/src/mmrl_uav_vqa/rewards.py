@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmrl_core.data import read_options, read_texts
+from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import gold_text
 from mmrl_uav_vqa.parsing import (
+    QUESTION_TYPES,
     Area,
     answer_text,
     chosen_option,
@@ -47,6 +51,8 @@ _LABEL_ALIASES = {
     "basketballorsoccer": "basketball or soccer",
     "grey": "gray",
 }
+
+GOLD = "a word, a number, or yes or no"  # what a gold answer may be, for messages
 
 Untagged = Literal["wrong", "whole_text"]
 AreaRule = Literal["tolerance", "linear", "class"]
@@ -107,10 +113,12 @@ def accuracy(
             them; "wrong" pays 0.
 
     Returns:
-        B values; 0.0 where no answer can be read, None where the sample has no gold answer or an unknown type.
+        B values; 0.0 where no answer can be read, None where the sample has no gold answer.
 
     Raises:
         ValueError: the lengths differ, or an option has a value that it does not know.
+        TaskDataError: the gold answer is no text, number or bool, such as a list of several; the type is unknown; or
+            `options` or `aliases` are no list of texts.
 
     Source: arXiv:2508.11196 for typed, rule-based rewards; the rules are ours. quirk of HRVQA's evaluation, mended:
     there the class "0m2" is right for every area up to 1000 m2.
@@ -156,17 +164,21 @@ def gold_kind(answer: str, question_type: str | None) -> str:
 
 
 def gold_answer(sample: Sample) -> tuple[str, str | None] | None:
-    """Gold answer and question type of a sample; None where the answer is missing or blank, or the type unknown."""
-    answer = sample.get("answer") if isinstance(sample, Mapping) else None
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
-        answer = str(answer)
-    if not isinstance(answer, str) or not answer.strip():
+    """Gold answer and question type of a sample; None where the answer is missing or blank.
+
+    Raises:
+        TaskDataError: the answer is neither a text nor a number, or the type is unknown.
+    """
+    answer = gold_text(sample.get("answer"), "answer", GOLD) if isinstance(sample, Mapping) else None
+    if answer is None:
         return None
     name = sample.get("question_type")
     if name is None or name == "":
-        return answer.strip(), None
+        return answer, None
     question_type = question_type_of(name)
-    return None if question_type is None else (answer.strip(), question_type)
+    if question_type is None:
+        raise TaskDataError(f"question_type is {name!r}, none of {', '.join(QUESTION_TYPES)}")
+    return answer, question_type
 
 
 @dataclass(frozen=True)
@@ -183,7 +195,7 @@ class _Rules:
         truth, question_type = gold
         if not answer:
             return 0.0
-        if options := _texts(sample.get("options")):
+        if options := read_options(sample.get("options"), least=1):
             truth, answer = chosen_option(truth, options), chosen_option(answer, options)
         kind = gold_kind(truth, question_type)
         if kind == "number":
@@ -194,7 +206,8 @@ class _Rules:
             return self._area(answer, parse_area(truth), sample.get("unit"))
         if kind == "location":
             return float(parse_directions(answer) == parse_directions(truth))
-        return float(self._label(answer) in {self._label(name) for name in [truth, *_texts(sample.get("aliases"))]})
+        right = [truth, *(read_texts(sample.get("aliases"), "aliases") or ())]
+        return float(self._label(answer) in {self._label(name) for name in right})
 
     def _label(self, text: str) -> str:
         label = normalized_label(text)
@@ -242,7 +255,3 @@ def _square_metres(area: Area, unit: object) -> float:
     """The area, in the sample's unit where none is written; m2 where that has none either."""
     implied = parse_area(f"1 {unit}") if not area.has_unit and isinstance(unit, str) else None
     return area.square_metres * (implied.square_metres if implied is not None else 1.0)
-
-
-def _texts(value: object) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else []
