@@ -328,8 +328,9 @@ def test_activitynet(tmp_path):
     assert rows[0]["video"] == str(tmp_path / "videos" / "v_QOlSCBRmfWY.mp4")  # missing: the core sets the row aside
     assert "lasts 82.73 seconds" in rows[0]["problem"]
     assert_gold_scores_the_maximum([rows[0]])
-    # A span without length is broken gold: the metric skips and counts it.
-    assert temporal_grounding([rows[1]["answer"]], [rows[1]])["num_unscored"] == 1.0
+    # An instant is a gold of its own: the same instant meets it, and nothing else.
+    assert temporal_grounding([rows[1]["answer"]], [rows[1]])["mIoU"] == 1.0
+    assert temporal_grounding([rows[0]["answer"]], [rows[1]])["mIoU"] == 0.0
     with pytest.raises(TaskDataError, match="v_broken sentence 0: unusable record: IndexError"):
         rows[2]
     write(Path(path), {"v_1": {"duration": 3}})

@@ -43,7 +43,7 @@ def test_thinking_earns_nothing():
     assert found["mIoU"] == 0.0
 
 
-@pytest.mark.parametrize("gold", [[5, 5], [8, 3], None, "soon", [], [1], ["a", "b"], [math.nan, 3]])
+@pytest.mark.parametrize("gold", [[8, 3], None, "soon", [], [1], ["a", "b"], [math.nan, 3]])
 def test_rows_with_broken_gold_are_skipped_and_counted(gold):
     rows = [{"ground_truth": gold}, {"ground_truth": [0, 10]}]
     found = temporal_grounding(answers("from 0 to 10", "from 0 to 5"), rows)
@@ -142,12 +142,24 @@ def test_gold_may_be_the_published_text():
         None,
     ],
 )
-def test_rows_without_gold_span_or_letter_are_skipped_and_counted(gold):
+def test_rows_without_gold_span_count_for_accuracy_alone_and_those_without_letter_for_nothing(gold):
     rows = [{"ground_truth": gold}, {"ground_truth": {"span": [0, 10], "answer": "B"}}]
     found = grounded_qa(answers("From 5 to 12.5, A", "From 0 to 10, B"), rows)
-    assert (found["accuracy"], found["mIoU"], found["num_unscored"]) == (1.0, 1.0, 1.0)
+    has_letter = gold == "B" or (isinstance(gold, dict) and gold.get("answer") == "B")
+    assert (found["accuracy"], found["mIoU"]) == ((0.5, 1.0) if has_letter else (1.0, 1.0))
+    assert (found["num_unscored"], found["num_without_span"]) == ((0.0, 1.0) if has_letter else (1.0, 0.0))
 
 
-def test_a_span_without_length_overlaps_nothing():
-    found = grounded_qa(answers("From 5 to 5, A"), [{"ground_truth": {"span": [0, 10], "answer": "A"}}])
-    assert (found["mIoU"], found["accuracy_IoP@0.5"]) == (0.0, 0.0)
+def test_an_instant_inside_a_gold_span_has_an_iop_of_1_and_an_iou_of_0():  # as in NExT-GQA's public evaluation
+    rows = [{"ground_truth": {"span": [[0, 10], [20, 30]], "answer": "A"}}] * 4
+    found = grounded_qa(answers("From 5 to 5, A", "From 30 to 30, A", "From 15 to 15, A", "From 25 to 45, B"), rows)
+    assert found["mIoU"] == pytest.approx(5 / 25 / 4)  # of the last alone: 25..30 of 20..45
+    assert found["mIoP"] == pytest.approx((1 + 1 + 0 + 5 / 20) / 4)
+    assert (found["IoP@0.3"], found["IoP@0.5"]) == (0.5, 0.5)
+    assert (found["accuracy"], found["accuracy_IoP@0.5"], found["accuracy_IoU@0.5"]) == (0.75, 0.5, 0.0)
+
+
+def test_a_gold_without_length_counts_for_accuracy():
+    rows = [{"ground_truth": {"span": [[5, 5]], "answer": "A"}}] * 2
+    found = grounded_qa(answers("From 5 to 5, A", "From 0 to 10, A"), rows)
+    assert (found["accuracy"], found["mIoU"], found["num_unscored"]) == (1.0, 0.5, 0.0)

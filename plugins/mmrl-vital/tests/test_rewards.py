@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import score_each
 from mmrl_vital import rewards
 from mmrl_vital.parsing import MAX_ANSWER_CHARS
 from mmrl_vital.rewards import (
@@ -81,11 +83,16 @@ def test_quirk_only_the_answer_block_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-@pytest.mark.parametrize("sample", [{}, {"ground_truth": None}, {"ground_truth": ""}, {"ground_truth": "?"}, None])
-def test_unusable_gold_is_unscored(name: str, sample: Any) -> None:
+@pytest.mark.parametrize("sample", [{}, {"ground_truth": None}, {"ground_truth": ""}, None])
+def test_a_row_without_gold_is_unscored(name: str, sample: Any) -> None:
     reward, _ = TASKS[name]
-    expected = 0.0 if name == "ocr" and sample and sample.get("ground_truth") == "?" else None  # OCR: "?" is a word
-    assert reward([answered("B")], [sample]) == [expected]
+    assert reward([answered("B")], [sample]) == [None]
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "ocr"])  # to which "?" is a word
+def test_a_gold_that_cannot_be_read_is_an_error_that_says_what_is_expected(name: str) -> None:
+    with pytest.raises(TaskDataError, match="the gold has to be"):
+        TASKS[name][0]([answered("B")], [{"ground_truth": "?"}])
 
 
 @pytest.mark.parametrize("reward", [*(reward for reward, _ in TASKS.values()), task, format])
@@ -131,9 +138,11 @@ def test_of_several_gold_spans_the_best_counts() -> None:
     assert one(iou, answered("4 to 10"), golds) == pytest.approx(5 / 6.0003)  # with [4, 9]
 
 
-def test_gold_without_length_is_unscored() -> None:
-    assert one(iou, answered("5 to 5"), [5, 5]) is None
-    assert one(iou, answered("5 to 6"), [6, 5]) is None
+def test_a_gold_without_length_is_met_by_the_same_instant_and_an_inverted_one_is_refused() -> None:
+    assert one(iou, answered("5 to 5"), [5, 5]) == 1.0
+    assert one(iou, answered("4 to 6"), [5, 5]) == pytest.approx(0.0, abs=1e-4)
+    with pytest.raises(TaskDataError, match="the end not before the start"):
+        one(iou, answered("5 to 6"), [6, 5])
 
 
 # Question answering
@@ -145,7 +154,8 @@ def test_multiple_choice() -> None:
     assert one(multiple_choice, answered("b"), "<answer>B. a dog</answer>") == 1.0
     assert one(multiple_choice, answered("a dog"), "B", ["a cat", "a dog"]) == 1.0
     assert one(multiple_choice, answered("B"), "a dog", ["a cat", "a dog"]) == 1.0
-    assert one(multiple_choice, answered("B"), "E", ["A", "B"]) is None
+    with pytest.raises(TaskDataError, match="the letter or text of an option"):
+        one(multiple_choice, answered("B"), "E", ["A", "B"])
 
 
 def test_naming_every_option_is_no_choice() -> None:
@@ -287,7 +297,8 @@ def test_grounded_qa_cuts_the_span_part(span: str, expected: float) -> None:
 
 def test_grounded_qa_refuses_bad_gold_and_options() -> None:
     for gold in ("(B)", "From 2 to 8.", {"span": [2, 8]}, {"answer": "B"}, {"span": "?", "answer": "B"}, [2, 8]):
-        assert one(grounded_qa, answered("2 to 8, B"), gold) is None
+        with pytest.raises(TaskDataError, match="a span and an answer"):
+            one(grounded_qa, answered("2 to 8, B"), gold)
     with pytest.raises(ValueError, match="'long'"):
         grounded_qa([], [], span="long")
 
@@ -395,14 +406,11 @@ def test_task_is_the_reward_over_its_maximum(name: str) -> None:
     assert task([completion], [sample]) == [value / maximum]
 
 
-def test_unknown_task_is_unscored_beside_known_ones() -> None:
-    samples = [
-        {"task": "ocr", "ground_truth": "a"},
-        {"task": "x", "ground_truth": "a"},
-        {"ground_truth": "a"},
-        {"task": []},
-    ]
-    assert task(["a"] * 4, samples) == [1.0, None, None, None]
+def test_a_row_without_task_is_unscored_and_an_unknown_task_is_an_error() -> None:
+    assert task(["a"] * 2, [{"task": "ocr", "ground_truth": "a"}, {"ground_truth": "a"}]) == [1.0, None]
+    for name in ("x", []):
+        with pytest.raises(TaskDataError, match="none of temporal_grounding"):
+            task(["a"], [{"task": name, "ground_truth": "a"}])
 
 
 # Anything
@@ -420,7 +428,7 @@ def test_any_text_scores_within_range(text: str, gold: Any, num_calls: int) -> N
     for name, (reward, maximum) in TASKS.items():
         sample = {"task": name, "ground_truth": gold, "valid_tool_calls": num_calls}
         for completion in (text, answered(text)):
-            (value,) = reward([completion], [sample])
+            (value,) = score_each(reward, [completion], [sample])
             assert value is None or 0.0 <= value <= maximum
             (value,) = format([completion], [sample])
             assert value is not None and 0.0 <= value <= 2.0
@@ -430,7 +438,8 @@ def test_any_text_scores_within_range(text: str, gold: Any, num_calls: int) -> N
 def test_any_gold_is_scored_or_unscored(text: str) -> None:
     for reward, maximum in TASKS.values():
         for gold in (text, {"span": text, "answer": text}, [text, text]):
-            value = one(reward, answered("From 1 to 2.5. B"), gold, [text, "a"])
+            sample = {"ground_truth": gold, "options": [text or "b", "a"]}
+            (value,) = score_each(reward, [answered("From 1 to 2.5. B")], [sample])
             assert value is None or 0.0 <= value <= maximum
 
 

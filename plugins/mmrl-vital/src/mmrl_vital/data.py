@@ -28,9 +28,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.data import Row, Rows, load_rows, parse_split
+from mmrl_core.data import Row, Rows, load_rows, parse_split, read_options
 from mmrl_core.errors import TaskDataError
-from mmrl_vital.parsing import answer_text
+from mmrl_core.scoring import gold_text, unusable_gold, unwrapped
+from mmrl_vital.parsing import answer_text, parse_spans
 from mmrl_vital.prompts import (
     LETTERS,
     choice_question,
@@ -201,6 +202,7 @@ def _published_row(record: Row, media: Path, table: Mapping[str, str], max_tool_
         raise TaskDataError("a record has either a 'video' or an 'image'")
     if gold in (None, ""):
         raise TaskDataError("the record has no gold answer")
+    options = read_options(record.get("options"), least=1)
     duration = None if video is None else float(record["duration"])
     return {
         **record,
@@ -211,6 +213,7 @@ def _published_row(record: Row, media: Path, table: Mapping[str, str], max_tool_
         "ground_truth": gold,
         "task": task,
         "duration": duration,
+        **({} if options is None else {"options": options}),
     }
 
 
@@ -225,6 +228,7 @@ def _gold_and_turns(record: Row) -> tuple[Any, list[str]]:
         gold = answer if answer is not None else answer_text(turns[-1])
     else:
         gold, turns = solution, _reasoning(answer)
+    gold = unwrapped(gold)
     if isinstance(gold, str):
         gold = answer_text(gold)
         try:
@@ -232,6 +236,8 @@ def _gold_and_turns(record: Row) -> tuple[Any, list[str]]:
         except (ValueError, RecursionError):
             return gold, turns
         return (values if _is_span(values) else gold), turns
+    if isinstance(gold, list | Mapping) and not parse_spans(gold) and not _is_span(gold):
+        raise unusable_gold(gold, "solution", "a text, a number, a span [start, end] or several")
     return gold, turns
 
 
@@ -246,8 +252,10 @@ def _is_span(value: Any) -> bool:
 
 
 def _gold_text(gold: Any) -> str:
-    if isinstance(gold, list):
-        return span_text(gold if _is_span(gold) else gold[0])
+    if isinstance(gold, Mapping) and "answer" in gold:
+        return grounded_text(parse_spans(gold)[0], gold_text(gold["answer"], "the answer") or "")
+    if isinstance(gold, list | Mapping):
+        return span_text(parse_spans(gold)[0])
     return str(gold)
 
 
@@ -410,8 +418,8 @@ def rextime(split: str, *, annotations: str, videos: str, max_tool_calls: int = 
             folder,
             record["vid"],
             record["question"],
-            record["options"],
-            record["ans"],
+            _options(record),
+            _letter(record["ans"]),
             [record["span"]],
             float(record["duration"]),
             max_tool_calls,
@@ -459,19 +467,18 @@ def video_mme(
 
     def build(index: int) -> Row:
         record = records[index]
-        _check_letter(record["answer"], record["options"])
+        options, letter = _options(record), _letter(record["answer"])
+        _check_letter(letter, options)
         return {
             "video": _video_file(folder, record["videoID"]),
             "image": None,
-            "problem": user_prompt(
-                choice_question(record["question"], record["options"]), max_tool_calls=max_tool_calls
-            ),
-            "answer": gold_completion(record["answer"]),
-            "ground_truth": record["answer"],
+            "problem": user_prompt(choice_question(record["question"], options), max_tool_calls=max_tool_calls),
+            "answer": gold_completion(letter),
+            "ground_truth": letter,
             "task": "multiple_choice",
             "duration": None,
             "id": record["question_id"],
-            "options": list(record["options"]),
+            "options": options,
             "duration_class": record["duration"],
             "domain": record.get("domain"),
             "task_type": record.get("task_type"),
@@ -545,15 +552,29 @@ class _Records:
             raise TaskDataError(f"{self.where(index)}: unusable record: {type(error).__name__}: {error}") from error
 
 
+def _options(record: Row) -> list[str]:
+    options = read_options(record["options"])
+    if options is None:
+        raise TaskDataError("the record has no options")
+    return options
+
+
+def _letter(value: Any) -> str:
+    return gold_text(value, "the answer", "the letter of an option") or ""
+
+
 def _check_letter(letter: Any, options: Sequence[str]) -> None:
     if letter not in LETTERS[: len(options)]:
         raise ValueError(f"the gold answer {letter!r} is none of the {len(options)} options")
 
 
 def _span(values: Sequence[Any]) -> list[float]:
+    """Start and end in seconds; a span may be an instant, but not end before it starts."""
     start, end = (float(value) for value in values)
     if not (math.isfinite(start) and math.isfinite(end)):
-        raise ValueError(f"span {[start, end]} is not finite")
+        raise TaskDataError(f"the span {[start, end]} is not finite")
+    if end < start:
+        raise TaskDataError(f"the span {[start, end]} ends before it starts; the order of its ends is in doubt")
     return [start, end]
 
 

@@ -11,12 +11,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmrl_core.data import read_options
+from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import gold_text, score_each, unwrapped
 from mmrl_vital.parsing import Span, answer_text, parse_choice, parse_span, parse_spans, split_span
 from mmrl_vital.rewards import multiple_choice, numerical
 
 Sample = Mapping[str, Any]
 
 THRESHOLDS = (0.3, 0.5, 0.7)
+IOP_THRESHOLDS = (0.3, 0.5)
 GROUNDED_FROM = 0.5
 ROUNDING = 1e-9  # spans have decimals that floats lack; without it an IoU of exactly 0.7 may miss 0.7
 
@@ -25,7 +29,7 @@ def temporal_grounding(completions: Sequence[str], samples: Sequence[Sample]) ->
     """Overlap in time of the answered span with the gold span; of several gold spans the best counts.
 
     IoU is intersection over union, without the 1e-4 s that the published code adds to lengths: with it, an overlap of
-    exactly 0.5 would miss 0.5.
+    exactly 0.5 would miss 0.5. A gold span without length is met by the same instant alone, with an IoU of 1.
 
     Args:
         completions: N texts.
@@ -74,7 +78,7 @@ def accuracy(completions: Sequence[str], samples: Sequence[Sample], *, by: str |
     of_value: dict[str, list[float]] = defaultdict(list)
     for completion, sample in zip(completions, samples, strict=True):
         reward = {"multiple_choice": multiple_choice, "numerical": numerical}.get(str(sample.get("task")))
-        value = reward([completion], [sample])[0] if reward is not None else None
+        value = score_each(reward, [completion], [sample])[0] if reward is not None else None
         if value is None:
             continue
         right = float(value == 1.0)
@@ -93,10 +97,14 @@ def grounded_qa(completions: Sequence[str], samples: Sequence[Sample]) -> dict[s
         samples: N rows; `ground_truth` as in `rewards.grounded_qa`, `options` if its answer is more than a letter.
 
     Returns:
-        "accuracy"; "mIoU", "R@0.3", "R@0.5", "R@0.7" as in `temporal_grounding`; "accuracy_IoU@0.5", the share of right
-        answers whose span has an IoU of at least 0.5 (ReXTime's measure of both); "accuracy_IoP@0.5", the same with
-        intersection over the *predicted* length (Acc@GQA of NExT-GQA, arXiv:2309.01327); "num_unscored", rows without a
-        gold span or gold letter (free text has no right or wrong).
+        "accuracy"; "mIoU", "R@0.3", "R@0.5", "R@0.7" as in `temporal_grounding`; "mIoP", "IoP@0.3", "IoP@0.5", the same
+        with intersection over the *predicted* length, of several gold spans the best; "accuracy_IoU@0.5", the share of
+        right answers whose span has an IoU of at least 0.5 (ReXTime's measure of both); "accuracy_IoP@0.5", the same
+        with the IoP (Acc@GQA of NExT-GQA); "num_unscored", rows without a gold letter (free text has no right or
+        wrong); "num_without_span", scored rows without a gold span, which only "accuracy" counts.
+
+    Source: NExT-GQA, arXiv:2309.01327, and its public evaluation, where an answered instant has an IoP of 1 inside a
+    gold span (ends included) and of 0 outside, and an IoU of 0.
 
     >>> row = {"ground_truth": {"span": [[0, 10], [20, 30]], "answer": "B"}}
     >>> result = grounded_qa(["<answer>From 20 to 24 seconds, B</answer>"], [row])
@@ -106,31 +114,46 @@ def grounded_qa(completions: Sequence[str], samples: Sequence[Sample]) -> dict[s
     ious: list[float] = []
     iops: list[float] = []
     right: list[float] = []
+    grounded_right: list[float] = []
     for completion, sample in zip(completions, samples, strict=True):
         golds, letter, options = _grounded_gold(sample)
-        if not golds or letter is None:
+        if letter is None:
             continue
         span, rest = split_span(answer_text(completion))
-        ious.append(_best_iou(span, golds))
-        iops.append(_best_iop(span, golds))
         right.append(float(parse_choice(rest, options) == letter))
+        if golds:
+            ious.append(_best_iou(span, golds))
+            iops.append(_best_iop(span, golds))
+            grounded_right.append(right[-1])
     both = {
         f"accuracy_{name}@{GROUNDED_FROM}": _mean(
-            [is_right * _reaches(value, GROUNDED_FROM) for is_right, value in zip(right, values, strict=True)]
+            [is_right * _reaches(value, GROUNDED_FROM) for is_right, value in zip(grounded_right, values, strict=True)]
         )
         for name, values in (("IoU", ious), ("IoP", iops))
     }
-    return {"accuracy": _mean(right), **_grounding(ious), **both, "num_unscored": float(len(samples) - len(right))}
+    return {
+        "accuracy": _mean(right),
+        **_grounding(ious),
+        "mIoP": _mean(iops),
+        **{f"IoP@{threshold}": _mean([_reaches(iop, threshold) for iop in iops]) for threshold in IOP_THRESHOLDS},
+        **both,
+        "num_unscored": float(len(samples) - len(right)),
+        "num_without_span": float(len(right) - len(ious)),
+    }
 
 
 def _grounded_gold(sample: Sample) -> tuple[list[Span], str | None, Sequence[str] | None]:
-    """Gold spans, gold letter, options; no letter where the gold answer is free text."""
-    gold, options = sample.get("ground_truth"), sample.get("options")
-    if isinstance(gold, Mapping):
-        golds, answer = parse_spans(gold.get("span")), str(gold.get("answer", ""))
-    else:
-        span, answer = split_span(answer_text(gold))
-        golds = parse_spans([span]) if span else []
+    """Gold spans, gold letter, options; no letter where the gold answer is free text, or cannot be read."""
+    gold = unwrapped(sample.get("ground_truth"))
+    try:
+        options = read_options(sample.get("options"), least=1)
+        if isinstance(gold, Mapping):
+            golds, answer = parse_spans(gold.get("span")), gold_text(gold.get("answer"), "ground_truth.answer") or ""
+        else:
+            span, answer = split_span(answer_text(gold))
+            golds = parse_spans([span]) if span else []
+    except TaskDataError:
+        return [], None, None
     is_choice = bool(options) or len(answer.strip(" ().")) == 1
     return golds, parse_choice(answer, options) if is_choice else None, options
 
@@ -138,12 +161,17 @@ def _grounded_gold(sample: Sample) -> tuple[list[Span], str | None, Sequence[str
 def _best_iou(span: Span | None, golds: Sequence[Span]) -> float:
     if span is None:
         return 0.0
-    return max(_shared(span, gold) / (_length(span) + _length(gold) - _shared(span, gold)) for gold in golds)
+    if span in golds:  # also of an instant, whose union has no length
+        return 1.0
+    unions = [_length(span) + _length(gold) - _shared(span, gold) for gold in golds]
+    return max(_shared(span, gold) / union if union else 0.0 for gold, union in zip(golds, unions, strict=True))
 
 
 def _best_iop(span: Span | None, golds: Sequence[Span]) -> float:
-    if span is None or not _length(span):
+    if span is None:
         return 0.0
+    if not _length(span):
+        return float(any(start <= span[0] <= end for start, end in golds))
     return max(_shared(span, gold) for gold in golds) / _length(span)
 
 

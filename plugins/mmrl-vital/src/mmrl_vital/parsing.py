@@ -8,11 +8,13 @@ number read is finite. Texts longer than MAX_ANSWER_CHARS are not read at all. F
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import isfinite, nan
 from typing import Any
+
+from mmrl_core.scoring import plain_text, unwrapped
 
 Span = tuple[float, float]  # start and end in seconds
 
@@ -47,12 +49,9 @@ _FILLERS = {
     "minutes", "s", "sec", "secs", "second", "seconds", "第", "秒", "分", "的",
 }  # fmt: skip
 _SPAN_LEAD_IN = re.compile(r"\b(?:from|between)[:\s]{0,4}$", re.IGNORECASE)
-# Unicode's own normalisation takes quadratic time on rows of combining marks.
+# Before `plain_text`, which makes dashes and parts of words of them.
 _PLAIN_MARKS = str.maketrans(
-    {chr(wide): chr(wide - 0xFEE0) for wide in range(0xFF01, 0xFF5F)}  # full-width forms of ASCII
-    | dict.fromkeys("‐‑‒–—―−", "-")
-    | dict.fromkeys("〜∼", "~")
-    | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
+    dict.fromkeys("〜∼～", "~") | {"½": " 1/2", "¼": " 1/4", "¾": " 3/4", "⅓": " 1/3", "⅔": " 2/3"}
 )
 
 _NUMBER = re.compile(
@@ -125,7 +124,7 @@ def answer_text(completion: object) -> str | None:
 
 def _plain(text: str | None) -> str:
     """The text with digits, letters, dashes and fractions as ASCII has them; empty if too long."""
-    return text.translate(_PLAIN_MARKS) if text is not None and len(text) <= MAX_ANSWER_CHARS else ""
+    return plain_text(text.translate(_PLAIN_MARKS)) if text is not None and len(text) <= MAX_ANSWER_CHARS else ""
 
 
 # Time
@@ -242,16 +241,20 @@ def parse_spans(gold: Any) -> list[Span]:
     """The spans of a ground truth: one, or several of which any counts.
 
     Args:
-        gold: [start, end], a list of such, JSON text of either, or text that `parse_span` reads, maybe in answer tags.
+        gold: [start, end], a list of such, JSON text of either, or text that `parse_span` reads, maybe in answer tags;
+            or one of these in an object, such as {"span": [1, 2], "answer": "B"}.
 
     Returns:
-        (start, end) in seconds, start < end; others are left out. Empty where there is none.
+        (start, end) in seconds, start <= end; others are left out. Empty where there is none.
 
     quirk of the published code: it evaluates text as code.
 
     >>> parse_spans("[[1, 2.5], [7, 9]]"), parse_spans("From 5.0 to 12.5 seconds.")
     ([(1.0, 2.5), (7.0, 9.0)], [(5.0, 12.5)])
     """
+    gold = unwrapped(gold)
+    if isinstance(gold, Mapping):
+        gold = unwrapped(gold.get("span"))
     if isinstance(gold, str):
         text = answer_text(gold)
         try:
@@ -261,7 +264,7 @@ def parse_spans(gold: Any) -> list[Span]:
         spans = [parse_span(text)] if value is None else _listed_spans(value)
     else:
         spans = _listed_spans(gold)
-    return [span for span in spans if span is not None and span[0] < span[1]]
+    return [span for span in spans if span is not None and span[0] <= span[1]]
 
 
 def _listed_spans(value: Any) -> list[Span | None]:

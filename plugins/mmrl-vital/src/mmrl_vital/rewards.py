@@ -2,7 +2,8 @@
 
 Every reward takes the B completions and their B samples and returns B numbers in the same order. A sample is a row of
 the data: `ground_truth` is the gold, `task` names its entry in TASKS, `options` lists the options of a choice. `None`
-means unscored, because the sample holds no usable gold; a completion that cannot be read, or is no string, scores 0.0.
+means unscored, because the sample holds no gold; a gold that is there and cannot be read is a TaskDataError, which says
+what is expected. A completion that cannot be read, or is no string, scores 0.0.
 Every number is finite and in the stated range. Completions are untrusted and only ever parsed (see `parsing`).
 
 The published total is a plain sum: format with tool bonus (0..2) + task (0..1).
@@ -20,6 +21,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
+from mmrl_core.data import read_options
+from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import gold_text, unusable_gold, unwrapped
 from mmrl_vital.parsing import (
     Span,
     answer_text,
@@ -35,6 +39,7 @@ Reward = Callable[..., list[float | None]]
 SpanKind = Literal["plain", "short", "chapters"]
 
 IOU_EPS_S = 1e-4
+SPAN = "a span, [start, end] in seconds, or several; the end not before the start"
 REGRESSION_EPS = 1e-9
 
 _FORMAT_TAG = re.compile(r"</?(?:think|tool_call|answer)>")
@@ -61,10 +66,11 @@ def iou(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | N
             12.5 seconds", or a list of spans.
 
     Returns:
-        B values; None where `ground_truth` has no span with start < end.
+        B values; None where `ground_truth` is missing. To an instant, only the same instant has an IoU above 0.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `ground_truth` has no span whose end is not before its start.
 
     quirks of the published code: see `parse_span`.
 
@@ -95,7 +101,7 @@ def iou_chapters(completions: Sequence[str], samples: Sequence[Sample]) -> list[
 def _span_rewards(completions: Sequence[str], samples: Sequence[Sample], kind: SpanKind) -> list[float | None]:
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
-        golds = parse_spans(_gold(sample))
+        golds = parse_spans(_gold(sample)) or _unusable(sample, SPAN)
         rewards.append(_span_reward(parse_span(answer_text(completion)), golds, kind) if golds else None)
     return rewards
 
@@ -128,10 +134,11 @@ def multiple_choice(completions: Sequence[str], samples: Sequence[Sample]) -> li
             row's options; only their letters count.
 
     Returns:
-        B values, 0.0 or 1.0; None where `ground_truth` names no option.
+        B values, 0.0 or 1.0; None where `ground_truth` is missing.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `ground_truth` names no option, or `options` are no list of texts.
 
     quirk of the published code: the first capital counts, in the gold of some sources too.
 
@@ -141,7 +148,7 @@ def multiple_choice(completions: Sequence[str], samples: Sequence[Sample]) -> li
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
         options = _options(sample)
-        gold = parse_choice(_gold_text(sample), options)
+        gold = parse_choice(_gold_text(sample), options) or _unusable(sample, "the letter or text of an option")
         rewards.append(float(parse_choice(answer_text(completion), options) == gold) if gold else None)
     return rewards
 
@@ -154,10 +161,11 @@ def numerical(completions: Sequence[str], samples: Sequence[Sample]) -> list[flo
         samples: B rows; `ground_truth` a number, or a text with one.
 
     Returns:
-        B values, 0.0, 0.5 or 1.0; None where `ground_truth` has no number.
+        B values, 0.0, 0.5 or 1.0; None where `ground_truth` is missing.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `ground_truth` has no number.
 
     >>> numerical(["2.04", "1.6", "3"], [{"ground_truth": "2.0"}] * 3)
     [1.0, 0.5, 0.0]
@@ -183,7 +191,7 @@ def _number_rewards(
     for completion, sample in zip(completions, samples, strict=True):
         gold, number = parse_number(_gold_text(sample)), parse_number(answer_text(completion))
         if gold is None:
-            rewards.append(None)
+            rewards.append(_unusable(sample, "a number"))
         else:
             rewards.append(0.0 if number is None else likeness(number, gold))
     return rewards
@@ -209,10 +217,11 @@ def ocr(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | N
         samples: B rows; `ground_truth` the text.
 
     Returns:
-        B values in [0, 1]; None where `ground_truth` has no word.
+        B values in [0, 1]; None where `ground_truth` is missing.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `ground_truth` has no word.
 
     >>> ocr(["<answer>No Parking any time</answer>"], [{"ground_truth": "No parking any time"}])
     [0.75]
@@ -220,7 +229,8 @@ def ocr(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | N
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
         gold, words = (_gold_text(sample) or "").split(), (answer_text(completion) or "").split()
-        rewards.append(max(0.0, 1.0 - _edit_distance(words, gold) / len(gold)) if gold else None)
+        is_right = 1.0 - _edit_distance(words, gold) / len(gold) if gold else _unusable(sample, "a text")
+        rewards.append(None if is_right is None else max(0.0, is_right))
     return rewards
 
 
@@ -265,10 +275,11 @@ def free_form(completions: Sequence[str], samples: Sequence[Sample]) -> list[flo
         samples: B rows; `ground_truth` the text.
 
     Returns:
-        B values; None where `ground_truth` has no word.
+        B values; None where `ground_truth` is missing.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `ground_truth` has no word.
 
     >>> free_form(["<answer>Dogs running.</answer>", "<answer>a cat</answer>"], [{"ground_truth": "dog run"}] * 2)
     [1.0, 0.0]
@@ -276,7 +287,8 @@ def free_form(completions: Sequence[str], samples: Sequence[Sample]) -> list[flo
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
         gold = _rouge_tokens(_gold_text(sample))
-        rewards.append(_rouge(_rouge_tokens(answer_text(completion)), gold) if gold else None)
+        score = _rouge(_rouge_tokens(answer_text(completion)), gold) if gold else _unusable(sample, "a text")
+        rewards.append(score)
     return rewards
 
 
@@ -338,10 +350,11 @@ def grounded_qa(
         span: which of the three grounding rewards is the span part.
 
     Returns:
-        B values; None where `ground_truth` lacks the span or the answer.
+        B values; None where `ground_truth` is missing.
 
     Raises:
         ValueError: the lengths differ, or `span` is unknown.
+        TaskDataError: `ground_truth` lacks the span or the answer.
 
     >>> gold = {"ground_truth": "From 5.0 to 12.5 seconds. (B)"}
     >>> grounded_qa(["<answer>B, from 5.0 to 12.5 seconds</answer>", "<answer>(B)</answer>"], [gold, gold])
@@ -357,7 +370,7 @@ def grounded_qa(
         letter = parse_choice(gold_answer, options) if options or _SINGLE_LETTER.fullmatch(gold_answer) else None
         gold_tokens = _rouge_tokens(gold_answer)
         if not golds or not (letter or gold_tokens):
-            rewards.append(None)
+            rewards.append(_unusable(sample, 'a span and an answer, {"span": [1, 2], "answer": "B"}'))
             continue
         if letter:
             answer_part = float(parse_choice(answer, options) == letter)
@@ -369,10 +382,9 @@ def grounded_qa(
 
 def _grounded_gold(sample: Sample) -> tuple[list[Span], str]:
     """Gold spans and answer; empty where missing."""
-    gold = _gold(sample)
+    gold = unwrapped(_gold(sample))
     if isinstance(gold, Mapping):
-        answer = gold.get("answer")
-        return parse_spans(gold.get("span")), answer if isinstance(answer, str) else ""
+        return parse_spans(gold.get("span")), gold_text(gold.get("answer"), "ground_truth.answer") or ""
     span, answer = split_span(answer_text(gold))
     return parse_spans([span]) if span else [], answer
 
@@ -403,10 +415,11 @@ def task(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | 
         samples: B rows; `task` a name in TASKS, and what that reward needs.
 
     Returns:
-        B values; None where the task is unknown or missing, or `ground_truth` is not usable.
+        B values; None where the task or `ground_truth` is missing.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: the task is unknown, or its reward cannot read `ground_truth`.
 
     >>> task(["<answer>(B)</answer>"], [{"task": "grounded_qa", "ground_truth": "From 1 to 2 seconds. (B)"}])
     [0.5]
@@ -416,8 +429,10 @@ def task(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | 
 
 def _task_reward(completion: str, sample: Sample) -> float | None:
     name = sample.get("task") if isinstance(sample, Mapping) else None
-    if not isinstance(name, str) or name not in TASKS:
+    if name in (None, ""):
         return None
+    if not isinstance(name, str) or name not in TASKS:
+        raise TaskDataError(f"task is {name!r}, none of {', '.join(TASKS)}")
     reward, maximum = TASKS[name]
     (value,) = reward([completion], [sample])
     return None if value is None else value / maximum
@@ -469,10 +484,18 @@ def format(
             rewards.append(0.0)
             continue
         num_paid = min(_num_tool_calls(sample), max_tool_calls)
-        usefulness = _task_reward(completion, sample) if num_paid else None
+        usefulness = _usefulness(completion, sample) if num_paid else None
         is_useful = usefulness is None or usefulness >= useful_from
         rewards.append(1.0 + (0.5 * num_paid if is_useful else 0.0))
     return rewards
+
+
+def _usefulness(completion: str, sample: Sample) -> float | None:
+    """The task reward; None where the row has no known task or usable gold, which that reward says itself."""
+    try:
+        return _task_reward(completion, sample)
+    except TaskDataError:
+        return None
 
 
 def _has_format(completion: object) -> bool:
@@ -506,13 +529,26 @@ def _gold(sample: Sample) -> Any:
 
 
 def _gold_text(sample: Sample) -> str | None:
-    """The gold as text, also where it is a number."""
+    """The gold as text, also where it is a number, or the answer beside a span."""
+    gold = unwrapped(_gold(sample))
+    if isinstance(gold, Mapping) and "answer" in gold:
+        gold = gold["answer"]
+    text = gold_text(gold, "ground_truth")
+    return None if text is None else answer_text(text)
+
+
+def _unusable(sample: Sample, expected: str) -> Any:
+    """None where the row has no gold.
+
+    Raises:
+        TaskDataError: it has one, which its reward could not read.
+    """
     gold = _gold(sample)
-    return str(gold) if isinstance(gold, int | float) and not isinstance(gold, bool) else answer_text(gold)
+    plain = unwrapped(gold)
+    if plain is not None and not (isinstance(plain, str) and not plain.strip()):
+        raise unusable_gold(gold, "ground_truth", expected)
+    return None
 
 
 def _options(sample: Sample) -> list[str] | None:
-    options = sample.get("options") if isinstance(sample, Mapping) else None
-    if not isinstance(options, list | tuple):
-        return None
-    return [option for option in options if isinstance(option, str)] or None
+    return read_options(sample.get("options"), least=1) if isinstance(sample, Mapping) else None
