@@ -10,8 +10,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from mmrl_core.errors import TaskDataError
 from mmrl_core.media import BoxConvention
 from mmrl_gui import rewards
-from mmrl_gui.data import androidcontrol, gui_r1, image_size, screenspot, ui_r1
-from mmrl_gui.metrics import grounding
+from mmrl_gui.data import androidcontrol, gui_r1, screenspot, ui_r1
+from mmrl_gui.metrics import grounding, steps
 from mmrl_gui.prompts import gui_r1_prompt, ui_r1_prompt
 
 LIMITS = {"min_pixels": 3136, "max_pixels": 28 * 28 * 200}
@@ -74,8 +74,8 @@ def test_the_published_schema_of_gui_r1(tmp_path):
     assert low["answer"] == "<answer>[{'action': 'click', 'point': [112, 84], 'input_text': 'no input text'}]</answer>"
     assert point["gt_bbox"] == [0.5, 0.5]
     for row in rows:
-        assert gold_score(rewards.gui_r1, row, solution_convention="unit") == 1.0
-    assert gold_score(rewards.gui_r1_accuracy, typed, solution_convention="unit") == 1.0
+        assert gold_score(rewards.gui_r1, row) == 1.0
+    assert gold_score(rewards.gui_r1_accuracy, typed) == 1.0
 
 
 @pytest.mark.parametrize("convention", list(BoxConvention))
@@ -85,10 +85,8 @@ def test_gold_answers_are_right_in_every_convention_and_form(tmp_path, conventio
         rows = gui_r1("train", path=path, form=form, only=["click"], completion_convention=convention, **LIMITS)
         assert len(rows) == 2
         box = rows[0]
-        if convention is BoxConvention.UNIT and form == "gui_r1":
-            continue  # answers of GUI-R1 are whole numbers
         options = {"completion_convention": convention}
-        assert gold_score(rewards.gui_r1_accuracy, box, solution_convention="unit", **options) == 1.0
+        assert gold_score(rewards.gui_r1_accuracy, box, **options) == 1.0
         assert gold_score(rewards.ui_r1_coord, box, **options) == 1.0
         assert grounding([box["answer"]], [box], **options)["accuracy"] == 1.0
 
@@ -158,7 +156,7 @@ def test_screenspot_tells_platform_and_type(tmp_path, images):
     assert read[0]["ui_type"] == "icon"
     pro = [{"img_filename": "image1.png", "bbox": [100, 200, 150, 220], "instruction": "ok", "ui_type": "text",
             "group": "CAD", "platform": "windows", "application": "autocad"}]  # fmt: skip
-    row = screenspot("train", path=write_json(tmp_path / "pro" / "cad.json", pro), images=images, boxes="xyxy_px")[0]
+    row = screenspot("train", path=write_json(tmp_path / "pro" / "cad.json", pro), images=images)[0]
     assert row["gt_bbox"] == pytest.approx([0.05, 0.2, 0.075, 0.22])
     assert (row["group"], row["platform"], row["ui_type"]) == ("CAD", "windows", "text")
 
@@ -166,7 +164,7 @@ def test_screenspot_tells_platform_and_type(tmp_path, images):
 def test_screenspot_on_the_hub_holds_shares_and_names_its_source(tmp_path):
     row = {"file_name": "x.png", "bbox": [0.1, 0.2, 0.3, 0.4], "instruction": "ok", "data_type": "text"}
     path = write_parquet(tmp_path / "test.parquet", [row | {"data_source": "ios"}, row | {"data_source": "gitlab"}])
-    ios, gitlab = screenspot("test", path=path, boxes="unit")
+    ios, gitlab = screenspot("test", path=path)
     assert (ios["platform"], gitlab["platform"]) == ("mobile", "web")
     assert ios["gt_bbox"] == [0.1, 0.2, 0.3, 0.4]
 
@@ -181,7 +179,10 @@ def test_android_control_as_shipped(tmp_path, images):
     click, scroll, app, text = androidcontrol("test", path=write_json(tmp_path / "ac_test.json", rows), images=images)
     assert click["gt_bbox"] == [0.25, 0.25]
     assert [row["input_text"] for row in (scroll, app, text)] == ["down", "Clock", "hello"]
-    assert text["answer"] == "<answer>[{'action': 'input_text'}]</answer>"
+    assert text["answer"] == "<answer>[{'action': 'type', 'point': [-100, -100], 'input_text': 'hello'}]</answer>"
+    rows = [click, scroll, app, text]
+    assert [gold_score(rewards.gui_r1, row) for row in rows] == [1.0] * 4
+    assert steps([row["answer"] for row in rows], rows)["step_success"] == 1.0
     assert len(androidcontrol("test", path=str(tmp_path / "ac_test.json"), images=images, only=["scroll", "type"])) == 2
 
 
@@ -203,13 +204,6 @@ def test_an_image_may_not_leave_its_folder_and_a_broken_one_breaks_its_row(tmp_p
         read[0]
     with pytest.raises(TaskDataError, match=r"none\.png"):
         read[1]
-
-
-def test_a_rotated_photograph_has_the_size_it_is_shown_in():
-    exif = Image.Exif()
-    exif[274] = 6
-    assert image_size(png(40, 20, exif=exif), None) == (20, 40)
-    assert image_size({"bytes": png(40, 20), "path": None}, None) == (40, 20)
 
 
 def test_prompts_name_history_actions_and_units():

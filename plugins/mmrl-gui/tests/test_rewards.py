@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmrl_core.errors import TaskDataError
 from mmrl_gui import rewards
 
 CLICK = {"action": "click", "gt_bbox": [10, 20, 30, 40], "input_text": "no input text"}
@@ -22,7 +23,7 @@ def one(reward, completion, sample, **options):
 
 
 def accuracy(completion, sample, **options):
-    return one(rewards.gui_r1_accuracy, completion, sample, **options)
+    return one(rewards.gui_r1_accuracy, completion, sample, **{"solution_convention": "absolute_px", **options})
 
 
 # GUI-R1: accuracy
@@ -65,7 +66,8 @@ def test_gold_in_shares_means_the_same_place_in_every_convention():
         assert accuracy(act("click", inside), sample, **options) == 1.0
         assert accuracy(act("click", outside), sample, **options) == 0.0
     without_size = CLICK | {"gt_bbox": [0.25, 0.5, 0.5, 1.0]}
-    assert accuracy(act("click", (100, 100)), without_size, solution_convention="unit") is None
+    with pytest.raises(TaskDataError, match="lacks the size of the picture"):
+        accuracy(act("click", (100, 100)), without_size, solution_convention="unit")
     assert accuracy(act("click", (300, 700)), without_size, solution_convention="unit", **PER_MILLE) == 1.0
 
 
@@ -137,10 +139,36 @@ def test_the_sum_of_the_paper_gives_partial_credit():
     assert accuracy(act("click", (20, 30)), CLICK, mode="sum") == 1.0
 
 
-@pytest.mark.parametrize("gold", [{}, {"action": ""}, {"action": None}, CLICK | {"gt_bbox": [1, 2, 3]}])
-def test_rows_without_usable_gold_are_unscored(gold):
+@pytest.mark.parametrize("gold", [{}, {"action": ""}, {"action": None}, CLICK | {"gt_bbox": None}])
+def test_rows_without_gold_are_unscored(gold):
     assert accuracy(act("click", (20, 30)), gold) is None
     assert one(rewards.gui_r1, act("click", (20, 30)), gold) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "expected"),
+    [
+        (CLICK | {"gt_bbox": [1, 2, 3]}, "a box of four numbers or a point of two"),
+        (CLICK | {"gt_bbox": "left"}, "a box of four numbers or a point of two"),
+        (CLICK | {"action": ["click", "type"]}, "the name of an action"),
+        (CLICK, "beyond the picture in the convention 'unit'"),
+    ],
+)
+def test_gold_that_cannot_be_used_is_an_error_that_says_what_is_expected(gold, expected):
+    with pytest.raises(TaskDataError, match=expected):
+        one(rewards.gui_r1, act("click", (20, 30)), gold)
+
+
+@pytest.mark.parametrize("point", ["'[20, 30]'", '"(20, 30)"', "['20', '30']", "{'x': 20, 'y': 30}"])
+def test_quoted_coordinates_are_read(point):
+    assert accuracy(answer(f"[{{'action': 'click', 'point': {point}, 'input_text': ''}}]"), CLICK) == 1.0
+
+
+def test_an_answer_before_the_thinking_counts_and_one_inside_it_does_not():
+    block = "<answer>[{'action': 'click', 'point': [20, 30]}]</answer>"
+    assert accuracy(f"{block}<think>There it is.</think>", CLICK) == 1.0
+    assert accuracy(f"<think>Maybe {block}</think>", CLICK) == 0.0
+    assert accuracy(f"{block}<think>no</think>{block.replace('20', '9')}", CLICK) == 0.0
 
 
 # GUI-R1: format and total
@@ -194,7 +222,8 @@ def test_thinking_may_quote_an_answer():
     ],
 )
 def test_the_total_is_four_fifths_accuracy_and_one_fifth_format(completion, expected):
-    assert one(rewards.gui_r1, completion, CLICK) == pytest.approx(expected)
+    score = one(rewards.gui_r1, completion, CLICK, solution_convention="absolute_px")
+    assert score == pytest.approx(expected)
 
 
 # UI-R1
@@ -262,15 +291,18 @@ def test_several_clicks_count_by_the_first_or_not_at_all():
     assert one(rewards.ui_r1_coord, click((0, 0), (100, 60)), TARGET) == 0.0
 
 
-def test_targets_without_box_scale_or_action_are_unscored():
+def test_a_missing_target_is_unscored_and_one_without_box_scale_or_action_an_error():
     completion = click((100, 60))
     no_box = TARGET | {"solution": "<answer>[{'action': 'click', 'coordinate': [0, 0, 0, 0]}]</answer>"}
-    assert one(rewards.ui_r1_coord, completion, no_box) is None
-    assert one(rewards.ui_r1_coord, completion, {"solution": TARGET["solution"]}) is None
-    assert one(rewards.ui_r1_coord, "", {"solution": TARGET["solution"]}) is None
+    with pytest.raises(TaskDataError, match="a click with the box"):
+        one(rewards.ui_r1_coord, completion, no_box)
+    for text in (completion, ""):
+        with pytest.raises(TaskDataError, match="the scale of the screenshot is unknown"):
+            one(rewards.ui_r1_coord, text, {"solution": TARGET["solution"]})
     for reward in (rewards.ui_r1_action, rewards.ui_r1_coord):
         assert one(reward, completion, {"scale": [1, 1]}) is None
-        assert one(reward, completion, {"solution": "nonsense", "scale": [1, 1]}) is None
+        with pytest.raises(TaskDataError, match="'nonsense', and the gold has to be an action"):
+            one(reward, completion, {"solution": "nonsense", "scale": [1, 1]})
 
 
 def test_a_target_may_be_data():
@@ -307,7 +339,7 @@ def test_ui_r1_formats(completion, thinking, nothink):
     ],
 )
 def test_hostile_completions_score_zero(name):
-    sample = CLICK | TARGET
+    sample = CLICK | TARGET | {"gt_bbox": [0.1, 0.2, 0.3, 0.4], "resized_width_px": 280, "resized_height_px": 280}
     hostile = ["", None, "[" * 100_000, answer("[" * 5000), answer("[{'action': 'click', 'point': [NaN, 1e999]}]")]
     hostile += [answer("{" * 5000), answer("[{'action': 'click', 'coordinate': [" + "9" * 4000 + ", 1]}]")]
     hostile += [answer("[{'action': 'click', 'point': [1, 2" + " " * 8000), "<answer>" * 20_000, "\ud800" * 99]

@@ -30,18 +30,17 @@ Every source takes:
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl_core.data import Row, Rows, load_rows
+from mmrl_core.data import SWAPPING, Frame, Row, Rows, declared_size, load_rows, picture_frame
 from mmrl_core.errors import MediaError, TaskDataError
-from mmrl_core.media import BoxConvention, convert, media_file, resized_size
+from mmrl_core.media import BoxConvention, convert, resized_size
+from mmrl_core.scoring import gold_text
 from mmrl_gui.actions import ACTION_SETS, NO_TEXT, action_name, argument_of
-from mmrl_gui.geometry import Position, centre_of, converted, numbers_of, position_of
+from mmrl_gui.geometry import SLACK, Position, centre_of, converted, numbers_of, position_of
 from mmrl_gui.parsing import action_answer, coordinates, stated_text
 from mmrl_gui.prompts import gui_r1_prompt, ui_r1_prompt
 
@@ -50,8 +49,7 @@ Boxes = Literal["unit", "xyxy_px", "xywh_px"]
 
 MIN_PIXELS = 3136
 MAX_PIXELS = 12_845_056  # Qwen2.5-VL's own limits
-ROTATED = (5, 6, 7, 8)  # values of EXIF's orientation (tag 274) that swap the sides
-SLACK = 0.05  # how far beyond the edge a box in shares may reach; more is another convention
+PRO_COLUMNS = ("img_size", "application", "ui_type")  # that ScreenSpot-Pro's records have, and those before it lack
 PLATFORMS = {"pc": "desktop", "mobile": "mobile", "web": "web"}  # by how ScreenSpot's files begin
 PLATFORM_OF_SOURCE = {"ios": "mobile", "android": "mobile", "windows": "desktop", "macos": "desktop"}
 
@@ -77,6 +75,7 @@ class _Gold:
     Attributes:
         position: box or point, as stored; None where the action has none.
         boxes: what the numbers of the position mean.
+        size: (width, height) in pixels of the annotated picture, where the record says it.
     """
 
     image: Any
@@ -87,6 +86,7 @@ class _Gold:
     text: str | None = None
     history: str = "None"
     kept: Mapping[str, Any] | None = None
+    size: tuple[float, float] | None = None
 
 
 def gui_r1(
@@ -132,10 +132,11 @@ def gui_r1(
         return _Gold(
             image=row["image"],
             instruction=str(row["instruction"]),
-            action=str(row["gt_action"]),
+            action=gold_text(row["gt_action"], "gt_action", "the name of an action") or "",
+            size=declared_size(row),
             position=position if position and min(position) >= -SLACK else None,
             boxes=boxes,
-            text=row.get("gt_input_text"),
+            text=gold_text(row.get("gt_input_text"), "gt_input_text", "a text"),
             history=str(row.get("history") or "None"),
             kept={name: row.get(name) for name in ("task_type", "group", "ui_type")},
         )
@@ -182,7 +183,8 @@ def ui_r1(
         return _Gold(
             image=row["image"] if row.get("image") is not None else row["img_filename"],
             instruction=str(row["instruction"]),
-            action=str(row.get("action") or "click"),
+            action=gold_text(row.get("action"), "action", "the name of an action") or "click",
+            size=declared_size(row),
             position=coordinates(row.get("bbox")),
             boxes="xyxy_px",
         )
@@ -198,7 +200,7 @@ def screenspot(
     images: str | None = None,
     revision: str | None = None,
     subset: str | None = None,
-    boxes: Boxes = "xywh_px",
+    boxes: Boxes | None = None,
     form: Form = "gui_r1",
     actions: str | Sequence[str] | None = "screenspot",
     only: Sequence[str] | None = None,
@@ -215,8 +217,9 @@ def screenspot(
         path: a file of annotations, a folder of such, or a hub name.
         images: folder that `img_filename` lies in; default: that of the file.
         revision, subset: of a hub set.
-        boxes: "xywh_px" in the files of ScreenSpot and v2; "xyxy_px" in those of Pro; "unit" in conversions of the
-            first on the hub.
+        boxes: "xywh_px" as in the files of ScreenSpot and v2; "xyxy_px" as in those of Pro; "unit", shares of the
+            sides, as in conversions on the hub. Default: told from each record, by the columns that only Pro has
+            (`img_size`, `application`, `ui_type`), and shares by being none above 1.
         form, actions, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
 
     Returns:
@@ -245,12 +248,20 @@ def screenspot(
             instruction=str(row["instruction"]),
             action="click",
             position=coordinates(row["bbox"]),
-            boxes=boxes,
+            boxes=boxes or _screenspot_boxes(row),
             kept=kept,
+            size=declared_size(row),
         )
 
     made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
     return _made(rows, read, made_into, folder=folder)
+
+
+def _screenspot_boxes(row: Row) -> Boxes:
+    numbers = coordinates(row["bbox"])
+    if numbers and max(numbers) <= 1:
+        return "unit"
+    return "xyxy_px" if any(row.get(column) is not None for column in PRO_COLUMNS) else "xywh_px"
 
 
 def androidcontrol(
@@ -258,8 +269,8 @@ def androidcontrol(
     *,
     path: str,
     images: str | None = None,
-    form: Form = "ui_r1",
-    actions: str | Sequence[str] | None = "ui_r1",
+    form: Form = "gui_r1",
+    actions: str | Sequence[str] | None = "androidcontrol",
     only: Sequence[str] | None = None,
     thinking: bool = True,
     completion_convention: BoxConvention | str = BoxConvention.ABSOLUTE_PX,
@@ -275,7 +286,9 @@ def androidcontrol(
         split: as `mmrl_core.data.load_rows`.
         path: the JSON file.
         images: folder that `image` lies in; default: that of the file.
-        form, actions, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
+        form: the prompt of "gui_r1" asks for the text and the direction that the metrics compare. quirk: that of UI-R1,
+            form "ui_r1", asks for neither, so that its answers are right by name and point alone.
+        actions, only, thinking, completion_convention, min_pixels, max_pixels: see the module's documentation.
 
     Returns:
         Rows as in the module's documentation; positions are points.
@@ -293,10 +306,11 @@ def androidcontrol(
         return _Gold(
             image=row["image"],
             instruction=str(row["task"]),
-            action=str(gold["action"] if "action" in gold else gold["action_type"]),
+            action=gold_text(gold["action"] if "action" in gold else gold["action_type"], "the action") or "",
+            size=declared_size(row),
             position=coordinates([gold.get("x"), gold.get("y")]),
             boxes="xyxy_px",
-            text=next((gold[key] for key in ("text", "direction", "app_name") if gold.get(key)), None),
+            text=next((gold_text(gold[key], key) for key in ("text", "direction", "app_name") if gold.get(key)), None),
         )
 
     made_into = _form(form, actions, only, thinking, completion_convention, min_pixels, max_pixels)
@@ -374,9 +388,11 @@ class _GuiRows:
                 f"{self.where(index)}: not in the schema of this source ({type(error).__name__}: {error}). "
                 f"Columns here: {', '.join(map(str, row))}"
             ) from error
+        except TaskDataError as error:
+            raise TaskDataError(f"{self.where(index)}: {error}") from error
         try:
             return make_row(gold, self.form, self.root)
-        except (MediaError, ValueError) as error:
+        except (MediaError, TaskDataError, ValueError) as error:
             raise TaskDataError(f"{self.where(index)}: {error}") from error
 
 
@@ -386,11 +402,13 @@ def make_row(gold: _Gold, form: _Form, root: Path | None) -> dict[str, Any]:
     Raises:
         MediaError: the image cannot be read.
         ValueError: the position is missing, or of another convention.
+        TaskDataError: the picture is not the one that was annotated, or nothing tells how it is to be turned.
     """
-    width, height = image_size(gold.image, root)
+    frame = picture_frame(gold.image, root)
+    width, height = frame.width, frame.height
     resized = resized_size(width, height, min_pixels=form.min_pixels, max_pixels=form.max_pixels)
     name = action_name(gold.action) or ""
-    position = _unit_position(gold, width, height) if argument_of(name) == "point" else None
+    position = _unit_position(gold, frame) if argument_of(name) == "point" else None
     text = stated_text(gold.text)
     if argument_of(name) == "direction" and text is not None:
         text = text.lower()
@@ -422,7 +440,8 @@ def make_row(gold: _Gold, form: _Form, root: Path | None) -> dict[str, Any]:
         row["answer"] = f"<answer>[{{'action': '{offered}'{shown}}}]</answer>"
     else:
         row["problem"] = gui_r1_prompt(gold.instruction, history=gold.history, **options)
-        row["answer"] = f"<answer>{action_answer([(offered, point, text)])}</answer>"
+        decimals = 4 if form.convention is BoxConvention.UNIT else 0
+        row["answer"] = f"<answer>{action_answer([(offered, point, text)], decimals=decimals)}</answer>"
     return row
 
 
@@ -434,39 +453,30 @@ def _written(point: Sequence[float], convention: BoxConvention) -> list[float]:
     return [round(value, 4) if convention is BoxConvention.UNIT else round(value) for value in point]
 
 
-def _unit_position(gold: _Gold, width: int, height: int) -> Position:
+def _unit_position(gold: _Gold, frame: Frame) -> Position:
+    """The position in shares of the sides of the picture as it is shown."""
     numbers = list(gold.position or ())
     if gold.boxes == "xywh_px" and len(numbers) == 4:
         numbers = [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]]
-    stored = position_of(numbers, BoxConvention.UNIT if gold.boxes == "unit" else BoxConvention.ABSOLUTE_PX)
-    if stored is None:
+    if len(numbers) not in (2, 4):
         raise ValueError(f"the action {gold.action!r} needs a box or point, and there is none")
+    placement = frame.place(gold.size)
+    # Of the annotated picture, whose sides are swapped where it is shown turned.
+    sides = (placement.width, placement.height)
+    if placement.orientation in SWAPPING:
+        sides = sides[::-1]
+    scale = sides if gold.boxes == "unit" else (1.0, 1.0)
+    pixels = [number * scale[index % 2] for index, number in enumerate(numbers)]
+    shown = placement.box(*pixels) if len(pixels) == 4 else placement.point(*pixels)
+    stored = position_of(shown, BoxConvention.ABSOLUTE_PX)
+    assert stored is not None
+    width, height = placement.width, placement.height
     position = converted(stored, BoxConvention.UNIT, width, height)
     inside = numbers_of(position)
     if len(inside) == 4 and (inside[0] >= inside[2] or inside[1] >= inside[3]):
         raise ValueError(f"the box {numbers} has no area")
     if min(inside) < -SLACK or max(inside) > 1 + SLACK:
         raise ValueError(
-            f"{numbers} is outside of the picture of {width} x {height} px; is boxes={gold.boxes!r} right?"
+            f"{numbers} is outside of the picture of {width:g} x {height:g} px; is boxes={gold.boxes!r} right?"
         )
     return position
-
-
-def image_size(value: Any, root: Path | None) -> tuple[int, int]:
-    """(width, height) in pixels of an upright picture; only the file's head is read.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
-    from PIL import Image
-
-    if isinstance(value, Image.Image):
-        return value.size
-    file = media_file(value, root=root, what="image")
-    stored = value["bytes"] if isinstance(value, Mapping) and file is None else value
-    try:
-        with Image.open(io.BytesIO(stored) if file is None else file) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(274) in ROTATED else (width, height)
-    except Exception as error:  # format plugins raise anything on hostile files
-        raise MediaError(f"image {os.path.basename(file or 'in the row')}: {error}") from error

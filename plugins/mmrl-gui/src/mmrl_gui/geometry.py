@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mmrl_core.media import Box, BoxConvention, Point, convert
 
 Position = Box | Point
+SLACK = 0.05  # how far beyond the edge a position in shares may reach; more is another convention
 
 
 def position_of(numbers: Sequence[float] | None, convention: BoxConvention) -> Position | None:

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmrl_core.errors import ConfigError
+from mmrl_core.errors import ConfigError, TaskDataError
 from mmrl_core.media import Box, BoxConvention, Point, convert
+from mmrl_core.scoring import gold_text
 from mmrl_gui.actions import action_name, argument_of
 from mmrl_gui.geometry import centre_of
 from mmrl_gui.parsing import Action, coordinates, parse_actions, stated_text
@@ -165,7 +166,7 @@ def steps(
     found: dict[str, list[float]] = defaultdict(list)
     num_scored = num_read = 0
     for completion, sample in zip(completions, samples, strict=True):
-        name = action_name(sample.get("action"))
+        name, wanted = _gold(sample)
         argument = argument_of(name)
         target = gold_target(sample, origin, to)
         if name is None or (argument == "point" and target is None):
@@ -179,10 +180,9 @@ def steps(
             is_right = _is_near(_point(action), target, sample, chosen)
             if _counts_for_grounding(name, is_named, chosen):
                 found["grounding"].append(float(is_right))
-        gold_text = stated_text(sample.get("input_text"))
-        if argument in ("text", "direction") and gold_text is not None:
+        if argument in ("text", "direction") and wanted is not None:
             text = (action.text if action is not None else None) or ""
-            is_right = _is_same_text(text, gold_text, argument == "direction", chosen)
+            is_right = _is_same_text(text, wanted, argument == "direction", chosen)
         found["type"].append(float(is_named))
         if chosen.only_arguments:
             if argument is not None and name != "hotkey":
@@ -197,6 +197,15 @@ def steps(
         "num_unscored": float(len(samples) - num_scored),
         **{key: _mean(values) for key, values in sorted(found.items()) if "/" in key},
     }
+
+
+def _gold(sample: Sample) -> tuple[str | None, str | None]:
+    """Name and text of the gold action; no name where either cannot be read."""
+    try:
+        name = action_name(gold_text(sample.get("action"), "action"))
+        return name, stated_text(gold_text(sample.get("input_text"), "input_text"))
+    except TaskDataError:
+        return None, None
 
 
 def _first(completion: object, convention: BoxConvention) -> Action | None:

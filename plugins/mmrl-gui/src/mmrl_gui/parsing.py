@@ -61,6 +61,8 @@ def split_thinking(completion: object) -> tuple[str | None, str]:
 def answer_text(completion: object) -> str | None:
     """What stands in the last whole answer block after the thinking, without blanks around it and without code fence.
 
+    Where none follows the thinking, that of an answer which stands before it counts, but none inside of it.
+
     quirk of the published code: it takes the first block anywhere, so that one quoted in the thinking hides the answer.
 
     Returns:
@@ -68,16 +70,25 @@ def answer_text(completion: object) -> str | None:
 
     >>> answer_text("<think>not <answer>a</answer></think> <answer> b </answer>")
     'b'
+    >>> answer_text("<answer>a</answer> <think>I looked.</think>")
+    'a'
     """
-    _, rest = split_thinking(completion)
-    before, closing, _ = rest.rpartition("</answer>")
-    _, opening, answer = before.rpartition("<answer>")
-    if not (closing and opening) or len(answer) > MAX_ANSWER_CHARS:
+    thinking, rest = split_thinking(completion)
+    answer = _last_block(rest)
+    if answer is None and thinking is not None and isinstance(completion, str):
+        answer = _last_block(completion.partition("<think>")[0])
+    if answer is None or len(answer) > MAX_ANSWER_CHARS:
         return None
     answer = answer.strip()
     if answer.startswith("```") and answer.endswith("```") and len(answer) >= 6:
         answer = answer[3:-3].strip().removeprefix("json").removeprefix("python").strip()
     return answer
+
+
+def _last_block(text: str) -> str | None:
+    before, closing, _ = text.rpartition("</answer>")
+    _, opening, answer = before.rpartition("<answer>")
+    return answer if closing and opening else None
 
 
 def parse_literal(text: str) -> Any:
@@ -233,13 +244,30 @@ def _point(value: object, convention: BoxConvention) -> Point | None:
 
 
 def coordinates(value: object) -> list[float] | None:
-    """The numbers of a list, quoted ones included; None where it is no list, or an item no finite number in range."""
+    """The numbers of a list, quoted ones included; None where it is no list, or an item no finite number in range.
+
+    A list may be quoted as a whole, and be an object of x and y.
+
+    >>> coordinates([1, "2.5"]), coordinates("[140, 220]"), coordinates({"x": 3, "y": 4}), coordinates("140")
+    ([1, 2.5], [140.0, 220.0], [3, 4], None)
+    """
     if hasattr(value, "tolist"):  # numpy, from parquet
         value = value.tolist()
+    if isinstance(value, str):
+        value = _quoted_list(value)
+    elif isinstance(value, Mapping) and set(value) == {"x", "y"}:
+        value = [value["x"], value["y"]]
     if not isinstance(value, list | tuple):
         return None
     numbers = [_coordinate(item) for item in value]
     return None if any(number is None for number in numbers) else [number for number in numbers if number is not None]
+
+
+def _quoted_list(text: str) -> list[str] | None:
+    text = text.strip() if len(text) <= MAX_DEPTH * MAX_NUMBER_CHARS else ""
+    if text[:1] not in _CLOSING or not text.endswith(_CLOSING[text[:1]]):
+        return None
+    return text[1:-1].split(",")
 
 
 def _coordinate(value: object) -> float | None:
@@ -262,8 +290,8 @@ def stated_text(value: object) -> str | None:
 def has_actions_format(completion: object) -> bool:
     """Whether the answer is nothing but well-formed actions of GUI-R1: a list of objects with exactly its types.
 
-    `action` a string, `point` two whole numbers, `input_text` a string; not the filler where the action needs a text; a
-    direction in lower case where it scrolls.
+    `action` a string, `point` two whole numbers or two shares of the sides, `input_text` a string; not the filler where
+    the action needs a text; a direction in lower case where it scrolls.
 
     quirk of the published code: an empty list, True for 1 and points of more than two numbers pass.
     """
@@ -281,7 +309,7 @@ def _is_well_formed(item: object) -> bool:
     name, point, text = item.get("action"), item.get("point"), item.get("input_text")
     if not isinstance(name, str) or not isinstance(text, str) or not isinstance(point, list) or len(point) != 2:
         return False
-    if any(type(number) is not int for number in point):
+    if not all(type(number) is int or (type(number) is float and 0 <= number <= 1) for number in point):
         return False
     action = ACTIONS.get(action_name(name) or "")
     if action is not None and action.text_required:
@@ -313,15 +341,16 @@ def has_block_format(completion: object, *, thinking: bool, may_be_blank: bool =
     return tags == [0, 0, 1, 1] and rest.startswith("<answer>") and rest.endswith("</answer>")
 
 
-def action_answer(actions: Sequence[tuple[str, Sequence[float] | None, str | None]]) -> str:
-    """Actions (name, point or None, text or None) in the answer form of GUI-R1.
+def action_answer(actions: Sequence[tuple[str, Sequence[float] | None, str | None]], *, decimals: int = 0) -> str:
+    """Actions (name, point or None, text or None) in the answer form of GUI-R1; points with so many decimals.
 
     >>> action_answer([("click", (3, 4), None)])
     "[{'action': 'click', 'point': [3, 4], 'input_text': 'no input text'}]"
     """
     items = []
     for name, point, text in actions:
-        numbers = ", ".join(str(round(number)) for number in (point or NO_POINT))
+        digits = decimals if point and decimals else None
+        numbers = ", ".join(str(round(number, digits)) for number in point or NO_POINT)
         items.append(f"{{'action': '{name}', 'point': [{numbers}], 'input_text': {quoted(text or NO_TEXT)}}}")
     return f"[{', '.join(items)}]"
 

@@ -1,12 +1,14 @@
 """Rewards of GUI-R1 and UI-R1: one action on a screenshot, compared with the gold one.
 
 Every reward takes the B completions and their B samples and returns B numbers in the same order, each 0 or 1 unless
-said otherwise. `None` means unscored: the sample holds no usable gold. A completion that cannot be read scores 0.0.
+said otherwise. `None` means unscored: the sample holds no gold. A gold that is there and cannot be used is a
+TaskDataError, which says what is expected. A completion that cannot be read scores 0.0.
 Completions are untrusted and only ever parsed (see `parsing`).
 
 Coordinates: a point is read in the `completion_convention` of its reward: "absolute_px" (the default, Qwen2.5-VL) are
 pixels of the picture as the processor resized it, "per_mille" 0..1000 and "unit" 0..1 of its sides. GUI-R1's gold is
-converted from its `solution_convention`; UI-R1's lies in pixels of the original screenshot, to which the point is
+converted from its `solution_convention`, by default "unit" as in the published training file and in the rows of this
+plugin's sources; UI-R1's lies in pixels of the original screenshot, to which the point is
 scaled. The size of the resized picture is in the columns `resized_width_px` and `resized_height_px`, which a run fills
 in with what the processor did; the size of the original is in `width` and `height`. So prompt, reward and metrics mean
 the same point, whatever the pixel limits are. (quirk of the published code: it scales the gold to a size that the
@@ -24,9 +26,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from mmrl_core.errors import TaskDataError
 from mmrl_core.media import Box, BoxConvention, Point, convert
+from mmrl_core.scoring import gold_text, unusable_gold, unwrapped
 from mmrl_gui.actions import action_name, argument_of
-from mmrl_gui.geometry import Position, converted, position_of
+from mmrl_gui.geometry import SLACK, Position, converted, numbers_of, position_of
 from mmrl_gui.parsing import (
     Action,
     answer_text,
@@ -65,7 +69,7 @@ def gui_r1_accuracy(
     text_threshold: float = TEXT_THRESHOLD,
     several: Several = "first",
     completion_convention: Convention = BoxConvention.ABSOLUTE_PX,
-    solution_convention: Convention = BoxConvention.ABSOLUTE_PX,
+    solution_convention: Convention = BoxConvention.UNIT,
 ) -> list[float | None]:
     """GUI-R1: 1.0 where the action's name, its point and its text are right, else 0.0.
 
@@ -93,12 +97,14 @@ def gui_r1_accuracy(
         solution_convention: what the numbers in `gt_bbox` mean.
 
     Returns:
-        B values in [0, 1]; None where the row names no action, or has no usable position for an action that needs one.
+        B values in [0, 1]; None where the row names no action, or has no position for an action that needs one.
 
     Raises:
         ValueError: the lengths differ, or an option is unknown.
+        TaskDataError: a gold action, position or text of another kind; a position outside of the picture, which is
+            in another convention; or the size of the picture is missing that the conversion needs.
 
-    >>> row = {"action": "click", "gt_bbox": [0, 0, 10, 10], "input_text": "no input text"}
+    >>> row = {"action": "click", "gt_bbox": [0, 0, 0.5, 0.5], "resized_width_px": 28, "resized_height_px": 28}
     >>> gui_r1_accuracy(["<think></think><answer>[{'action': 'click', 'point': [4, 9]}]</answer>"], [row])
     [1.0]
     """
@@ -154,7 +160,7 @@ def gui_r1(
     text_threshold: float = TEXT_THRESHOLD,
     several: Several = "first",
     completion_convention: Convention = BoxConvention.ABSOLUTE_PX,
-    solution_convention: Convention = BoxConvention.ABSOLUTE_PX,
+    solution_convention: Convention = BoxConvention.UNIT,
 ) -> list[float | None]:
     """GUI-R1, as released: 0.8 times `gui_r1_accuracy` plus 0.2 times `gui_r1_format`.
 
@@ -198,7 +204,7 @@ def action_parts(
     edges: Literal["inclusive", "strict"] = "inclusive",
     text_threshold: float = TEXT_THRESHOLD,
     completion_convention: Convention = BoxConvention.ABSOLUTE_PX,
-    solution_convention: Convention = BoxConvention.ABSOLUTE_PX,
+    solution_convention: Convention = BoxConvention.UNIT,
 ) -> dict[str, bool] | None:
     """Which parts of an action are right: "action", and as the gold action has them "point" and "text".
 
@@ -208,9 +214,12 @@ def action_parts(
             `gui_r1_accuracy`.
 
     Returns:
-        The parts; None where the row has no usable gold.
+        The parts; None where the row has no gold.
+
+    Raises:
+        TaskDataError: it has one that cannot be used.
     """
-    gold_name = action_name(sample.get("action"))
+    gold_name = action_name(gold_text(sample.get("action"), "action", "the name of an action"))
     if gold_name is None:
         return None
     parts = {"action": action is not None and action.name == gold_name}
@@ -218,26 +227,59 @@ def action_parts(
     if argument == "point":
         target = gold_target(sample, BoxConvention(solution_convention), BoxConvention(completion_convention))
         if target is None:
+            _refuse_position(sample, BoxConvention(solution_convention), BoxConvention(completion_convention))
             return None
         point = action.point if action is not None else None
         parts["point"] = point_hits(point, target, sample, radius=radius, radius_px=radius_px, edges=edges)
-    gold_text = stated_text(sample.get("input_text"))
-    if argument in ("text", "direction") and gold_text is not None:
+    wanted = stated_text(gold_text(sample.get("input_text"), "input_text", "a text"))
+    if argument in ("text", "direction") and wanted is not None:
         text = (action.text if action is not None else None) or ""
-        same = text.lower() == gold_text.lower()
-        parts["text"] = same if argument == "direction" else text_f1(text, gold_text) >= text_threshold
+        same = text.lower() == wanted.lower()
+        parts["text"] = same if argument == "direction" else text_f1(text, wanted) >= text_threshold
     return parts
 
 
 def gold_target(sample: Sample, origin: BoxConvention, to: BoxConvention) -> Position | None:
-    """The gold position of a row in another convention; None where there is none, or the size for it is missing."""
+    """The gold position of a row in another convention; None where there is none that can be used.
+
+    It cannot be used where the size for the conversion is missing, or where shares of the sides lie beyond 1.
+    """
     position = position_of(coordinates(sample.get("gt_bbox")), origin)
     try:
-        if position is None:
+        if position is None or not _is_share(position):
             return None
         return converted(position, to, sample.get("resized_width_px"), sample.get("resized_height_px"))
     except (ValueError, TypeError):  # the sample lacks the size, or holds none
         return None
+
+
+def _is_share(position: Position) -> bool:
+    """Whether shares and thousandths of the sides lie within the picture, with some slack; pixels always do."""
+    full = {BoxConvention.UNIT: 1.0, BoxConvention.PER_MILLE: 1000.0}.get(position.convention)
+    return full is None or all(-SLACK * full <= number <= (1 + SLACK) * full for number in numbers_of(position))
+
+
+def _refuse_position(sample: Sample, origin: BoxConvention, to: BoxConvention) -> None:
+    """Say what is wrong with a gold position that cannot be used.
+
+    Raises:
+        TaskDataError: in any case but that of a row without position.
+    """
+    stored = sample.get("gt_bbox")
+    position = position_of(coordinates(stored), origin)
+    if unwrapped(stored) is None:
+        return
+    if position is None:
+        raise unusable_gold(stored, "gt_bbox", "a box of four numbers or a point of two")
+    if not _is_share(position):
+        raise TaskDataError(
+            f"gt_bbox is {stored!r:.80}, beyond the picture in the convention {origin.value!r}; set "
+            "solution_convention to what its numbers are"
+        )
+    raise TaskDataError(
+        f"gt_bbox in {origin.value!r} cannot be compared with points in {to.value!r}: the row lacks the size of the "
+        "picture, in the columns resized_width_px and resized_height_px, which a run fills in"
+    )
 
 
 def point_hits(
@@ -324,14 +366,15 @@ def ui_r1_action(
         several: "first" or "reject" answers of several actions.
 
     Returns:
-        B values; None where `solution` cannot be read.
+        B values; None where `solution` is missing.
 
     Raises:
         ValueError: the lengths differ, or `several` is unknown.
+        TaskDataError: `solution` names no action.
     """
     rewards: list[float | None] = []
     for action, sample in _read(completions, samples, BoxConvention.ABSOLUTE_PX, several):
-        gold = read_solution(sample.get("solution"))
+        gold = _solution(sample)
         rewards.append(None if gold is None else float(action is not None and action.name == gold[0]))
     return rewards
 
@@ -360,14 +403,15 @@ def ui_r1_coord(
         completion_convention: what the numbers in completions mean; all but absolute_px need `width` and `height`.
 
     Returns:
-        B values; None where `solution` cannot be read, or a click has no box or no scale.
+        B values; None where `solution` is missing.
 
     Raises:
         ValueError: the lengths differ, or an option is unknown.
+        TaskDataError: `solution` names no action, or of a click no box; or nothing says the scale.
     """
     rewards: list[float | None] = []
     for action, sample in _read(completions, samples, completion_convention, several):
-        gold = read_solution(sample.get("solution"))
+        gold = _solution(sample)
         if gold is None:
             rewards.append(None)
             continue
@@ -376,9 +420,14 @@ def ui_r1_coord(
             rewards.append(float(action is not None and action.name == name))
             continue
         scale = original_scale(sample, BoxConvention(completion_convention))
-        if box is None or scale is None:
-            rewards.append(None)
-        elif action is None or action.name != name or action.point is None:
+        if box is None:
+            raise unusable_gold(sample["solution"], "solution", "a click with the box 'coordinate': [x1, y1, x2, y2]")
+        if scale is None:
+            raise TaskDataError(
+                "the scale of the screenshot is unknown: the row needs width, height, resized_width_px and "
+                "resized_height_px, or scale"
+            )
+        if action is None or action.name != name or action.point is None:
             rewards.append(0.0)
         else:
             rewards.append(float(_lies_in(action.point, scale, box)))
@@ -434,12 +483,26 @@ def ui_r1_format_nothink(completions: Sequence[str], samples: Sequence[Sample]) 
     ]
 
 
+def _solution(sample: Sample) -> tuple[str, tuple[float, ...] | None] | None:
+    """As `read_solution`; None where the row has none.
+
+    Raises:
+        TaskDataError: it names no action.
+    """
+    stored = sample.get("solution")
+    found = read_solution(stored)
+    is_missing = unwrapped(stored) is None or (isinstance(stored, str) and not stored.strip())
+    if found is None and not is_missing:
+        raise unusable_gold(stored, "solution", "an action, [{'action': 'click', 'coordinate': [x1, y1, x2, y2]}]")
+    return found
+
+
 def read_solution(solution: object) -> tuple[str, tuple[float, ...] | None] | None:
     """(action name, box in pixels of the original screenshot or None) of a UI-R1 target; None where it names none."""
-    value: Any = solution
-    if isinstance(solution, str):
+    value: Any = unwrapped(solution) if isinstance(unwrapped(solution), str | Mapping) else solution
+    if isinstance(value, str):
         try:
-            value = parse_literal(answer_text(solution) or solution)
+            value = parse_literal(answer_text(value) or value)
         except ValueError:
             return None
     if isinstance(value, list):
