@@ -15,6 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmrl_core.errors import TaskDataError
+from mmrl_core.scoring import score_each
 from mmrl_visual_rft import rewards
 from mmrl_visual_rft.rewards import (
     classification_accuracy,
@@ -240,9 +242,16 @@ def test_garbage_is_not_taken_for_no_objects(garbage: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["", "nothing", "<answer></answer>", "<answer>[{'Position': [1, 2]}]</answer>", None, 3, ["x"]]
+    "bad", ["nothing", "<answer>[{'Position': [1, 2]}]</answer>", 3, ["x"], {"value": 3}, [[1, 2, 3, 4]]]
 )
-def test_detection_without_usable_gold_is_unscored(bad: Any) -> None:
+def test_detection_gold_that_cannot_be_read_is_an_error(bad: Any) -> None:
+    for reward in DETECTION:
+        with pytest.raises(TaskDataError, match="the gold has to be detections"):
+            one(reward, answered(GOOD), {"solution": bad})
+
+
+@pytest.mark.parametrize("bad", ["", "<answer></answer>", None])
+def test_detection_without_gold_is_unscored(bad: Any) -> None:
     for reward in DETECTION:
         assert reward([answered(GOOD), "", None], [{"solution": bad}] * 3) == [None, None, None]
         assert reward([answered(GOOD)] * 2, [{}, None]) == [None, None]
@@ -466,8 +475,9 @@ def test_classification_with_a_known_class_list_wants_exactly_one_class(
     assert one(classification_accuracy, answered(answer), sample | {"class_names": FLOWERS}) == expected
 
 
-def test_classification_with_a_class_list_without_the_solution_is_unscored() -> None:
-    assert one(classification_accuracy, answered("tulip"), {"solution": "tulip"}, class_names=FLOWERS) is None
+def test_classification_with_a_class_list_without_the_solution_is_an_error() -> None:
+    with pytest.raises(TaskDataError, match="the name of a class, of the list"):
+        one(classification_accuracy, answered("tulip"), {"solution": "tulip"}, class_names=FLOWERS)
 
 
 def test_classification_aliases() -> None:
@@ -487,13 +497,13 @@ def test_classification_aliases() -> None:
         assert (
             one(classification_accuracy, answered("phlox paniculata"), PHLOX | {"aliases": own}, aliases=table) == 0.0
         )
-    for bad in (None, 3, [3], {3: [4]}, {"garden phlox": 5}):
+    for bad in (None, [3], {3: [4]}, {"garden phlox": 5}):
         assert one(classification_accuracy, answered("garden phlox"), PHLOX | {"aliases": bad}) == 1.0
 
 
-@pytest.mark.parametrize("bad", ["", "<answer></answer>", "<answer> </answer>", None, 3])
+@pytest.mark.parametrize("bad", ["", "<answer></answer>", "<answer> </answer>", None])
 @pytest.mark.parametrize("reward", CLASSIFICATION)
-def test_classification_without_usable_gold_is_unscored(reward: Reward, bad: Any) -> None:
+def test_classification_without_gold_is_unscored(reward: Reward, bad: Any) -> None:
     assert reward(["rose", ""], [{"solution": bad}, {}]) == [None, None]
 
 
@@ -583,8 +593,15 @@ def test_grounding_with_several_truths_takes_the_best_fit() -> None:
     assert one(grounding_iou, answered("(0,0),(50,50)"), sample) == 1.0
 
 
-@pytest.mark.parametrize("bad", ["", "nothing", "<answer>the cup</answer>", "(300,300),(100,100)", None, 3])
-def test_grounding_without_usable_gold_is_unscored(bad: Any) -> None:
+@pytest.mark.parametrize("bad", ["nothing", "<answer>the cup</answer>", "(300,300),(100,100)", 3, ["A"]])
+def test_grounding_gold_that_cannot_be_read_is_an_error(bad: Any) -> None:
+    for reward in GROUNDING:
+        with pytest.raises(TaskDataError, match="one or more boxes"):
+            one(reward, answered("(1,2),(3,4)"), {"solution": bad})
+
+
+@pytest.mark.parametrize("bad", ["", None])
+def test_grounding_without_gold_is_unscored(bad: Any) -> None:
     for reward in GROUNDING:
         assert reward([answered("(1,2),(3,4)"), bad], [{"solution": bad}, {}]) == [None, None]
 
@@ -643,7 +660,7 @@ OPTIONS: list[tuple[Reward, dict[str, Any]]] = [
 @given(st.lists(st.tuples(completions, samples), max_size=3))
 def test_any_input_scores_in_range_without_exception(rows: list[tuple[Any, Any]]) -> None:
     for reward, options in OPTIONS:
-        values = reward([completion for completion, _ in rows], [sample for _, sample in rows], **options)
+        values = score_each(reward, [completion for completion, _ in rows], [sample for _, sample in rows], **options)
         assert len(values) == len(rows)
         for value in values:
             assert value is None or (isinstance(value, float) and 0.0 <= value <= UPPER.get(reward, 1.0))
@@ -659,10 +676,11 @@ numbers = st.floats(-2e150, 2e150) | st.integers(-(10**160), 10**160) | st.integ
 )
 def test_boxes_of_any_size_score_finite(predictions: list[Any], truths: list[Any]) -> None:
     for reward in DETECTION:
-        value = one(reward, answered(objects(*predictions)), gold(*truths))
+        (value,) = score_each(reward, [answered(objects(*predictions))], [gold(*truths)])
         assert value is None or 0.0 <= value <= 1.0
     for reward in GROUNDING:
-        value = one(reward, str(list(predictions[0][:4])), {"solution": str(list(truths[0]) if truths else [])})
+        sample = {"solution": str(list(truths[0]) if truths else [])}
+        (value,) = score_each(reward, [str(list(predictions[0][:4]))], [sample])
         assert value is None or 0.0 <= value <= UPPER.get(reward, 1.0)
 
 

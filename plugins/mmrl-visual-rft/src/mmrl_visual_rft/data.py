@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import random
 from collections import defaultdict
@@ -19,12 +20,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl_core.data import IMAGE_SUFFIXES, Row, Rows, load_rows, parse_split
-from mmrl_core.errors import TaskDataError
+from mmrl_core.data import IMAGE_SUFFIXES, Frame, Placement, Row, Rows, load_rows, parse_split, picture_frame
+from mmrl_core.errors import MediaError, TaskDataError
+from mmrl_core.scoring import unusable_gold
+from mmrl_visual_rft.parsing import answer_text, parse_boxes, parse_detections
 from mmrl_visual_rft.prompts import detection_prompt, grounding_prompt
+from mmrl_visual_rft.rewards import solution_text
+
+logger = logging.getLogger(__name__)
 
 BoxPx = tuple[float, float, float, float]
 PUBLISHED_COLUMNS = ("image", "problem", "solution")
+OUTSIDE = 0.05  # how far a shape may reach over an edge, as a share of that side
 NO_OBJECTS = "<answer>No Objects</answer>"
 
 
@@ -95,7 +102,9 @@ def published(split: str, *, path: str, revision: str | None = None, subset: str
         revision, subset: of a hub set.
 
     Returns:
-        Rows as stored. A row without these columns is broken and raises TaskDataError when read.
+        Rows as stored; a solution that is stored as a list or number becomes text. A row is broken and raises
+        TaskDataError when read if it lacks these columns; if its solution is of another kind; or if its solution names
+        boxes, its picture has an EXIF orientation, and no column says by its size which way up it was annotated.
 
     Raises:
         TaskDataError: as `load_rows`, or the first readable row has other columns.
@@ -127,7 +136,22 @@ class _PublishedRows:
         if "conversations" in row:
             return _from_conversation(row, self.where(index))
         self.check_columns(row, self.where(index))
-        return row
+        try:
+            return {**row, "solution": self._solution(row)}
+        except TaskDataError as error:
+            raise TaskDataError(f"{self.where(index)}: {error}") from error
+
+    def _solution(self, row: Row) -> str:
+        """The solution as text; with boxes, in the frame of the picture as it is shown."""
+        stored = row["solution"]
+        text = solution_text(row)
+        answer = answer_text(text)
+        boxes = parse_boxes(answer) or [detection.box for detection in parse_detections(answer) or ()]
+        if text is None or (not isinstance(stored, str | int | float) and "{" in text and not boxes):
+            raise unusable_gold(stored, "solution", "a text: the answer in answer tags")
+        if boxes:
+            _upright(row["image"], self.rows.media_root)
+        return text if "<answer>" in text or isinstance(stored, str) else f"<answer>{text}</answer>"
 
     def check_columns(self, row: Row, where: str) -> None:
         missing = [name for name in PUBLISHED_COLUMNS if name not in row]
@@ -136,6 +160,19 @@ class _PublishedRows:
                 f"{where} has no column {missing[0]!r}; the published schema is {', '.join(PUBLISHED_COLUMNS)}. "
                 f"Columns here: {', '.join(map(str, row))}"
             )
+
+
+def _upright(image: Any, root: Path | None) -> None:
+    """Refuse a picture that is shown turned: boxes in thousandths do not say of which frame they are.
+
+    Raises:
+        TaskDataError: its file has an EXIF orientation.
+    """
+    try:
+        frame = picture_frame(image, root)
+    except MediaError:  # the run says so, when it loads the picture
+        return
+    frame.place(None)
 
 
 def _from_conversation(row: Row, where: str) -> Row:
@@ -181,7 +218,9 @@ def coco(
             are there, right or wrong. These pairs are then asked. A pair with objects that the map lacks stays as a
             row with `asked` False: `coco_ap` counts its objects as missed, as the published evaluation does.
         negatives: without exist_map, ask for this many categories per image that are not there, drawn with `seed`:
-            LVIS's neg_category_ids, in COCO any category without annotation (COCO labels every category exhaustively).
+            LVIS's neg_category_ids; else any category without annotation in the image (COCO labels every category
+            exhaustively) that the file annotates somewhere and that is no other category's supercategory. Nobody has
+            looked for the others: exports of Roboflow begin with one that holds all the rest.
         not_exhaustive: LVIS lists categories of which an image may show unlabelled objects. "skip" leaves these rows
             out, because a right box would be punished; "keep" marks them `exhaustive` False (`coco_ap` then ignores
             surplus boxes, as LVIS does).
@@ -192,7 +231,9 @@ def coco(
         Rows with image {"path", "bytes": None}, problem, solution, image_id, category, category_id, width, height,
         boxes_px, crowd_boxes_px, exhaustive, asked; in the order of the file, categories by id. Crowd regions are in no
         solution; a pair of nothing but crowd is asked only by an exist_map. A row with an annotation without area is
-        broken. Annotations of images that the file does not list are left out.
+        broken, and so is one whose picture is not of the shape that the file says; where it is stored turned (EXIF) and
+        was annotated so, width, height and boxes are those of the picture as it is shown. Annotations of images that
+        the file does not list are left out.
 
     Raises:
         TaskDataError: a file or folder is missing, is no COCO JSON, or names an unknown category.
@@ -216,6 +257,7 @@ class _CocoRows:
         try:
             self.images = {image["id"]: image for image in content["images"]}
             self.names = {category["id"]: str(category["name"]) for category in content["categories"]}
+            parents = {category.get("supercategory") for category in content["categories"]}
             self.of_pair: dict[tuple[Any, Any], list[Mapping[str, Any]]] = defaultdict(list)
             for annotation in content["annotations"]:
                 if annotation["image_id"] in self.images:
@@ -228,6 +270,13 @@ class _CocoRows:
         unknown = {category_id for _, category_id in self.of_pair} - set(self.names)
         if unknown:
             raise TaskDataError(f"{file}: annotations name category id {min(unknown)}, which 'categories' lacks")
+        annotated = {category_id for _, category_id in self.of_pair}
+        groups = {
+            category["id"]
+            for category in content["categories"]
+            if category["name"] in parents - {category.get("supercategory")}
+        }
+        self.searched = annotated - groups  # categories whose absence from an image means something
         self.file, self.folder, self.thinking = file, folder, thinking
         self.pairs: list[tuple[Any, Any, bool]] = []  # image id, category id, asked
 
@@ -248,6 +297,11 @@ class _CocoRows:
         asked_of = {} if exist_map is None else _load_json(_path(exist_map))
         if not isinstance(asked_of, dict):
             raise TaskDataError(f"{exist_map}: expected an object of image ids, each with a list of category names")
+        if negatives and (unsearched := wanted - self.searched):
+            names = ", ".join(sorted(self.names[category_id] for category_id in unsearched))
+            logger.info(
+                "%s: no negatives but LVIS's own of: %s (no annotation, or a group of others)", self.file, names
+            )
         present: dict[Any, set[Any]] = defaultdict(set)
         for (image_id, category_id), found in self.of_pair.items():
             if not all(annotation.get("iscrowd") for annotation in found):
@@ -267,7 +321,7 @@ class _CocoRows:
     def _absent(self, image_id: Any, image: Mapping[str, Any], candidates: set[Any]) -> list[Any]:
         """Categories that are known not to be in the image."""
         known = image.get("neg_category_ids")
-        absent = candidates if known is None else candidates & set(known)
+        absent = candidates & (self.searched if known is None else set(known))
         return sorted(category_id for category_id in absent if (image_id, category_id) not in self.of_pair)
 
     def _is_exhaustive(self, image_id: Any, category_id: Any) -> bool:
@@ -294,14 +348,18 @@ class _CocoRows:
         boxes: list[BoxPx] = []
         crowds: list[BoxPx] = []
         try:
-            width, height = image["width"], image["height"]
+            path = self._image_path(image)
+            placement = _placement(path, image["width"], image["height"])
+            width, height = placement.width, placement.height
             for annotation in self.of_pair.get((image_id, category_id), []):
                 x, y, box_width, box_height = map(float, annotation["bbox"])
-                (crowds if annotation.get("iscrowd") else boxes).append((x, y, x + box_width, y + box_height))
+                box = placement.box(x, y, x + box_width, y + box_height)
+                (crowds if annotation.get("iscrowd") else boxes).append(box)
             solution = detection_solution(per_mille_box(box, width, height) for box in boxes)
-            path = self._image_path(image)
         except (KeyError, TypeError, ValueError) as error:
             raise TaskDataError(f"{self.where(index)}: unusable annotation: {error}") from error
+        except TaskDataError as error:
+            raise TaskDataError(f"{self.where(index)}: {error}") from error
         return {
             "image": {"path": str(path), "bytes": None},
             "problem": detection_prompt(self.names[category_id], thinking=self.thinking),
@@ -323,6 +381,19 @@ class _CocoRows:
         *_, set_name, name = str(image["coco_url"]).split("/")  # LVIS: .../train2017/000000391895.jpg
         in_set = self.folder / set_name / name
         return in_set if in_set.is_file() else self.folder / name
+
+
+def _placement(path: Path, width: float, height: float) -> Placement:
+    """How boxes of an annotation lie in the picture; as they are where there is no picture, which breaks the row later.
+
+    Raises:
+        TaskDataError: see `Frame.place`.
+    """
+    try:
+        frame = picture_frame(str(path), None)
+    except MediaError:
+        frame = Frame(round(width), round(height))
+    return frame.place((width, height))
 
 
 # LISA
@@ -349,7 +420,8 @@ def lisa(
     Returns:
         Rows with image {"path", "bytes": None}, problem, solution, image_id (file name), instruction, width, height,
         boxes_px, polygons_px (target shapes, each [[x, y], ...]) and ignore_polygons_px (regions that do not count).
-        A JSON that cannot be read, has no target shape or no image is one broken row.
+        A JSON that cannot be read, has no target shape or no image is one broken row, and so is one whose shapes reach
+        out of the picture, or whose picture is of another shape than its imageWidth and imageHeight.
 
     Raises:
         TaskDataError: no such folder, or no JSON files in it.
@@ -389,8 +461,6 @@ class _LisaRows:
         return str(self.entries[index][0])
 
     def read(self, index: int) -> Row:
-        from mmrl_core.media import load_image
-
         file, number = self.entries[index]
         content = _load_json(file)
         instruction = _lisa_texts(content, file)[number]
@@ -398,7 +468,15 @@ class _LisaRows:
         image = next((p for p in map(file.with_suffix, IMAGE_SUFFIXES) if p.is_file()), None)
         if image is None:
             raise TaskDataError(f"{file}: no image of that name beside it")
-        width, height = load_image(str(image), root=None).size
+        try:
+            placement = picture_frame(str(image), None).place(_lisa_size(content))
+        except (MediaError, TaskDataError) as error:
+            raise TaskDataError(f"{file}: {error}") from error
+        width, height = round(placement.width), round(placement.height)
+        targets, ignored = (
+            [[list(placement.point(*p)) for p in shape] for shape in group] for group in (targets, ignored)
+        )
+        _check_inside(targets, width, height, file)
         chosen = targets[:1] if self.shapes == "first" else targets
         groups = [[polygon] for polygon in chosen] if self.shapes == "all" else [chosen]
         boxes = [_bounding_box(group) for group in groups]
@@ -418,6 +496,31 @@ class _LisaRows:
             "polygons_px": chosen,
             "ignore_polygons_px": ignored,
         }
+
+
+def _placed(shapes: Iterable[Iterable[Sequence[float]]], placement: Placement) -> list[Any]:
+    return [[list(placement.point(x, y)) for x, y in shape] for shape in shapes]
+
+
+def _lisa_size(content: Mapping[str, Any]) -> tuple[float, float] | None:
+    """(width, height) that the annotation tool noted, where it did."""
+    size = content.get("imageWidth"), content.get("imageHeight")
+    width, height = (value if type(value) in (int, float) and value > 0 else None for value in size)
+    return None if width is None or height is None else (width, height)
+
+
+def _check_inside(shapes: Iterable[Iterable[Sequence[float]]], width: int, height: int, file: Path) -> None:
+    """Refuse shapes that reach far out of the picture: it was made smaller since they were drawn.
+
+    Raises:
+        TaskDataError: a point lies beyond a side by more than a twentieth of it.
+    """
+    for x, y in (point for shape in shapes for point in shape):
+        if not (-OUTSIDE <= x / width <= 1 + OUTSIDE and -OUTSIDE <= y / height <= 1 + OUTSIDE):
+            raise TaskDataError(
+                f"{file}: the point {[x, y]} lies outside of the picture of {width} x {height} pixels; it was resized "
+                "or cropped since its shapes were drawn"
+            )
 
 
 def _lisa_texts(content: Any, file: Path) -> list[str]:

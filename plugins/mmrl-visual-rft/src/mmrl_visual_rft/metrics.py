@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmrl_core.media import Box, BoxConvention, convert
+from mmrl_core.media import box_iou as iou_of
+from mmrl_core.scoring import score_each
 from mmrl_visual_rft.parsing import Detection, answer_text, parse_boxes, parse_detections
-from mmrl_visual_rft.rewards import classification_accuracy, classification_substring, grounding_iou
+from mmrl_visual_rft.rewards import classification_accuracy, classification_substring, grounding_iou, solution_text
 
 Sample = Mapping[str, Any]
 BoxPx = tuple[float, float, float, float]
@@ -122,8 +124,8 @@ def classification(
     >>> classification(["<answer>phlox</answer>"], [row])
     {'accuracy': 0.0, 'accuracy_published_substring': 1.0, 'num_unscored': 0.0}
     """
-    exact = classification_accuracy(completions, samples, aliases=aliases, class_names=class_names)
-    substring = classification_substring(completions, samples)
+    exact = score_each(classification_accuracy, completions, samples, aliases=aliases, class_names=class_names)
+    substring = score_each(classification_substring, completions, samples)
     return {
         "accuracy": _mean([value for value in exact if value is not None]),
         "accuracy_published_substring": _mean([value for value in substring if value is not None]),
@@ -144,7 +146,8 @@ def grounding(
 
     Two families, which are not the same number:
         Boxes. Answer against the gold box, by the rule of `rewards.grounding_iou`, where a box that reaches far out of
-        the image scores 0 as well.
+        the image scores 0 as well. Where the row has the exact `boxes_px`, these are the gold, and not the thousandths
+        of `solution`, which are rounded.
         Masks, as in LISA. "mask_giou" is the mean of the items' mask IoU, "mask_ciou" is the sum of intersections over
         the sum of unions (large objects weigh more). The predicted mask is the *filled box* of the answer, within the
         image. The published numbers let SAM turn the box into a mask, which is not done here, so these are lower for
@@ -153,9 +156,9 @@ def grounding(
 
     Args:
         completions: N texts.
-        samples: N rows with `solution`; for masks also `polygons_px` (polygons [[x, y], ...] in pixels of the original
-            image) or `mask_rle` (COCO's {"size": [height, width], "counts": ...}), `width`, `height`, and optionally
-            `ignore_polygons_px`, whose pixels count neither way.
+        samples: N rows with `solution`, and maybe `boxes_px`, several being alternatives; for masks also `polygons_px`
+            (polygons [[x, y], ...] in pixels of the original image) or `mask_rle` (COCO's {"size": [height, width],
+            "counts": ...}), `width`, `height`, and optionally `ignore_polygons_px`, whose pixels count neither way.
         completion_convention, solution_convention: as in `coco_ap`.
 
     Returns:
@@ -165,15 +168,13 @@ def grounding(
     >>> grounding(["<answer>(0,0),(100,50)</answer>"], [row])["box_iou"]
     0.5
     """
-    ious = grounding_iou(
-        completions,
-        samples,
-        completion_convention=completion_convention,
-        solution_convention=solution_convention,
+    to, origin = BoxConvention(completion_convention), BoxConvention(solution_convention)
+    ious = score_each(
+        grounding_iou, completions, samples, completion_convention=to.value, solution_convention=origin.value
     )
+    ious = [_exact_iou(*pair, to) for pair in zip(ious, completions, samples, strict=True)]
     scored = [index for index, value in enumerate(ious) if value is not None]
     box_ious = [value for value in ious if value is not None]
-    to, origin = BoxConvention(completion_convention), BoxConvention(solution_convention)
     masks: list[tuple[float, float]] = []
     num_true_masks = 0
     for index in scored:
@@ -184,7 +185,7 @@ def grounding(
         if gold_masks is not None:
             masks.append(_mask_overlap(predicted, *gold_masks))
         else:
-            gold = _first_box_px(answer_text(sample.get("solution")), origin, sample)
+            gold = _first_box_px(answer_text(solution_text(sample)), origin, sample)
             masks.append(_box_overlap(predicted, gold))
     return {
         "box_iou": _mean(box_ious),
@@ -197,6 +198,19 @@ def grounding(
 
 
 # Boxes in pixels of the original image
+
+
+def _exact_iou(value: float | None, completion: str, sample: Sample, convention: BoxConvention) -> float | None:
+    """The IoU with the row's exact boxes, where it has them; 0 stays 0, which the rule of the reward may say."""
+    exact = sample.get("boxes_px")
+    if not value or not exact or not (sample.get("width") and sample.get("height")):
+        return value
+    boxes = parse_boxes(answer_text(completion), convention)
+    predicted = _to_px(boxes[0], sample) if boxes else None
+    if predicted is None:
+        return value
+    answered = Box(*predicted, BoxConvention.ABSOLUTE_PX)
+    return max(iou_of(answered, Box(*map(float, box), BoxConvention.ABSOLUTE_PX)) for box in exact)
 
 
 def _sides_px(sample: Sample) -> tuple[float, float]:
@@ -222,7 +236,7 @@ def _gold_boxes_px(sample: Sample, convention: BoxConvention) -> list[BoxPx] | N
     exact = sample.get("boxes_px")
     if exact is not None:
         return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in exact]
-    detections = parse_detections(answer_text(sample.get("solution")), convention)
+    detections = parse_detections(answer_text(solution_text(sample)), convention)
     if detections is None:
         return None
     boxes = [_to_px(detection.box, sample) for detection in detections]

@@ -1,8 +1,9 @@
 """Rewards of Visual-RFT: detection, fine-grained classification and reasoning grounding.
 
 Every reward takes the B completions and their B samples and returns B numbers in the same order. A sample is a row of
-the published data: `solution` is a string with the gold answer in answer tags. `None` means unscored, because the
-sample holds no usable gold; a completion that cannot be read, or is no string, scores 0.0. Every number is finite and
+the published data: `solution` is a string with the gold answer in answer tags, or that answer as a list or number.
+`None` means unscored, because the sample holds no gold; a gold that is there and cannot be read is a TaskDataError,
+which says what is expected. A completion that cannot be read, or is no string, scores 0.0. Every number is finite and
 in the stated range. Completions are untrusted and only ever parsed (see `parsing`).
 
 Published totals are plain sums: detection iou + confidence + format (0..3), classification accuracy + format (0..2),
@@ -23,7 +24,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmrl_core.data import read_texts
 from mmrl_core.media import Box, BoxConvention, box_giou, box_iou, convert
+from mmrl_core.scoring import gold_text, unusable_gold, unwrapped
 from mmrl_visual_rft.parsing import (
     Detection,
     answer_text,
@@ -39,6 +42,7 @@ Convention = BoxConvention | str
 # How far a grounding box may reach over an edge of the image, as a share of that side. Models overshoot by a little at
 # the border; far beyond it the numbers are of another convention, or made up.
 OVERHANG = 0.1
+DETECTIONS = "detections, [{'Position': [x1, y1, x2, y2], 'Confidence': 1}], or No Objects"
 
 
 # Detection
@@ -77,10 +81,11 @@ def iou(
         solution_convention: what the numbers in `solution` mean.
 
     Returns:
-        B values in [0, 1]; None where `solution` cannot be read, or the image size is needed and missing.
+        B values in [0, 1]; None where `solution` is missing, or the image size is needed and missing.
 
     Raises:
         ValueError: the lengths differ, the threshold is out of range, or a convention is unknown.
+        TaskDataError: `solution` holds no detections.
 
     Our choice: the paper averages over predictions; the code, and this, take the larger count, so missed boxes cost.
 
@@ -210,7 +215,10 @@ def _detection_pairs(
     """
     to, origin = BoxConvention(completion_convention), BoxConvention(solution_convention)
     for completion, sample in zip(completions, samples, strict=True):
-        gold = parse_detections(answer_text(_solution(sample)), origin)
+        solution = solution_text(sample)
+        gold = parse_detections(answer_text(solution), origin)
+        if gold is None and answer_text(solution) != "" and solution is not None:
+            raise unusable_gold(sample["solution"], "solution", DETECTIONS)
         truths = None if gold is None else _converted([detection.box for detection in gold], to, sample)
         if truths is None:
             yield None, None
@@ -336,10 +344,11 @@ def classification_accuracy(
         class_names: all classes of the task.
 
     Returns:
-        B values, 0.0 or 1.0; None where `solution` names nothing, or nothing in the class list that is known.
+        B values, 0.0 or 1.0; None where `solution` is missing.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `solution` names nothing, or nothing in the class list that is known.
 
     >>> gold = {"solution": "<answer>garden phlox</answer>"}
     >>> classification_accuracy(["<answer>Garden_Phlox.</answer>", "<answer>phlox</answer>"], [gold, gold])
@@ -348,13 +357,16 @@ def classification_accuracy(
     shared = _Vocabulary.of(class_names, aliases)
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
-        gold = answer_text(_solution(sample))
+        solution = _class_text(sample)
+        gold = answer_text(solution)
         vocabulary = shared
         if isinstance(sample, Mapping) and ("aliases" in sample or "class_names" in sample):
             own = sample.get("aliases", aliases)
-            table = own if isinstance(own, Mapping) or own is None else {gold or "": own}
-            vocabulary = _Vocabulary.of(sample.get("class_names", class_names), table)
+            table = own if isinstance(own, Mapping) or own is None else {gold or "": read_texts(own, "aliases")}
+            vocabulary = _Vocabulary.of(read_texts(sample.get("class_names", class_names), "class_names"), table)
         truth = vocabulary.class_of(gold)
+        if not truth and gold != "" and solution is not None:
+            raise unusable_gold(sample["solution"], "solution", "the name of a class, of the list if there is one")
         if not truth:
             rewards.append(None)
             continue
@@ -421,6 +433,8 @@ def _table(aliases: Any) -> list[tuple[str, list[str]]]:
 
 def _strings(value: Any) -> list[str]:
     """A list of names as it may stand in a data row: one name alone is a list of one, and what is no name is left."""
+    if value is None:
+        return []
     if isinstance(value, str):
         return [value]
     return [item for item in value if isinstance(item, str)] if isinstance(value, Iterable) else []
@@ -434,17 +448,18 @@ def classification_substring(completions: Sequence[str], samples: Sequence[Sampl
     completion, thinking included; an empty answer is contained in everything and scores 1.0.
 
     Returns:
-        B values, 0.0 or 1.0; None where `solution` is no string or empty.
+        B values, 0.0 or 1.0; None where `solution` is missing or empty.
 
     Raises:
         ValueError: the lengths differ.
+        TaskDataError: `solution` is no text, such as a list of several.
 
     >>> classification_substring(["<answer>BMW</answer>"], [{"solution": "<answer>2012 BMW 1 Series</answer>"}])
     [1.0]
     """
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
-        gold = _published_name(_solution(sample))
+        gold = _published_name(_class_text(sample))
         answer = _published_name(completion if isinstance(completion, str) else "")
         rewards.append(float(gold in answer or answer in gold) if gold else None)
     return rewards
@@ -504,11 +519,11 @@ def grounding_giou(
         solution_convention: what the numbers in `solution` mean.
 
     Returns:
-        B values in [0, 2]; None where `solution` holds no box or an inverted one, or the image size is needed and
-        missing.
+        B values in [0, 2]; None where `solution` is missing, or the image size is needed and missing.
 
     Raises:
         ValueError: the lengths differ, or a convention is unknown.
+        TaskDataError: `solution` holds no box, or an inverted one.
 
     >>> gold = {"solution": "<answer> (0,0),(100,100) </answer>"}
     >>> grounding_giou(["<answer>(0,0),(100,50)</answer>", "<answer>(300,0),(400,100)</answer>"], [gold, gold])
@@ -550,8 +565,12 @@ def _grounding(
     to, origin = BoxConvention(completion_convention), BoxConvention(solution_convention)
     rewards: list[float | None] = []
     for completion, sample in zip(completions, samples, strict=True):
-        truths = _converted(parse_boxes(answer_text(_solution(sample)), origin), to, sample)
-        if not truths or any(truth.is_inverted for truth in truths):
+        solution = solution_text(sample)
+        golds = parse_boxes(answer_text(solution), origin)
+        if solution is not None and (not golds or any(gold.is_inverted for gold in golds)):
+            raise unusable_gold(sample["solution"], "solution", "one or more boxes, (x1,y1),(x2,y2), corners in order")
+        truths = _converted(golds, to, sample)
+        if not truths:
             rewards.append(None)
             continue
         boxes = parse_boxes(answer_text(completion), to)
@@ -574,9 +593,23 @@ def _is_near_image(box: Box, sample: Sample) -> bool:
 # Samples
 
 
-def _solution(sample: Sample) -> str | None:
-    solution = sample.get("solution") if isinstance(sample, Mapping) else None
-    return solution if isinstance(solution, str) else None
+def solution_text(sample: Sample) -> str | None:
+    """The solution as text that the parsers read, also where it is stored as boxes; None where it is missing or blank.
+
+    >>> solution_text({"solution": [[1, 2, 3, 4]]}), solution_text({"solution": ["<answer>cat</answer>"]})
+    ('[[1, 2, 3, 4]]', '<answer>cat</answer>')
+    """
+    stored = sample.get("solution") if isinstance(sample, Mapping) else None
+    plain = unwrapped(stored)
+    if isinstance(plain, list | tuple | Mapping):
+        boxes = stored if isinstance(stored, list | tuple) else plain  # [{"Position": ...}] is not to be unwrapped
+        return repr(boxes.tolist() if hasattr(boxes, "tolist") else boxes)
+    return None if plain is None or not str(plain).strip() else str(plain)
+
+
+def _class_text(sample: Sample) -> str | None:
+    stored = sample.get("solution") if isinstance(sample, Mapping) else None
+    return gold_text(stored, "solution", "the name of a class")
 
 
 def _converted(boxes: list[Box], to: BoxConvention, sample: Sample) -> list[Box] | None:
