@@ -6,6 +6,7 @@ import pytest
 
 from mmrl_core.errors import TaskDataError
 from mmrl_core.testing import HOSTILE
+from mmrl_uav_vqa.metrics import by_type
 from mmrl_uav_vqa.rewards import accuracy, area_class, format, gold_kind
 
 
@@ -188,3 +189,39 @@ def test_lengths_must_agree():
     for reward in (accuracy, format):
         with pytest.raises(ValueError):
             reward(["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "typed", "published"),
+    [  # worked by hand from the public evaluation code
+        ("yes", "yes", 1.0, 1.0),
+        ("Yes.", "yes", 1.0, 1.0),
+        ("yes, there is", "yes", 1.0, 0.0),
+        ("four", "4", 1.0, 1.0),
+        ("twelve", "12", 1.0, 0.0),  # words up to ten
+        ("none", "0", 1.0, 1.0),
+        ("There are 4 cars.", "4", 1.0, 0.0),
+        ("1,200", "1200", 1.0, 1.0),
+        ("top-left", "top left", 1.0, 1.0),
+        ("left top", "top left", 1.0, 0.0),
+        ("upper left", "top left", 1.0, 0.0),
+        ("the red", "red", 1.0, 1.0),
+        ("fitness or soccer", "fitnessorsoccer", 1.0, 1.0),
+        ("37.5m2", "37.5m2", 1.0, 0.0),
+        ("between 10m2 and 100m2", "37.5m2", 0.0, 1.0),
+        ("0m2", "37.5m2", 0.0, 1.0),
+        ("0m2", "1500m2", 0.0, 0.0),
+        ("more than 1000m2", "1500m2", 0.0, 1.0),
+        ("", "yes", 0.0, 0.0),
+    ],
+)
+def test_the_rule_of_hrvqa_compares_texts_and_ours_what_they_say(completion, gold, typed, published):
+    rows = [{"answer": gold}]
+    assert accuracy([f"<answer>{completion}</answer>"], rows) == [typed]
+    assert accuracy([f"<answer>{completion}</answer>"], rows, rule="hrvqa") == [published]
+    assert by_type([f"<answer>{completion}</answer>"], rows, rule="hrvqa")["accuracy"] == published
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(ValueError, match="'vqa'"):
+        accuracy([], [], rule="vqa")

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmrl_core.scoring import score_each
 from mmrl_uav_vqa.parsing import answer_text, normalized_label, parse_count, parse_yes_no
-from mmrl_uav_vqa.rewards import AreaRule, Untagged, accuracy, gold_answer, gold_kind
+from mmrl_uav_vqa.rewards import AreaRule, Rule, Untagged, accuracy, gold_answer, gold_kind
 
 Sample = Mapping[str, Any]
 
@@ -22,12 +22,13 @@ def by_type(
     area_rule: AreaRule = "tolerance",
     aliases: Mapping[str, Sequence[str]] | None = None,
     untagged: Untagged = "wrong",
+    rule: Rule = "typed",
 ) -> dict[str, float]:
     """Accuracy over all rows, over types, and of each type, by the rules of the reward.
 
     Args:
-        completions, samples, count_tolerance, area_rule, aliases, untagged: as in `rewards.accuracy`. For published
-            HRVQA numbers: area_rule "class".
+        completions, samples, count_tolerance, area_rule, aliases, untagged, rule: as in `rewards.accuracy`. For
+            numbers to put beside those of HRVQA: rule "hrvqa", its own.
 
     Returns:
         Shares in 0..1; NaN where no row decides them.
@@ -49,6 +50,7 @@ def by_type(
         area_rule=area_rule,
         aliases=aliases,
         untagged=untagged,
+        rule=rule,
     )
     of_type: dict[str, list[float]] = defaultdict(list)
     golds: dict[str, Counter[str]] = defaultdict(Counter)

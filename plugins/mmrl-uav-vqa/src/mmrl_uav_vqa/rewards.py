@@ -27,13 +27,14 @@ from mmrl_uav_vqa.parsing import (
     parse_yes_no,
     question_type_of,
 )
+from mmrl_uav_vqa.published_rule import is_right
 
 Sample = Mapping[str, Any]
 
 MAX_SOFT_CREDIT = 0.5  # of a count that is not exact: below it, a near miss would pay as much as half a hit in format
 AREA_TOLERANCE = 0.05 * (1 + 1e-9)  # relative error that still counts as right; in floats, 2.1 for 2 is a hair more
 AREA_ZERO_AT = 0.5  # relative error at which linear credit ends
-# HRVQA's own evaluation sorts areas into these classes; each holds its upper end, in square metres.
+# HRVQA sorts areas into these classes; each holds its upper end, in square metres.
 AREA_CLASS_ENDS_M2 = (0.0, 10.0, 100.0, 1000.0)
 AREA_CLASS_NAMES = (
     "0m2",
@@ -56,6 +57,7 @@ GOLD = "a word, a number, or yes or no"  # what a gold answer may be, for messag
 
 Untagged = Literal["wrong", "whole_text"]
 AreaRule = Literal["tolerance", "linear", "class"]
+Rule = Literal["typed", "hrvqa"]
 
 
 def format(completions: Sequence[str], samples: Sequence[Sample]) -> list[float | None]:
@@ -84,6 +86,7 @@ def accuracy(
     area_rule: AreaRule = "tolerance",
     aliases: Mapping[str, Sequence[str]] | None = None,
     untagged: Untagged = "wrong",
+    rule: Rule = "typed",
 ) -> list[float | None]:
     """The answer against the gold one, by the type of the question, in [0, 1].
 
@@ -106,11 +109,13 @@ def accuracy(
         count_tolerance: a count off by at most so many is right, too.
         soft_counts: a wrong count p earns max(0, 1 - |p - t| / max(1, t)), at most 0.5.
         area_rule: "tolerance": right up to a relative error of 5 %; "linear": the same, then falling to 0 at 50 %;
-            "class": as HRVQA evaluates, both in the same class of 0, 10, 100 and 1000 m2 upwards, where the answer may
-            also be the name of the class, "between 10m2 and 100m2".
+            "class": both in the same of HRVQA's classes, of 0, 10, 100 and 1000 m2 upwards, where the answer may also
+            be the name of the class, "between 10m2 and 100m2".
         aliases: label -> other names of it.
         untagged: "whole_text" reads a completion without answer tags as an answer, for models that were not taught
             them; "wrong" pays 0.
+        rule: "typed" as above; "hrvqa" takes an answer where HRVQA's own evaluation does, and looks at no other option
+            than `untagged`, see `published_rule`. For published numbers alone: gold areas score 0 by it.
 
     Returns:
         B values; 0.0 where no answer can be read, None where the sample has no gold answer.
@@ -120,8 +125,7 @@ def accuracy(
         TaskDataError: the gold answer is no text, number or bool, such as a list of several; the type is unknown; or
             `options` or `aliases` are no list of texts.
 
-    Source: arXiv:2508.11196 for typed, rule-based rewards; the rules are ours. quirk of HRVQA's evaluation, mended:
-    there the class "0m2" is right for every area up to 1000 m2.
+    Source: arXiv:2508.11196 for typed, rule-based rewards; the rules are ours.
 
     >>> gold = [{"question_type": "number", "answer": "4"}, {"question_type": "location", "answer": "top left"}]
     >>> accuracy(["<answer>four cars</answer>", "<answer>upper left corner</answer>"], gold)
@@ -131,6 +135,13 @@ def accuracy(
         raise ValueError(f"count_tolerance is {count_tolerance}, below 0")
     if area_rule not in ("tolerance", "linear", "class") or untagged not in ("wrong", "whole_text"):
         raise ValueError(f"area_rule {area_rule!r} or untagged {untagged!r} is unknown")
+    if rule not in ("typed", "hrvqa"):
+        raise ValueError(f"rule is 'typed' or 'hrvqa', not {rule!r}")
+    if rule == "hrvqa":
+        return [
+            _by_published_rule(answer_text(completion, untagged=untagged), sample)
+            for completion, sample in zip(completions, samples, strict=True)
+        ]
     pairs = [(name, label) for label, names in (aliases or {}).items() for name in names]
     table = {normalized_label(name): normalized_label(label) for name, label in pairs}
     rules = _Rules(count_tolerance, soft_counts, area_rule, _LABEL_ALIASES | table)
@@ -138,6 +149,11 @@ def accuracy(
         rules.score(answer_text(completion, untagged=untagged), sample)
         for completion, sample in zip(completions, samples, strict=True)
     ]
+
+
+def _by_published_rule(answer: str | None, sample: Sample) -> float | None:
+    gold = gold_answer(sample)
+    return None if gold is None else float(answer is not None and is_right(answer, gold[0]))
 
 
 def gold_kind(answer: str, question_type: str | None) -> str:
@@ -242,7 +258,7 @@ class _Rules:
 
 
 def area_class(square_metres: float) -> str:
-    """The class in which HRVQA's evaluation puts an area.
+    """The class of HRVQA that an area is in. (quirk of its evaluation: "0m2" is right up to 1000 m2, too.)
 
     >>> area_class(0), area_class(10), area_class(10.5)
     ('0m2', 'between 0m2 and 10m2', 'between 10m2 and 100m2')
