@@ -244,7 +244,7 @@ def gold_target(sample: Sample, origin: BoxConvention, to: BoxConvention) -> Pos
 
     It cannot be used where the size for the conversion is missing, or where shares of the sides lie beyond 1.
     """
-    position = position_of(coordinates(sample.get("gt_bbox")), origin)
+    position = position_of(coordinates(unwrapped(sample.get("gt_bbox"))), origin)
     try:
         if position is None or not _is_share(position):
             return None
@@ -266,7 +266,7 @@ def _refuse_position(sample: Sample, origin: BoxConvention, to: BoxConvention) -
         TaskDataError: in any case but that of a row without position.
     """
     stored = sample.get("gt_bbox")
-    position = position_of(coordinates(stored), origin)
+    position = position_of(coordinates(unwrapped(stored)), origin)
     if unwrapped(stored) is None:
         return
     if position is None:

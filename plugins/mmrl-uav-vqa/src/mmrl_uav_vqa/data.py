@@ -257,7 +257,7 @@ class _Typed:
     def _options(row: Row) -> list[str]:
         """Of the column options or choices, as `mmrl_core.data.read_options` reads it."""
         column = next((name for name in OPTION_COLUMNS if row.get(name) not in (None, "")), OPTION_COLUMNS[0])
-        return read_options(row.get(column), column, least=1) or []
+        return read_options(row.get(column), column) or []
 
     def _value(self, row: Row, name: str) -> Any:
         names = (self.columns[name],) if name in self.columns else COLUMN_NAMES[name]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmrl_core.scoring import plain_text
+from mmrl_core.scoring import bare_text, plain_text
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Options = Sequence[str] | Mapping[str, str]
@@ -90,7 +90,10 @@ def option_letter(text: str | None, options: Options) -> str | None:
     >>> [option_letter(text, options) for text in ("(b)", "B: Left.", "right", "A or B", "A. left", "【B】", "B。")]
     ['B', 'B', 'A', None, None, 'B', 'B']
     """
-    return _forms(options).get(_plain(text)) if text else None
+    if not text:
+        return None
+    forms = _forms(options)
+    return forms.get(_plain(text)) or forms.get(bare_text(text))
 
 
 def _forms(options: Options) -> dict[str, str]:

@@ -202,7 +202,7 @@ def _published_row(record: Row, media: Path, table: Mapping[str, str], max_tool_
         raise TaskDataError("a record has either a 'video' or an 'image'")
     if gold in (None, ""):
         raise TaskDataError("the record has no gold answer")
-    options = read_options(record.get("options"), least=1)
+    options = read_options(record.get("options"))
     duration = None if video is None else float(record["duration"])
     return {
         **record,
