@@ -400,7 +400,8 @@ def rextime(split: str, *, annotations: str, videos: str, max_tool_calls: int = 
         split: of the set ("validation"; the public test split has no gold); replaces "{split}" in `videos`. A range
             takes part of the rows.
         annotations: hub name (ReXTime/ReXTime) or local file with qid, vid, duration (seconds), question, options, ans
-            (letter), span [start, end], category. The public GitHub file lacks the options, and is of no use here.
+            (letter), span [start, end], category. The file on GitHub has query and relevant_windows for question and
+            span, which are read, but no options: its rows break, unless you add them.
         videos: folder with the videos of both origins, ActivityNet and QVHighlights, named by `vid`.
         max_tool_calls: as in `published`.
 
@@ -417,10 +418,10 @@ def rextime(split: str, *, annotations: str, videos: str, max_tool_calls: int = 
         row = _grounded_choice_row(
             folder,
             record["vid"],
-            record["question"],
+            record["question"] if "question" in record else record["query"],
             _options(record),
             _letter(record["ans"]),
-            [record["span"]],
+            [record["span"]] if "span" in record else record["relevant_windows"],
             float(record["duration"]),
             max_tool_calls,
         )
@@ -553,9 +554,9 @@ class _Records:
 
 
 def _options(record: Row) -> list[str]:
-    options = read_options(record["options"])
+    options = read_options(record.get("options"))
     if options is None:
-        raise TaskDataError("the record has no options")
+        raise TaskDataError(f"the record has no 'options', and is a question with options. It has: {', '.join(record)}")
     return options
 
 
