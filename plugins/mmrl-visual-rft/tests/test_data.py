@@ -212,6 +212,30 @@ def test_coco_negatives_are_absent_categories_and_repeatable(coco_files):
     )
 
 
+def test_no_negatives_of_a_group_of_categories_or_of_what_nobody_annotated(tmp_path, caplog):
+    caplog.set_level("INFO")
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "width": 200, "height": 100}],
+        "categories": [
+            {"id": 0, "name": "objects", "supercategory": "none"},
+            {"id": 1, "name": "pen", "supercategory": "objects"},
+            {"id": 2, "name": "cup", "supercategory": "objects"},
+            {"id": 3, "name": "person", "supercategory": "person"},  # its own group, as in COCO
+        ],
+        "annotations": [annotation(1, 1, [0, 0, 10, 10])],
+    }
+    save_image(tmp_path / "1.jpg")
+    files = {"annotations": write(tmp_path / "a.json", content), "images": str(tmp_path)}
+    assert pairs(coco("train", **files, negatives=3)) == [(1, "pen")]
+    assert "no negatives but LVIS's own of: cup, objects, person" in caplog.text
+    content["images"].append({"id": 2, "file_name": "2.jpg", "width": 200, "height": 100})
+    content["annotations"] += [annotation(2, 0, [0, 0, 9, 9]), annotation(2, 2, [0, 0, 9, 9])]
+    content["annotations"] += [annotation(2, 3, [0, 0, 9, 9])]
+    write(tmp_path / "a.json", content)
+    rows = coco("train", **files, negatives=3)
+    assert pairs(rows) == [(1, "pen"), (1, "cup"), (1, "person"), (2, "objects"), (2, "pen"), (2, "cup"), (2, "person")]
+
+
 def test_exist_map_decides_what_is_asked_and_keeps_what_it_misses(coco_files, tmp_path):
     exist_map = write(tmp_path / "exist.json", {"7": ["dog", "toothbrush"], "3": ["cat"]})
     rows = coco("val", **coco_files, exist_map=exist_map)

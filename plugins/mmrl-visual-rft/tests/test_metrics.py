@@ -329,3 +329,16 @@ def test_hostile_answers_give_numbers_in_range(hostile):
     for metric, sample in ((coco_ap, row(BOX)), (grounding, target((0, 0, 500, 500)))):
         for name, value in metric([hostile], [sample]).items():
             assert 0.0 <= value <= 1.0, name
+
+
+def test_the_box_iou_is_taken_with_the_exact_boxes_and_not_with_rounded_thousandths():
+    # A box of 3 x 3 pixels at 10.4 in a picture of 2000 x 2000: 5.2..6.7 thousandths, rounded to 5..7. An answer of
+    # 5..7, 10..14 pixels, is the rounded gold; the exact one fills 9 of its 16 square pixels.
+    row = {"solution": "<answer> (5,5),(7,7) </answer>", "boxes_px": [(10.4, 10.4, 13.4, 13.4)]}
+    row |= {"width": 2000, "height": 2000}
+    found = grounding(["<answer>(5,5),(7,7)</answer>", "<answer>(900,900),(999,999)</answer>", "?"], [row] * 3)
+    assert found["box_iou"] == pytest.approx(9 / 16 / 3)
+    assert found["box_accuracy_50"] == pytest.approx(1 / 3)
+    assert grounding(["<answer>(5,5),(7,7)</answer>"], [{"solution": row["solution"]}])["box_iou"] == 1.0
+    far = grounding(["<answer>(5,5),(7,7000)</answer>"], [row])  # far out of the picture: 0 by the reward's rule
+    assert far["box_iou"] == 0.0

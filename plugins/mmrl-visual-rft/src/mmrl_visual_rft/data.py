@@ -299,9 +299,7 @@ class _CocoRows:
             raise TaskDataError(f"{exist_map}: expected an object of image ids, each with a list of category names")
         if negatives and (unsearched := wanted - self.searched):
             names = ", ".join(sorted(self.names[category_id] for category_id in unsearched))
-            logger.info(
-                "%s: no negatives but LVIS's own of: %s (no annotation, or a group of others)", self.file, names
-            )
+            logger.info("%s: no negatives but LVIS's own of: %s (not annotated, or a group)", self.file, names)
         present: dict[Any, set[Any]] = defaultdict(set)
         for (image_id, category_id), found in self.of_pair.items():
             if not all(annotation.get("iscrowd") for annotation in found):

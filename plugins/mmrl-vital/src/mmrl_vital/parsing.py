@@ -64,6 +64,7 @@ _NUMBER = re.compile(
 )
 
 _TAG = re.compile(r"</?(?:think|tool_call|answer)>")
+_LEADING_BLOCK = re.compile(r"[^<]*<answer>([^<]*)</answer>")
 
 _LATIN = "A-Za-z0-9_À-ɏ"
 _LABEL = re.compile(r"\W{0,4}(?:\(([A-Za-z])\)|([A-Za-z])\)|([A-Z])(?:[.:](?![A-Za-z])| ?-|,? (?:because|since)\b))")
@@ -96,7 +97,8 @@ def answer_text(completion: object) -> str | None:
     """What stands in the answer block, without blanks around it. Tags are case sensitive.
 
     The block is the first one after the last `</think>` or `</tool_call>`; if it lost its closing tag, it runs to the
-    end of the text. A completion without any think, tool_call or answer tag is an answer as a whole.
+    end of the text. Where none follows, a whole block before the thinking counts, but none inside of it. A completion
+    without any think, tool_call or answer tag is an answer as a whole.
 
     quirk of the published code: numbers and letters count wherever they stand, so that the thinking, or the arguments
     of the tool call, earn the reward.
@@ -107,6 +109,8 @@ def answer_text(completion: object) -> str | None:
 
     >>> answer_text("<think>maybe <answer>A</answer></think><answer> B </answer>")
     'B'
+    >>> answer_text("<answer>A</answer><think>I saw it.</think>")
+    'A'
     """
     if not isinstance(completion, str):
         return None
@@ -114,6 +118,8 @@ def answer_text(completion: object) -> str | None:
     before, opening, inside = rest.partition("<answer>")
     if opening:
         answer = inside.partition("</answer>")[0]
+    elif (first := _LEADING_BLOCK.match(completion)) is not None:
+        answer = first[1]
     elif _TAG.search(completion):
         return None
     else:
