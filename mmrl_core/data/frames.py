@@ -143,8 +143,9 @@ def declared_size(row: Mapping[str, Any]) -> tuple[float, float] | None:
         values = [row.get(name) for name in names]
         if len(values) == 1:
             values = list(values[0]) if isinstance(values[0], list | tuple) else []
-        if len(values) == 2 and all(type(value) in (int, float) and value > 0 for value in values):
-            return values[0], values[1]  # type: ignore[return-value]
+        sides = [value for value in values if isinstance(value, int | float) and value > 0]
+        if len(sides) == len(values) == 2:
+            return sides[0], sides[1]
     return None
 
 

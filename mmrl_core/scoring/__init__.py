@@ -2,7 +2,7 @@
 
 from mmrl_core.scoring.alarm import ConstantRewardAlarm
 from mmrl_core.scoring.gold import gold_text, score_each, unusable_gold, unwrapped
-from mmrl_core.scoring.plain_text import bare_text, plain_text
+from mmrl_core.scoring.marks import bare_text, plain_text
 from mmrl_core.scoring.reading import Judgement
 from mmrl_core.scoring.runner import RewardRunner
 

@@ -502,9 +502,9 @@ def _placed(shapes: Iterable[Iterable[Sequence[float]]], placement: Placement) -
 
 def _lisa_size(content: Mapping[str, Any]) -> tuple[float, float] | None:
     """(width, height) that the annotation tool noted, where it did."""
-    size = content.get("imageWidth"), content.get("imageHeight")
-    width, height = (value if type(value) in (int, float) and value > 0 else None for value in size)
-    return None if width is None or height is None else (width, height)
+    size = [content.get(name) for name in ("imageWidth", "imageHeight")]
+    sides = [side for side in size if isinstance(side, int | float) and side > 0]
+    return (sides[0], sides[1]) if len(sides) == 2 else None
 
 
 def _check_inside(shapes: Iterable[Iterable[Sequence[float]]], width: int, height: int, file: Path) -> None:

@@ -209,8 +209,12 @@ def _exact_iou(value: float | None, completion: str, sample: Sample, convention:
     predicted = _to_px(boxes[0], sample) if boxes else None
     if predicted is None:
         return value
-    answered = Box(*predicted, BoxConvention.ABSOLUTE_PX)
-    return max(iou_of(answered, Box(*map(float, box), BoxConvention.ABSOLUTE_PX)) for box in exact)
+    return max(iou_of(_in_px(predicted), _in_px(box)) for box in exact)
+
+
+def _in_px(box: Sequence[float]) -> Box:
+    x1, y1, x2, y2 = map(float, box)
+    return Box(x1, y1, x2, y2, BoxConvention.ABSOLUTE_PX)
 
 
 def _sides_px(sample: Sample) -> tuple[float, float]:
