@@ -1,7 +1,8 @@
 """Rewards of R1-AQA: the right option of a question about a sound, in the form that was asked for.
 
 Every reward takes the B completions and their B samples and returns B numbers in the same order. `None` means
-unscored, because the sample holds no usable gold; a completion that cannot be read, or is no string, scores 0.0.
+unscored, because the sample holds no gold; one that is there and cannot be used is a TaskDataError. A completion that
+cannot be read, or is no string, scores 0.0.
 
 The published total is the plain sum of accuracy and format, 0..2.
 
