@@ -15,8 +15,8 @@ Columns of a row:
     platform, ui_type, group                where the source has them
 
 The resized size is computed from `min_pixels` and `max_pixels` as the processor does; a run overwrites it with what the
-processor did. Give the same limits as in `model`: gold answers in pixels depend on them (rewards and metrics do not,
-since `gt_bbox` is in shares: set their `solution_convention: unit`).
+processor did. Give the same limits as in `model`: gold answers in pixels depend on them. Rewards and metrics do
+not, since `gt_bbox` is in shares of the sides, which is their default.
 
 Every source takes:
 
