@@ -5,12 +5,14 @@ A reward that cannot read a gold must say so: left unscored, its part of the tot
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmrl_core.errors import TaskDataError
 
+MAX_JSON_CHARS = 65_536
 MAX_WRAPPINGS = 4  # [{"value": ["A"]}] has three
 
 
@@ -40,7 +42,7 @@ def gold_text(value: Any, what: str, expected: str = "a text or a number") -> st
 
     Args:
         value: as stored: a text; a number; a bool, which becomes "true" or "false"; or one of these, wrapped as in
-            `unwrapped`.
+            `unwrapped`, or a text wrapped so and written as JSON, as cells of tables hold it.
         what: the column, for the message.
         expected: what it should hold, for the message.
 
@@ -50,10 +52,12 @@ def gold_text(value: Any, what: str, expected: str = "a text or a number") -> st
     Raises:
         TaskDataError: it is something else, such as a list of several.
 
-    >>> gold_text(["A"], "solution"), gold_text(3.0, "solution"), gold_text(" ", "solution")
-    ('A', '3', None)
+    >>> [gold_text(stored, "solution") for stored in (["A"], 3.0, " ", '["A"]', "[A]")]
+    ['A', '3', None, 'A', '[A]']
     """
     plain = unwrapped(value)
+    if isinstance(plain, str):
+        plain = _out_of_json(plain)
     if plain is None:
         return None
     if isinstance(plain, bool):
@@ -64,6 +68,20 @@ def gold_text(value: Any, what: str, expected: str = "a text or a number") -> st
     if not isinstance(plain, str):
         raise unusable_gold(value, what, expected)
     return plain.strip() or None
+
+
+def _out_of_json(text: str) -> Any:
+    """The one text or number of a JSON list of a text, or of an object of one entry; other texts as they are."""
+    text = text.strip()
+    if text[:1] + text[-1:] not in ("[]", "{}") or len(text) > MAX_JSON_CHARS:
+        return text
+    try:
+        stored = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    found = unwrapped(stored)
+    is_wrapped = isinstance(found, str) or (isinstance(stored, dict) and isinstance(found, int | float))
+    return found if is_wrapped else text
 
 
 def unusable_gold(value: Any, what: str, expected: str) -> TaskDataError:

@@ -263,6 +263,7 @@ def test_a_missing_gold_leaves_a_completion_unscored(reward):
 
 
 GOLD_OF_SOURCES = {  # source -> column of the gold in the record of OPTION_LISTS
+    "audio_aqa/avqa": "answer",
     "audio_aqa/mmau": "answer",
     "uav_vqa/hrvqa_vl": "answer",
     "viewpoint/published": "answer",
@@ -282,8 +283,17 @@ def test_sources_read_a_wrapped_gold_and_refuse_one_of_several(source, tmp_path)
         gold = row.get("demonstration") or row["answer"]
         completion = gold if "<answer>" in gold else answered(gold)
         assert score(OPTION_LISTS[source][3][0], completion, row) == 1.0
-    with pytest.raises(TaskDataError, match="the gold has to be"):
+    with pytest.raises(TaskDataError, match=r"the gold has to be|not a position"):
         rows_of(source, tmp_path, FORMS["list"], **{column: ["left", "right"]})[0]
+
+
+@pytest.mark.parametrize("stored", [7, "7", "E"])
+@pytest.mark.parametrize("source", [source for source in GOLD_OF_SOURCES if source != "audio_aqa/mmau"])
+def test_a_gold_that_is_none_of_the_options_breaks_its_row_or_fails_its_reward(source, stored, tmp_path):
+    # MMAU's own rule, on the words of an answer, does not mind such rows; the accuracy of audio_aqa does.
+    with pytest.raises(TaskDataError):
+        row = rows_of(source, tmp_path, FORMS["list"], **{GOLD_OF_SOURCES[source]: stored})[0]
+        score(OPTION_LISTS[source][3][0], answered("A"), row)
 
 
 # Full-width and other marks

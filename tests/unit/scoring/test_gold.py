@@ -29,6 +29,13 @@ from mmrl_core.scoring import bare_text, gold_text, plain_text, score_each, unus
         ([], None),
         (float("nan"), None),
         ({"value": None}, None),
+        ('["A"]', "A"),
+        ('{"value": 3}', "3"),
+        ('{"value": "A"}', "A"),
+        ("[3]", "[3]"),  # maybe a text of its own, for a reward that reads texts
+        ("[A]", "[A]"),
+        ('["A", "B"]', '["A", "B"]'),
+        ("[" * 70_000 + "]", "[" * 70_000 + "]"),
     ],
 )
 def test_a_gold_is_read_out_of_what_is_around_it(stored, expected):

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 from mmrl_audio_aqa.prompts import Style, gold_completion, listed_options, question_prompt
 from mmrl_core.data import Row, Rows, Template, load_rows, read_options, value_of
 from mmrl_core.errors import TaskDataError
-from mmrl_core.scoring import gold_text
+from mmrl_core.scoring import gold_text, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def avqa_question(record: Row) -> Question:
     """
     if record.get("dataset_name", "AVQA") != "AVQA":
         raise TaskDataError(f"dataset_name is {record['dataset_name']!r}, and this source reads AVQA")
-    choices, answer = _choices(record, "multi_choice"), record.get("answer")
+    choices, answer = _choices(record, "multi_choice"), unwrapped(record.get("answer"))
+    if isinstance(answer, str) and answer.strip().isdecimal():  # of a table, whose cells are texts
+        answer = int(answer)
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
         raise TaskDataError(f"answer is {answer!r}, not a position among the {len(choices)} options")
     return Question(_text(record, "question_text").replace("video", "audio"), choices, choices[answer])

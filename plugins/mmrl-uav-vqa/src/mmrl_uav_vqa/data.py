@@ -21,7 +21,14 @@ from typing import Any, Literal
 from mmrl_core.data import Row, RowPart, Rows, load_rows, parse_split, read_options, read_texts
 from mmrl_core.errors import TaskDataError
 from mmrl_core.scoring import gold_text
-from mmrl_uav_vqa.parsing import ANSWER_TAGS, QUESTION_TYPES, answer_text, normalized_label, question_type_of
+from mmrl_uav_vqa.parsing import (
+    ANSWER_TAGS,
+    QUESTION_TYPES,
+    answer_text,
+    is_option,
+    normalized_label,
+    question_type_of,
+)
 from mmrl_uav_vqa.rewards import GOLD, gold_kind
 
 Part = Literal["all", "train", "held_out"]
@@ -235,6 +242,8 @@ class _Typed:
             answer = answer_text(answer) or ""
         if not answer.strip():
             raise TaskDataError(f"{where}: the answer is blank")
+        if options and not is_option(answer, options):
+            raise TaskDataError(f"{where}: the answer {answer!r} names none of the options {options}")
         reasoning = str(found["reasoning"] or "").strip()
         if self.need_reasoning and not reasoning:
             raise TaskDataError(f"{where} has no reasoning text, which need_reasoning asks for")

@@ -260,3 +260,12 @@ def chosen_option(text: str, options: Sequence[str]) -> str:
     if index >= len(options) or (match[2] and normalized_label(match[2]) != normalized_label(options[index])):
         return text
     return options[index]
+
+
+def is_option(text: str, options: Sequence[str]) -> bool:
+    """Whether a text names an option, by letter or as a label.
+
+    >>> is_option("B", ["red", "blue"]), is_option("Red.", ["red", "blue"]), is_option("1", ["red", "blue"])
+    (True, True, False)
+    """
+    return normalized_label(chosen_option(text, options)) in {normalized_label(option) for option in options}

@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from mmrl_core.data import read_options, read_texts
 from mmrl_core.errors import TaskDataError
-from mmrl_core.scoring import gold_text
+from mmrl_core.scoring import gold_text, unusable_gold
 from mmrl_uav_vqa.parsing import (
     QUESTION_TYPES,
     Area,
     answer_text,
     chosen_option,
     has_format,
+    is_option,
     normalized_label,
     parse_area,
     parse_count,
@@ -212,6 +213,8 @@ class _Rules:
         if not answer:
             return 0.0
         if options := read_options(sample.get("options"), least=1):
+            if not is_option(truth, options):
+                raise unusable_gold(truth, "answer", f"one of the options {options!r:.200}")
             truth, answer = chosen_option(truth, options), chosen_option(answer, options)
         kind = gold_kind(truth, question_type)
         if kind == "number":
