@@ -5,7 +5,7 @@ from mmrl_core.data.folders import DEFAULT_SPLIT, IMAGE_SUFFIXES
 from mmrl_core.data.frames import SWAPPING, Frame, Placement, declared_size, picture_frame
 from mmrl_core.data.option_lists import labelled_options, read_options, read_texts
 from mmrl_core.data.prompts import PromptSource
-from mmrl_core.data.sources import Rows, load_rows, parse_split
+from mmrl_core.data.sources import ListedRows, Rows, load_rows, parse_split
 from mmrl_core.data.stream import PromptStream
 from mmrl_core.data.tables import Row, RowPart, read_parquet, write_parquet
 from mmrl_core.data.templates import Template, value_of
@@ -16,6 +16,7 @@ __all__ = [
     "SWAPPING",
     "Draw",
     "Frame",
+    "ListedRows",
     "Mixture",
     "Placement",
     "PromptSource",

@@ -68,11 +68,10 @@ class PromptSource:
         self.part = part
         self.set_aside = SetAside(self.name, data.max_broken)
         at = f"mixture.{part}." if part else ""  # for messages
-        root = Path(data.media_root).expanduser() if data.media_root is not None else None
         self._system = Template(prompt.system, f"{at}prompt.system")
         self._text = Template(prompt.text, f"{at}prompt.text")
         self._answer = Template(prompt.answer, f"{at}prompt.answer")
-        self._media = RowMedia(prompt, at, root)
+        self._media = RowMedia(prompt, at, data)
         self._marks = {mark: kind for kind, mark in prompt.marks.items()}
         self._environment = environment
         self._columns_checked = False
@@ -105,7 +104,8 @@ class PromptSource:
         Messages are a system message, if the template is not empty, and a user message whose content is the images, the
         videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. A media
         column may hold one medium, a list of them, or null for none. Paths are relative to `data.media_root`, which
-        they may not leave; without it to the data file's folder, or to the working folder.
+        they may not leave; without it to the folder of the data file or of the source's options. Where there is none,
+        as for most hub data sets, it is the working folder.
 
         Raises:
             IndexError: there is no such row.

@@ -11,7 +11,7 @@ import bisect
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -26,7 +26,7 @@ class Rows(Sequence[Row]):
     """Rows of one split in a fixed order. Reading a broken row raises TaskDataError that names file and line.
 
     Attributes:
-        media_root: folder that relative media paths in the rows start from; None for hub data sets.
+        media_root: folder that media paths in the rows start from and may not leave; None for hub data sets.
     """
 
     def __init__(
@@ -82,6 +82,18 @@ class Rows(Sequence[Row]):
         position = self._selection[index]
         number = bisect.bisect_right(self._ends, position)
         return self._parts[number], position - (self._ends[number - 1] if number else 0)
+
+
+class ListedRows(list[Row]):
+    """Rows in memory whose media lie in a folder, which their paths may not leave: what a source may return.
+
+    Attributes:
+        media_root: the folder.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, media_root: Path) -> None:
+        super().__init__(rows)
+        self.media_root = media_root
 
 
 def load_rows(

@@ -404,7 +404,7 @@ def make_row(gold: _Gold, form: _Form, root: Path | None) -> dict[str, Any]:
         ValueError: the position is missing, or of another convention.
         TaskDataError: the picture is not the one that was annotated, or nothing tells how it is to be turned.
     """
-    frame = picture_frame(gold.image, root)
+    frame = picture_frame(gold.image, root or Path.cwd())
     width, height = frame.width, frame.height
     resized = resized_size(width, height, min_pixels=form.min_pixels, max_pixels=form.max_pixels)
     name = action_name(gold.action) or ""

@@ -388,7 +388,7 @@ def _placement(path: Path, width: float, height: float) -> Placement:
         TaskDataError: see `Frame.place`.
     """
     try:
-        frame = picture_frame(str(path), None)
+        frame = picture_frame(str(path), self.folder)
     except MediaError:
         frame = Frame(round(width), round(height))
     return frame.place((width, height))
@@ -467,7 +467,7 @@ class _LisaRows:
         if image is None:
             raise TaskDataError(f"{file}: no image of that name beside it")
         try:
-            placement = picture_frame(str(image), None).place(_lisa_size(content))
+            placement = picture_frame(str(image), file.parent).place(_lisa_size(content))
         except (MediaError, TaskDataError) as error:
             raise TaskDataError(f"{file}: {error}") from error
         width, height = round(placement.width), round(placement.height)
