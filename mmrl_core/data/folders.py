@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl_core.data.rows_in_memory import Items, Row
 from mmrl_core.data.tables import (
     DATA_SUFFIXES,
-    Items,
-    Row,
     RowPart,
     is_json_lines,
     load_saved,

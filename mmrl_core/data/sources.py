@@ -15,8 +15,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
+from mmrl_core.data.fingerprint import note_files
 from mmrl_core.data.folders import choose_split, file_parts, folder_parts
-from mmrl_core.data.tables import DATA_SUFFIXES, Row, RowPart, Table, cause
+from mmrl_core.data.parquet_rows import ParquetRows, Table, cause
+from mmrl_core.data.rows_in_memory import Row
+from mmrl_core.data.tables import DATA_SUFFIXES, RowPart
 from mmrl_core.errors import TaskDataError, did_you_mean
 
 NUM_ROWS_SHOWING_COLUMNS = 100  # rows of a text file that are looked at to learn its columns
@@ -65,7 +68,7 @@ class Rows(Sequence[Row]):
 
         A row that lacks one has None there.
         """
-        parts = [part.select_columns(names) if isinstance(part, Table) else part for part in self._parts]
+        parts = [part.select_columns(names) if isinstance(part, Table | ParquetRows) else part for part in self._parts]
         return Rows(parts, columns=names, media_root=self.media_root, selection=self._selection)
 
     def select_range(self, first: str | None, last: str | None) -> Rows:
@@ -179,7 +182,9 @@ def _load_hub(name: str, split: str | None, revision: str | None, subset: str | 
         if split is None:
             names = get_dataset_split_names(name, subset, revision=revision)
             split = choose_split(names, None, f"hub data set {name!r}", default_ok=False)
-        return Table(load_dataset(name, subset, split=split, revision=revision), f"{name} {split}")
+        dataset = load_dataset(name, subset, split=split, revision=revision)
+        note_files(Path(file["filename"]) for file in dataset.cache_files)
+        return Table(dataset, f"{name} {split}")
     except TaskDataError:
         raise
     except Exception as error:
@@ -206,7 +211,7 @@ def _range_end(end: str | None, num_rows: int) -> int | None:
 def _check_columns(parts: Sequence[RowPart], columns: Sequence[str], where: str) -> None:
     known: dict[str, None] = {}
     for part in parts:
-        if isinstance(part, Table):
+        if isinstance(part, Table | ParquetRows):
             known |= dict.fromkeys(part.column_names)
             continue
         for index in range(min(len(part), NUM_ROWS_SHOWING_COLUMNS)):
