@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from mmrl_core.data.fingerprint import noted_files
+from mmrl_core.data.marks import MarksOff
+from mmrl_core.data.media_folders import MAX_PATH
+from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.row_media import Medium, RowMedia, decoded_bytes, place_media
 from mmrl_core.data.set_aside import BrokenRow, SetAside
 from mmrl_core.data.templates import Template, is_media, no_column
@@ -38,6 +42,7 @@ class PromptSource:
     Attributes:
         name: of the source ("train"); prompt ids start with it.
         set_aside: the broken rows met so far.
+        files: that the rows were read from, see `source_fingerprint`.
     """
 
     def __init__(
@@ -73,11 +78,13 @@ class PromptSource:
         self._answer = Template(prompt.answer, f"{at}prompt.answer")
         self._media = RowMedia(prompt, at, data)
         self._marks = {mark: kind for kind, mark in prompt.marks.items()}
+        self._marks_off = MarksOff(self.name, prompt.marks.keys())
         self._environment = environment
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
-        self._rows = _load_rows(plugins, source, f"{at}data.{name}")
+        with noted_files(source) as self.files:
+            self._rows = _load_rows(plugins, source, f"{at}data.{name}")
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
         if self._num_rows == 0:
             raise TaskDataError(f"data source {source.name!r}, split {source.split!r}, has no rows ({at}data.{name}).")
@@ -93,6 +100,11 @@ class PromptSource:
         """The rows of a part that are trained on, or those that are held out; it must have them."""
         source = getattr(part.data, split)
         return cls(plugins, source, part.prompt, part.data, name=split, part=part.name, environment=environment)
+
+    @property
+    def marks_off(self) -> str | None:
+        """What is wrong if texts hold marks of media that `prompt.marks` leaves out, as far as rows have been read."""
+        return self._marks_off.found
 
     def __len__(self) -> int:
         """Number of rows, broken ones included."""
@@ -129,11 +141,30 @@ class PromptSource:
         except Exception as error:  # sources decode rows with libraries that raise anything on broken files
             known = isinstance(error, TaskDataError)
             reason = str(error) if known else f"cannot read the row: {type(error).__name__}: {error}"
-            self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, self._file(index, reading), reason))
+            self._set_aside(index, reading, reason)
             return None
         self.set_aside.add_sound(index)
         self._keep(index, prompt)
         return prompt
+
+    def look(self, index: int) -> str | None:
+        """Why a row is broken, as far as it shows without decoding media; None if it does not. It is not set aside.
+
+        The row is read and its text rendered; of images and audios the headers are read, videos have to be there.
+        """
+        try:
+            row = self._row(index)
+            self._media.look(row, getattr(self._rows, "media_root", None))
+            self._text.render(row)
+        except MissingPackageError:  # no fault of the row
+            raise
+        except Exception as error:  # as in `prompt`
+            return f"{self.name}:{index}: {plain_text(str(error) or type(error).__name__)}"
+        return None
+
+    def _set_aside(self, index: int, reading: Sequence[Any], reason: str) -> None:
+        file = self._file(index, reading)
+        self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, plain_text(file), plain_text(reason)))
 
     def _keep(self, index: int, prompt: Prompt) -> None:
         """Keep a decoded prompt for the next epoch, in place of those used longest ago."""
@@ -146,12 +177,15 @@ class PromptSource:
         row = self._rows[index]
         if not isinstance(row, Mapping):
             raise TaskDataError(f"the row is {type(row).__name__}, not a mapping of columns")
-        return row
+        # Paths may hold bytes that are no UTF-8; what is shown and written may not.
+        return {name: value if name in self._media.columns else plain_text(value) for name, value in row.items()}
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
         row = self._row(index)
         media = self._media.read(row, getattr(self._rows, "media_root", None), reading)
-        placed = place_media(media, self._text.render(row), self._marks)
+        text = self._text.render(row)
+        self._marks_off.look(index, text, {medium.kind for medium in media})
+        placed = place_media(media, text, self._marks)
         media = [item for item in placed if isinstance(item, Medium)]
         content = [item.part if isinstance(item, Medium) else {"type": "text", "text": item} for item in placed]
         messages: list[dict[str, Any]] = []
@@ -179,7 +213,7 @@ class PromptSource:
         value = reading[0] if reading else None
         if isinstance(value, Mapping):
             value = value.get("path")
-        if isinstance(value, str | Path):
+        if isinstance(value, str | Path) and len(str(value)) <= MAX_PATH:  # a longer one is the medium itself
             return str(value)
         where = getattr(self._rows, "where", None)
         return str(where(index)) if where is not None else ""

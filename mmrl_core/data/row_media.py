@@ -97,8 +97,9 @@ class RowMedia:
         reading.clear()
         return media
 
-    def look(self, row: Mapping[str, Any], folder: Path | None, reading: list[Any]) -> None:
+    def look(self, row: Mapping[str, Any], folder: Path | None) -> None:
         """Read no more of a row's media than their headers, and raise what they show; see `read`."""
+        reading: list[Any] = []
         for value, root in self._located(self._images, row, folder, reading):
             width, height = image_size(value, root=root, formats=self._image_formats)
             check_image_pixels(width, height, self._max_image_pixels)
@@ -106,7 +107,6 @@ class RowMedia:
             media_file(value, root=root, what="video", must_exist=True)
         for value, root in self._located(self._audios, row, folder, reading):
             audio_seconds(value, root=root, max_seconds=self._max_audio_s)
-        reading.clear()
 
     def _located(
         self, templates: Sequence[Template], row: Mapping[str, Any], folder: Path | None, reading: list[Any]

@@ -16,8 +16,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from mmrl_core.config.schema import DataConfig
-from mmrl_core.errors import MediaError
+from mmrl_core.config.schema import DataConfig, VideoConfig
+from mmrl_core.errors import MediaError, TaskDataError
+from mmrl_core.language_model.options import LanguageModelOptions
 from mmrl_core.media import (
     IMAGE_FORMATS,
     MAX_IMAGE_PIXELS,
@@ -170,7 +171,8 @@ def test_samples_of_a_type_without_a_full_scale_are_refused(kind: type) -> None:
 COSTS = """
 import io, resource, sys
 import numpy, soundfile, PIL.Image, PIL.PngImagePlugin, PIL.TiffImagePlugin, PIL.WebPImagePlugin
-from mmrl_core.errors import MediaError
+from mmrl_core.errors import MediaError, TaskDataError
+from mmrl_core.language_model.options import LanguageModelOptions
 from mmrl_core.media import load_audio, load_image
 from pathlib import Path
 
@@ -286,3 +288,18 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_read_through_its_links(tmp_path: 
     (tmp_path / "secret.png").write_bytes(blob.read_bytes())
     with pytest.raises(MediaError, match="leads out"):
         load_image("../../../secret.png", root=snapshot)
+
+
+# Limits out of order
+
+
+def test_a_least_size_above_the_largest_is_refused_with_both_keys(tmp_path: Path) -> None:
+    from mmrl_gui.data import gui_r1
+
+    limits = {"min_pixels": 5000, "max_pixels": 4000}
+    for section in (VideoConfig, LanguageModelOptions):
+        with pytest.raises(ValueError, match="min_pixels 5000 is more than max_pixels 4000"):
+            section(**limits)
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(TaskDataError, match="min_pixels 5000 is more than max_pixels 4000"):
+        gui_r1("train", path=str(tmp_path / "rows.jsonl"), **limits)

@@ -337,6 +337,8 @@ def _form(
     except ValueError as error:
         names = ", ".join(known.value for known in BoxConvention)
         raise TaskDataError(f"completion_convention is one of {names}, not {convention!r}") from error
+    if not 0 < min_pixels <= max_pixels:
+        raise TaskDataError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}, or not positive")
     kept = frozenset(action_name(name) or "" for name in only or ())
     return _Form(form, actions or (), kept, thinking, convention, min_pixels, max_pixels)
 
