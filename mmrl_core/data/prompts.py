@@ -106,6 +106,11 @@ class PromptSource:
         """What is wrong if texts hold marks of media that `prompt.marks` leaves out, as far as rows have been read."""
         return self._marks_off.found
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the source makes its rows: it has read no file, and names no folder of media."""
+        return not self.files and getattr(self._rows, "media_root", None) is None
+
     def __len__(self) -> int:
         """Number of rows, broken ones included."""
         return self._num_rows

@@ -21,7 +21,7 @@ def further_row_findings(where: str, source: PromptSource, num_read: int, max_br
     if source.marks_off is not None:
         findings.append(Finding(False, f"{where}: {source.marks_off}", tolerable=True))
     num_further = len(source) - num_read
-    if num_further < 1:
+    if num_further < 1 or source.is_made:  # a row costs what making it does, and no file can be broken
         return findings
     count = min(num_further, MAX_LOOKED)
     step = (num_further - 1) / max(1, count - 1)

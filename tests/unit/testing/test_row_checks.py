@@ -79,3 +79,10 @@ def test_marks_that_nobody_set_are_a_finding(tmp_path: Path) -> None:
     source.prompt(0)
     (finding,) = further_row_findings("data.train", source, 1, 0.5)
     assert not finding.ok and finding.tolerable and "marks are off" in finding.what
+
+
+def test_rows_that_a_source_makes_are_not_made_to_be_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def rows(split):\n    return [{'q': 'x'}, {'q': None}]\n")
+    config = SourceConfig(name=f"{tmp_path}/own.py:rows")
+    source = PromptSource(PLUGINS, config, PromptConfig(text="{q}"), DataConfig(), name="train")
+    assert source.is_made and further_row_findings("data.train", source, 1, 0.0) == []
