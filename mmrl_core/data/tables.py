@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+LARGEST_JSON = 1 << 30  # bytes; in memory its values take several times as many
 DATA_SUFFIXES = (".parquet", *TEXT_SUFFIXES)
 
 
@@ -106,6 +107,11 @@ def is_json_lines(path: Path) -> bool:
 def read_json(path: Path) -> Any:
     note_files([path])
     try:
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise TaskDataError(
+                f"{path} has {size} bytes, more than the limit of {LARGEST_JSON} of a file that is read at once; "
+                "write it as JSON lines"
+            )
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise TaskDataError(f"{path}: broken JSON: {error}") from error

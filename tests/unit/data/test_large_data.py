@@ -75,6 +75,14 @@ def test_a_long_line_is_one_broken_row_in_every_text_format(tmp_path: Path, monk
             rows[1]
 
 
+def test_a_json_file_that_is_too_large_for_memory_is_refused(tmp_path: Path) -> None:
+    with open(tmp_path / "a.json", "wb") as file:
+        file.write(b"[")
+        file.truncate(1 << 40)
+    with pytest.raises(TaskDataError, match=r"a\.json has 1099511627776 bytes.*write it as JSON lines"):
+        load_rows(tmp_path / "a.json")
+
+
 def table_of(start: int, count: int) -> pyarrow.Table:
     numbers = list(range(start, start + count))
     return pyarrow.table({"n": numbers, "list": [[number] for number in numbers], "image": [b"x"] * count})

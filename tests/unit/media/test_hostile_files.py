@@ -27,8 +27,12 @@ from mmrl_core.media import (
     image_size,
     load_audio,
     load_image,
+    load_video,
     media_file,
+    video,
+    video_libraries,
 )
+from tests.source_cases import video_bytes
 
 ROOT = Path(__file__).parents[3]
 
@@ -227,6 +231,20 @@ def test_small_files_do_not_cost_gigabytes(tmp_path: Path) -> None:
     assert outcome == dict.fromkeys(read, "read") | dict.fromkeys(refused, "refused"), done.stdout
 
 
+def test_many_large_frames_of_a_video_are_refused_before_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(video_bytes(64, 10))
+    assert len(load_video("a.mp4", root=tmp_path, num_frames=10).frames) == 10
+    monkeypatch.setattr(video, "MAX_DECODED_PIXELS", 9 * 64 * 64)
+    with pytest.raises(MediaError, match="10 frames of 64 x 64 are more than 36864 pixels to decode; sample fewer"):
+        load_video("a.mp4", root=tmp_path, num_frames=10)
+    monkeypatch.setattr(video_libraries, "MAX_FRAMES", 9)
+    (tmp_path / "b.mp4").write_bytes(video_bytes(64, 10))
+    with pytest.raises(MediaError, match="it has more than 9 frames; cut it into parts"):
+        load_video("b.mp4", root=tmp_path)
+
+
 # One room opens media
 
 
@@ -236,6 +254,9 @@ OPENING_ALLOWED = {
     "mmrl_core/testing/models/tower.py",  # pictures that it drew itself
     "plugins/mmrl-vital/src/mmrl_vital/demo_data.py",  # writes videos
 }
+
+
+VOUCHED = {"plugins/mmrl-vital/src/mmrl_vital/tools.py"}  # reads what the prompt was read from, again
 
 
 def _calls(path: Path) -> list[ast.Call]:
@@ -253,6 +274,8 @@ def test_nobody_but_the_media_room_opens_media_files() -> None:
             if ast.unparse(call.func) in OPENERS and place not in OPENING_ALLOWED:
                 opening.append(f"{place}:{call.lineno}")
             roots = [word.value for word in call.keywords if word.arg == "root"]
+            if ast.unparse(call.func) in ("load_video", "open_video") and not roots and place not in VOUCHED:
+                without_root.append(f"{place}:{call.lineno}")
             if any(isinstance(root, ast.Constant) and root.value is None for root in roots):
                 without_root.append(f"{place}:{call.lineno}")
     assert opening == [], "read media with mmrl_core.media, which holds formats, sizes and folders"
