@@ -111,16 +111,20 @@ def _path_inside(path: Path, root: Path | None, what: str) -> str:
         found, folder = (root / path).resolve(), root.resolve()
     except (OSError, RuntimeError, ValueError) as error:
         raise media_error(what, shown(path), reason(error)) from error
-    if not found.is_relative_to(folder) and not _is_blob_of(folder, found):
+    if leads_out(found, folder):
         why = f"the path leads out of the folder {root}; if its media lie elsewhere, name their folder: data.media_root"
         raise media_error(what, shown(path), why)
     return str(found)
 
 
-def _is_blob_of(folder: Path, found: Path) -> bool:
-    """Whether a file belongs to a snapshot in the hub's cache, which is made of links to the blobs beside it."""
+def leads_out(found: Path, folder: Path) -> bool:
+    """Whether a file lies outside of a folder; both without links on their way, as `Path.resolve` gives them.
+
+    A snapshot in the hub's cache is made of links to the blobs beside it, which belong to it.
+    """
     repository = next((place.parent for place in (folder, *folder.parents) if place.name == "snapshots"), None)
-    return repository is not None and found.is_relative_to(repository / "blobs")
+    is_blob = repository is not None and found.is_relative_to(repository / "blobs")
+    return not is_blob and not found.is_relative_to(folder)
 
 
 def _read_file(name: str, what: str) -> bytes:

@@ -53,7 +53,8 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
         prompts: list[Prompt] = []
         part = section.part
         for split in section.splits:
-            made_of = (getattr(part.data, split), part.data.media_root, part.prompt)
+            limits = (part.data.media_root, part.data.max_image_pixels, part.data.image_formats)
+            made_of = (getattr(part.data, split), limits, part.prompt)
             if all(made_of != other for other, _ in read):
                 read.append((made_of, _data_findings(section, split, plugins, encoder, findings)))
             prompts += next(known for other, known in read if made_of == other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,10 @@ def test_the_first_row_of_a_large_file_costs_little_memory(tmp_path: Path) -> No
             file.write(b"x" * (1 << 20))
         file.write(b'"}\n{"a": "second"}\n')
     paths = [str(tmp_path / name) for name in ("rows.parquet", "rows.jsonl")]
-    done = subprocess.run([sys.executable, "-c", COSTS, *paths], capture_output=True, text=True, check=False)
+    # Threads and memory pools reserve address space for each core of the machine.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+    command = [sys.executable, "-c", COSTS, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = done.stdout.splitlines()
     assert first == "20000000 {'n': 0, 'text': 'the same'}"

@@ -494,3 +494,26 @@ def test_a_path_from_the_working_folder_has_to_lead_into_that_of_the_data(
     )
     assert source.prompt(0) is not None and source.prompt(1) is None
     assert "leads out of the folder" in next(iter(source.set_aside)).reason
+
+
+def test_rows_of_the_hub_reach_what_datasets_has_unpacked_and_no_other_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    cache, work = tmp_path / "cache", tmp_path / "work"
+    for folder in (cache, work):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png("red"))
+    (tmp_path / "a.png").write_bytes(png("red"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+    monkeypatch.chdir(work)
+    images = [str(cache / "a.png"), {"path": "a.png", "bytes": None}, str(tmp_path / "a.png"), "../a.png"]
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([{"q": "x", "image": images[number]}])
+    )
+    for number, is_read in enumerate((True, True, False, False)):
+        config = SourceConfig(name="rows", path="owner/name")
+        prompt = PromptConfig(text="{q}", images=["{image}"])
+        source = PromptSource(PLUGINS, config, prompt, DataConfig(max_broken=1.0), name="train")
+        assert (source.prompt(0) is not None) == is_read, images[number]

@@ -221,7 +221,7 @@ def write_bombs(folder: Path) -> None:
 
 def test_small_files_do_not_cost_gigabytes(tmp_path: Path) -> None:
     write_bombs(tmp_path)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COSTS, str(tmp_path)], capture_output=True, text=True, env=environment, check=False
     )
