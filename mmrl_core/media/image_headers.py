@@ -31,12 +31,18 @@ def webp_size(head: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) of an opened image once its EXIF rotation is applied; of a file the pixels stay undecoded."""
+def upright_header(image: Image.Image) -> tuple[int, int, int]:
+    """(width, height, orientation) of an opened image; the size is that once its EXIF rotation is applied.
+
+    Of a file the pixels stay undecoded.
+    """
     width, height = image.size
-    if image.format == "TIFF":  # Pillow gives the upright size, and keeps the tag until the pixels are decoded
-        return width, height
-    return (height, width) if _orientation(image) in ROTATED else (width, height)
+    orientation = _orientation(image)
+    if orientation not in range(1, 9):
+        orientation = 1
+    # Of a TIFF Pillow gives the upright size, and keeps the tag until the pixels are decoded.
+    is_turned = orientation in ROTATED and image.format != "TIFF"
+    return (height, width, orientation) if is_turned else (width, height, orientation)
 
 
 def _orientation(image: Image.Image) -> Any:

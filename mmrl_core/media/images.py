@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mmrl_core.media.files import media_error, reason, regular_file, shown, stored_bytes, stored_bytes_or_path
-from mmrl_core.media.image_headers import ORIENTATION, upright_size, webp_size
+from mmrl_core.media.image_headers import ORIENTATION, upright_header, webp_size
 from mmrl_core.support import need
 
 if TYPE_CHECKING:
@@ -76,15 +76,23 @@ def image_size(value: Any, *, root: Path | None, formats: Sequence[str] = ()) ->
     Raises:
         MediaError: as `load_image`, apart from what only decoding shows.
     """
+    return image_header(value, root=root, formats=formats)[:2]
+
+
+def image_header(value: Any, *, root: Path | None, formats: Sequence[str] = ()) -> tuple[int, int, int]:
+    """(width, height, orientation): those of `image_size`, and the EXIF orientation of the file, 1 to 8.
+
+    1 is upright, and so is an image in memory that `load_image` has returned. See `image_size` for the rest.
+    """
     if is_picture(value):
         _check_format(value, formats)
-        return upright_size(value)
+        return upright_header(value)
     data, name = stored_bytes_or_path(value, root, "image")
     if data is None:
         regular_file(name, "image")
     try:
         with _opened(name if data is None else data, name, formats, MAX_WEBP_PIXELS) as image:
-            return upright_size(image)
+            return upright_header(image)
     except OSError as error:
         raise media_error("image", shown(name), reason(error)) from error
 

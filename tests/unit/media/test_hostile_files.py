@@ -24,6 +24,7 @@ from mmrl_core.media import (
     MAX_IMAGE_PIXELS,
     audio_seconds,
     content_hash,
+    image_header,
     image_size,
     load_audio,
     load_image,
@@ -84,6 +85,7 @@ def test_the_size_in_the_header_is_that_of_the_upright_picture(format: str, orie
     exif[0x0112] = orientation
     data = encoded(Image.new("RGB", (6, 4), "red"), format, exif=exif)
     assert image_size(data, root=None) == load_image(data, root=None).size
+    assert image_header(data, root=None)[2] == orientation
 
 
 def test_an_orientation_behind_the_pixels_of_a_png_counts_too() -> None:
@@ -274,6 +276,8 @@ def test_nobody_but_the_media_room_opens_media_files() -> None:
             if ast.unparse(call.func) in OPENERS and place not in OPENING_ALLOWED:
                 opening.append(f"{place}:{call.lineno}")
             roots = [word.value for word in call.keywords if word.arg == "root"]
+            if ast.unparse(call.func) == "picture_frame":
+                roots += call.args[1:]
             if ast.unparse(call.func) in ("load_video", "open_video") and not roots and place not in VOUCHED:
                 without_root.append(f"{place}:{call.lineno}")
             if any(isinstance(root, ast.Constant) and root.value is None for root in roots):
