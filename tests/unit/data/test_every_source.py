@@ -6,6 +6,7 @@ A source that is installed and not in the table of `tests.source_cases` fails he
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -196,6 +197,38 @@ def test_a_hostile_file_sets_its_row_aside_and_starts_nothing(
     (tmp_path / f"a{SUFFIX[case.kind]}").write_bytes(make())
     assert why in broken(case.open(PLUGINS, name, tmp_path, f"a{SUFFIX[case.kind]}"))
     assert [event for event, _ in events if event != "open"] == []
+
+
+# Media that a model cannot take
+
+
+AUDIO = [case for case in EVERY if case.values[1].kind == "audio"]
+IMAGES = [case for case in EVERY if case.values[1].kind == "image"]
+
+
+@pytest.mark.parametrize(("name", "case"), AUDIO)
+def test_audio_above_the_limit_of_the_task_sets_its_row_aside_unless_the_source_cuts_it(
+    name: str, case: Case, tmp_path: Path
+) -> None:
+    (tmp_path / "a.wav").write_bytes(medium_bytes("audio"))
+    source = dataclasses.replace(case, prompt={"max_audio_s": 0.2}).open(PLUGINS, name, tmp_path, "a.wav")
+    if "cut_to_s" in case.write(tmp_path, "a.wav"):
+        assert source.prompt(0) is not None
+    else:
+        assert "0.5 s is more than the limit of 0.2 s" in broken(source)
+
+
+@pytest.mark.parametrize(("name", "case"), IMAGES)
+def test_a_picture_of_extreme_sides_ends_no_source(name: str, case: Case, tmp_path: Path) -> None:
+    Image.new("RGB", (9000, 40)).save(tmp_path / "a.png")
+    source = case.open(PLUGINS, name, tmp_path, "a.png")
+    if name.startswith("gui/"):  # which resizes as the model does
+        assert "the model takes sides of a ratio up to 200 only" in broken(source)
+    elif name == "visual_rft/coco":  # whose annotation is of 40 x 40
+        assert "the file holds one of 9000 x 40" in broken(source)
+    else:
+        prompt = source.prompt(0)
+        assert prompt is not None and prompt.messages[0]["content"][0]["image"].size == (9000, 40)
 
 
 # Media in the row
