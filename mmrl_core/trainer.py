@@ -154,7 +154,7 @@ class Trainer:
             )
         parts = parts_of(self.stage)
         self.environment = make_environment(self.stage.rollout, parts, self.plugins)
-        source = training_mixture(self.plugins, parts, self.environment)
+        source = training_mixture(self.plugins, parts, self.environment, lambda prompt: self.policy.prepare([prompt]))
         if self.stage.steps is not None:
             self._num_steps = self.stage.steps
         else:

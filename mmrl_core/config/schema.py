@@ -70,6 +70,9 @@ class DataConfig(Strict):
     )
     media_root: str | None = Field(None, description="folder that media paths are relative to, and may not leave")
     max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
+    on_long: Literal["set_aside", "error"] = Field(
+        "set_aside", description="rows longer than the model takes, or with a medium it refuses: as broken, or an error"
+    )
 
 
 class VideoConfig(Strict):
@@ -142,7 +145,7 @@ class ModelConfig(Strict):
     for `model: {policy: {lora: {rank: 16}}}`. See [LanguageModelOptions](#languagemodeloptions-modelpolicy).
     """
 
-    path: str | None = Field(None, description="model folder or hub name")
+    path: str | None = Field(None, description="model folder, checkpoint step-N, LoRA adapter's folder, or hub name")
     build: Annotated[Component, Registered("model")] | None = Field(
         None, description="registered builder of a starting model, instead of a path"
     )
