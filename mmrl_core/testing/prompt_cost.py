@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from mmrl_core.config.schema import DataConfig, ModelConfig
 from mmrl_core.errors import PluginError, PolicyError, UnfitPromptError
 from mmrl_core.plugins import Plugins
+from mmrl_core.policy import Preview
 from mmrl_core.support import local_model
 from mmrl_core.testing.sections import Finding
 from mmrl_core.types import Prompt
 
 
-def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) -> Any:
-    """`preview` of the policy's class; None if it has none, or the model does not lie on this machine."""
+def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) -> Preview | None:
+    """What the policy's class knows of prompts; None if nothing, or if the model does not lie on this machine."""
     try:
         policy_class = plugins.registry.get("policy", model.policy.name).load()
     except PluginError:  # found before
         return None
-    if model.path is None or not hasattr(policy_class, "preview"):
+    if model.path is None:
         return None
     try:
         if (path := local_model(model.path)) is None:
             return None
-        return policy_class.preview(path, revision=model.revision, **model.policy.options)
+        made: Preview | None = policy_class.preview(path, revision=model.revision, **model.policy.options)
+        return made
     except PolicyError as error:
         findings.append(Finding(False, str(error)))
     except Exception as error:  # transformers raises anything on a broken folder
@@ -32,7 +33,7 @@ def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) 
     return None
 
 
-def length_findings(where: str, prompts: Sequence[Prompt], preview: Any, data: DataConfig) -> list[Finding]:
+def length_findings(where: str, prompts: Sequence[Prompt], preview: Preview, data: DataConfig) -> list[Finding]:
     """Which prompts the model does not take, and how long the longest is; tolerable where a run sets them aside."""
     limit = preview.max_prompt_tokens
     lengths: dict[str, int] = {}
@@ -58,7 +59,7 @@ def length_findings(where: str, prompts: Sequence[Prompt], preview: Any, data: D
     return [*findings, Finding(False, f"{over}. {advice}", tolerable)]
 
 
-def as_the_model_sees(prompt: Prompt, preview: Any) -> list[str]:
+def as_the_model_sees(prompt: Prompt, preview: Preview | None) -> list[str]:
     """Lines of a preview: the rendering of the chat template and the number of tokens; none without a `preview`."""
     if preview is None:
         return []
