@@ -6,7 +6,7 @@ MMRLError
 ├── MissingPackageError   an optional package is not installed
 ├── TaskDataError     a data file or row is wrong
 │   ├── MediaError    an image, video or audio file cannot be read
-│   └── UnfitPromptError   the policy does not take a prompt
+│   └── UnfitPromptError   a row cannot be used: too long, refused by the processor, or without an answer
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
 ├── ToolError         a tool call of the policy cannot be done; the policy reads why, and the run goes on
@@ -44,7 +44,7 @@ class MediaError(TaskDataError):
 
 
 class UnfitPromptError(TaskDataError):
-    """A prompt is too long for the policy, or holds what its processor refuses; see `data.on_long`."""
+    """A row is too long for the policy, holds what its processor refuses, or nothing to learn; see `data.on_long`."""
 
 
 class PolicyError(MMRLError):

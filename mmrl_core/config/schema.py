@@ -71,7 +71,8 @@ class DataConfig(Strict):
     media_root: str | None = Field(None, description="folder that media paths are relative to, and may not leave")
     max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
     on_long: Literal["set_aside", "error"] = Field(
-        "set_aside", description="rows longer than the model takes, or with a medium it refuses: as broken, or an error"
+        "set_aside",
+        description="rows too long for the model, with media it refuses or (sft) no answer: as broken, or an error",
     )
 
 
@@ -99,7 +100,11 @@ class VideoConfig(Strict):
 
 
 class PromptConfig(Strict):
-    """How a row becomes a prompt; braces name data columns."""
+    """How a row becomes a prompt; braces name data columns.
+
+    What reads like a control token of the model (`<|im_end|>`, `<|image_pad|>`) gets a blank after its first character:
+    the chat template alone writes those.
+    """
 
     system: str = Field("", description="system message, if any")
     images: list[str] = Field([], description="image columns, such as '{image}'")
@@ -143,6 +148,9 @@ class ModelConfig(Strict):
 
     Options of the policy `language_model` may be written here too, as in `model: {lora: {rank: 16}}`, which is short
     for `model: {policy: {lora: {rank: 16}}}`. See [LanguageModelOptions](#languagemodeloptions-modelpolicy).
+
+    A LoRA adapter stands for the model that its `adapter_config.json` names, with the adapter: trained on under the
+    same `lora`, merged into the weights without.
     """
 
     path: str | None = Field(None, description="model folder, checkpoint step-N, LoRA adapter's folder, or hub name")

@@ -19,7 +19,7 @@ def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) 
         policy_class = plugins.registry.get("policy", model.policy.name).load()
     except PluginError:  # found before
         return None
-    if model.path is None:
+    if model.path is None or not hasattr(policy_class, "preview"):  # one that is not of the protocol yet
         return None
     try:
         if (path := local_model(model.path)) is None:

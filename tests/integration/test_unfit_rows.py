@@ -106,6 +106,17 @@ def test_with_on_long_error_such_a_row_ends_the_run_by_name(case, task, make_tra
         make_trainer(values).run(resume=False)
 
 
+def test_a_row_without_an_answer_is_set_aside_where_answers_are_learnt(task, make_trainer, tmp_path):
+    values = task("a text over the limit")
+    rows = [words(tmp_path, unfit=False) | {"answer": None if index == UNFIT else "dog"} for index in range(NUM_ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values["data"].pop("held_out")
+    trainer = make_trainer(values)
+    trainer.run(resume=False)
+    (broken,) = [json.loads(line) for line in (trainer.output / "set_aside.jsonl").read_text().splitlines()]
+    assert broken["index"] == UNFIT and "no answer to learn: set the stage's target" in broken["reason"]
+
+
 def test_so_many_such_rows_as_broken_ones_end_a_run(task, make_config, tiny_model, tmp_path):
     """With `max_broken` of 5 %, two of 20 are too many; the evaluation says the same."""
     values = task("a text over the limit")
