@@ -5,7 +5,8 @@ MMRLError
 ├── PluginError       a plugin cannot be loaded, or lacks what a task names
 ├── MissingPackageError   an optional package is not installed
 ├── TaskDataError     a data file or row is wrong
-│   └── MediaError    an image, video or audio file cannot be read
+│   ├── MediaError    an image, video or audio file cannot be read
+│   └── UnfitPromptError   a row cannot be used: too long, refused by the processor, or without an answer
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
 ├── ToolError         a tool call of the policy cannot be done; the policy reads why, and the run goes on
@@ -40,6 +41,10 @@ class TaskDataError(MMRLError):
 
 class MediaError(TaskDataError):
     """An image, video or audio file cannot be read."""
+
+
+class UnfitPromptError(TaskDataError):
+    """A row is too long for the policy, holds what its processor refuses, or nothing to learn; see `data.on_long`."""
 
 
 class PolicyError(MMRLError):

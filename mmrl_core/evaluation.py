@@ -66,7 +66,7 @@ class Evaluator:
         Raises:
             ConfigError: the task has no held-out rows.
         """
-        prompts = self._load()
+        prompts = self._load(policy)
         config = self._config
         runner = RewardRunner(self._plugins, {part.name: part.rewards for part in self._parts})
         strategy = config.rollout.strategy
@@ -120,15 +120,15 @@ class Evaluator:
             metrics |= entry.call(completions, samples, options=metric.options)
         return metrics
 
-    def _load(self) -> list[Prompt]:
+    def _load(self, policy: Policy) -> list[Prompt]:
         if self._prompts is None:
             if not self._parts:
                 raise ConfigError(f"task {self._config.name!r} has no data.held_out to evaluate on.")
-            self._prompts = [prompt for part in self._parts for prompt in self._load_part(part)]
+            self._prompts = [prompt for part in self._parts for prompt in self._load_part(part, policy)]
         return self._prompts
 
-    def _load_part(self, part: PartConfig) -> list[Prompt]:
-        source = PromptSource.of_part(self._plugins, part, "held_out", self._environment)
+    def _load_part(self, part: PartConfig, policy: Policy) -> list[Prompt]:
+        source = PromptSource.of_part(self._plugins, part, "held_out", self._environment, policy.prompt_length)
         number = min(len(source), self._limit or len(source))
         found = [source.prompt(index) for index in range(number)]
         prompts = [prompt for prompt in found if prompt is not None]

@@ -28,6 +28,16 @@ REFERENCE = "reference"
 """Name of the frozen policy that KL penalties are taken to."""
 
 
+class Preview(Protocol):
+    """Prompts as a policy sees them, known without its weights. Lengths are in tokens, and none is refused."""
+
+    max_prompt_tokens: int
+
+    def prompt_text(self, prompt: Prompt) -> str: ...
+
+    def prompt_length(self, prompt: Prompt) -> int: ...
+
+
 class Policy(Protocol):
     """Acts on prompts, and says how likely its actions are.
 
@@ -172,6 +182,11 @@ class Policy(Protocol):
         """
         ...
 
+    @classmethod
+    def preview(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> Preview | None:
+        """What prompts are to the policy, without loading weights; None if there is nothing to know. Made as it is."""
+        ...
+
     @staticmethod
     def needs_base(directory: Path) -> bool:
         """Whether what `save` wrote there is a part, such as an adapter, to be loaded over the starting model."""
@@ -257,6 +272,10 @@ class PolicyBase:
     @classmethod
     def check_trainable(cls, options: Mapping[str, Any]) -> None:
         """All options can be trained with."""
+
+    @classmethod
+    def preview(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> Preview | None:
+        return None
 
     @staticmethod
     def needs_base(directory: Path) -> bool:

@@ -8,36 +8,26 @@ import inspect
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmrl_core.config.schema import RunConfig
-from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.errors import ConfigError
 from mmrl_core.plugins.registry import Registry
+from mmrl_core.support import local_model, written_aside
 
 BUILDING_BLOCKS = "mmrl_core.testing.models"
 """Package of what the core gives to builders. It is found by name, since the core may not import it."""
+
+LEFT_BEHIND_S = 86400
+"""A half-built model that nobody has written to for so long was left by a process that was killed; in seconds."""
 
 
 def cache_folder() -> Path:
     """Where built models and demo data are kept: $MMRL_CACHE, else ~/.cache/mmrl."""
     return Path(os.environ.get("MMRL_CACHE") or "~/.cache/mmrl").expanduser()
-
-
-def local_model(path: str) -> Path | None:
-    """The folder of a model that lies on this machine; None for a hub name.
-
-    Raises:
-        PolicyError: it can only be meant as a folder, and there is none.
-    """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise PolicyError(f"model.path: there is no folder {path}.")
-    return None
 
 
 def starting_model(
@@ -69,17 +59,16 @@ def starting_model(
     folder = cache_folder() / "models" / f"{entry.id.replace('/', '-')}-{digest}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    try:
-        if progress is not None:
-            progress(f"building the starting model {entry.id} (once; kept in {folder})")
-        given = {"directory": aside / "model"} | ({} if progress is None else {"on_progress": progress})
+    tell = progress or (lambda _: None)
+    for leftover in folder.parent.glob(f".*{folder.name}.*.unfinished"):
+        if time.time() - leftover.stat().st_mtime > LEFT_BEHIND_S:
+            shutil.rmtree(leftover, ignore_errors=True)
+    tell(f"building the starting model {entry.id} (once; kept in {folder})")
+    started = time.perf_counter()
+    with written_aside(folder) as aside:
+        given = {"directory": aside} | ({} if progress is None else {"on_progress": progress})
         entry.call(options=options, **given)
-        if not folder.is_dir():
-            (aside / "model").rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    tell(f"built the starting model in {time.perf_counter() - started:.0f} s")
     return folder
 
 

@@ -29,7 +29,7 @@ from mmrl_core.batching import (
 from mmrl_core.config import parts_of
 from mmrl_core.conversation import demonstrate
 from mmrl_core.data import Template
-from mmrl_core.errors import HookResultError, PolicyError, TaskDataError
+from mmrl_core.errors import HookResultError, PolicyError, UnfitPromptError
 from mmrl_core.evaluation import mean_outcomes
 from mmrl_core.plugins.hook_results import check_advantages, check_choices, check_groups, check_loss, check_scores
 from mmrl_core.policy import REFERENCE
@@ -108,6 +108,13 @@ def extended_groups(
     return extended
 
 
+def accept(run: SteppingRun, prompt: Prompt) -> None:
+    """Raise UnfitPromptError for a prompt that a step of this stage cannot use; its row is set aside."""
+    run.policy.prepare([prompt])
+    if run.stage.kind == "sft":
+        answers_of(run, [prompt])
+
+
 def answers_of(run: SteppingRun, prompts: Sequence[Prompt]) -> list[str]:
     """The completion that a supervised step learns for each prompt."""
     targets = {part.name: part.target or run.stage.target for part in parts_of(run.stage)}
@@ -117,7 +124,7 @@ def answers_of(run: SteppingRun, prompts: Sequence[Prompt]) -> list[str]:
         for prompt in prompts
     ]
     if empty := [prompt.id for prompt, answer in zip(prompts, answers, strict=True) if not answer.strip()]:
-        raise TaskDataError(f"row {empty[0]} has no answer to learn: set the stage's target, or prompt.answer.")
+        raise UnfitPromptError(f"row {empty[0]} has no answer to learn: set the stage's target, or prompt.answer.")
     return answers
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from mmrl_core.runs import Recorder, check_trackers
 from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
-from mmrl_core.step import explain_memory, grpo_step, sft_step, trajectory_advantages
+from mmrl_core.step import accept, explain_memory, grpo_step, sft_step, trajectory_advantages
 from mmrl_core.types import Batch, RolloutGroup, Row, Sampling, Scores
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
@@ -154,7 +155,7 @@ class Trainer:
             )
         parts = parts_of(self.stage)
         self.environment = make_environment(self.stage.rollout, parts, self.plugins)
-        source = training_mixture(self.plugins, parts, self.environment)
+        source = training_mixture(self.plugins, parts, self.environment, partial(accept, self))
         if self.stage.steps is not None:
             self._num_steps = self.stage.steps
         else:

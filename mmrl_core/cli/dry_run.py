@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mmrl_core.config import RunConfig, StageConfig, check_components, check_trainable, parts_of
 from mmrl_core.conversation import make_environment
 from mmrl_core.data import training_mixture
@@ -37,7 +39,7 @@ def check_run(config: RunConfig) -> list[str]:
     wrong = [finding for finding in check_task(config, plugins) if not finding.ok]
     if any(not finding.tolerable for finding in wrong):
         raise ConfigError("\n".join(finding.what for finding in wrong))
-    path = starting_model(config, plugins.registry)
+    path = starting_model(config, plugins.registry, progress=partial(print, flush=True))
     policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
     parameters = list(policy.module.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -53,7 +55,7 @@ def check_run(config: RunConfig) -> list[str]:
 def _stage_lines(stage: StageConfig, plugins: Plugins, policy: Policy) -> list[str]:
     """What a stage will do, and of a mixture what each part has."""
     parts = parts_of(stage)
-    mixture = training_mixture(plugins, parts, make_environment(stage.rollout, parts, plugins))
+    mixture = training_mixture(plugins, parts, make_environment(stage.rollout, parts, plugins), policy.prompt_length)
     told: list[str] = []
     for source in mixture.sources:
         found = [source.prompt(index) for index in range(min(PROMPTS_ENCODED, len(source)))]

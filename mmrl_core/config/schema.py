@@ -84,6 +84,10 @@ class DataConfig(Strict):
         [], description="formats that are opened beside PNG, JPEG, WebP, GIF, BMP and TIFF"
     )
     max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
+    on_long: Literal["set_aside", "error"] = Field(
+        "set_aside",
+        description="rows too long for the model, with media it refuses or (sft) no answer: as broken, or an error",
+    )
 
 
 class VideoConfig(Strict):
@@ -110,7 +114,11 @@ class VideoConfig(Strict):
 
 
 class PromptConfig(Strict):
-    """How a row becomes a prompt; braces name data columns."""
+    """How a row becomes a prompt; braces name data columns.
+
+    What reads like a control token of the model (`<|im_end|>`, `<|image_pad|>`) gets a blank after its first character:
+    the chat template alone writes those.
+    """
 
     system: str = Field("", description="system message, if any")
     images: list[str] = Field([], description="image columns, such as '{image}'")
@@ -154,9 +162,12 @@ class ModelConfig(Strict):
 
     Options of the policy `language_model` may be written here too, as in `model: {lora: {rank: 16}}`, which is short
     for `model: {policy: {lora: {rank: 16}}}`. See [LanguageModelOptions](#languagemodeloptions-modelpolicy).
+
+    A LoRA adapter stands for the model that its `adapter_config.json` names, with the adapter: trained on under the
+    same `lora`, merged into the weights without.
     """
 
-    path: str | None = Field(None, description="model folder or hub name")
+    path: str | None = Field(None, description="model folder, checkpoint step-N, LoRA adapter's folder, or hub name")
     build: Annotated[Component, Registered("model")] | None = Field(
         None, description="registered builder of a starting model, instead of a path"
     )

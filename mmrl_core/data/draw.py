@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from mmrl_core.data.prompts import Preparer, PromptSource
+from mmrl_core.data.prompts import Accept, Preparer, PromptSource
 from mmrl_core.data.set_aside import BrokenRow
 from mmrl_core.errors import TaskDataError
 
@@ -95,9 +95,11 @@ class Mixture:
         return Draw(prompts, end, end // len(self) - position // len(self), broken)
 
 
-def training_mixture(plugins: Plugins, parts: Sequence[PartConfig], environment: Preparer | None) -> Mixture:
-    """What parts, each with rows to train on, are drawn from together."""
-    sources = [PromptSource.of_part(plugins, part, "train", environment) for part in parts]
+def training_mixture(
+    plugins: Plugins, parts: Sequence[PartConfig], environment: Preparer | None, accept: Accept | None = None
+) -> Mixture:
+    """What parts, each with rows to train on, are drawn from together. For `accept` see `PromptSource`."""
+    sources = [PromptSource.of_part(plugins, part, "train", environment, accept) for part in parts]
     return Mixture(sources, [part.weight for part in parts])
 
 

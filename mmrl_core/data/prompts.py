@@ -7,7 +7,7 @@ the row is then set aside with its file and reason, and the run goes on unless t
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -18,7 +18,7 @@ from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.row_media import Medium, RowMedia, decoded_bytes, place_media
 from mmrl_core.data.set_aside import BrokenRow, SetAside
 from mmrl_core.data.templates import Template, is_media, no_column
-from mmrl_core.errors import MissingPackageError, TaskDataError
+from mmrl_core.errors import MissingPackageError, TaskDataError, UnfitPromptError
 from mmrl_core.plugins import Plugins
 from mmrl_core.types import Prompt
 
@@ -34,6 +34,10 @@ class Preparer(Protocol):
 
     def prepare(self, prompt: Prompt) -> Prompt:
         """The prompt that the policy is given, with the tools that it may call."""
+
+
+Accept = Callable[[Prompt], object]
+"""Raises UnfitPromptError for a prompt that the policy does not take."""
 
 
 class PromptSource:
@@ -55,6 +59,7 @@ class PromptSource:
         name: str,
         part: str = "",
         environment: Preparer | None = None,
+        accept: Accept | None = None,
     ) -> None:
         """
         Args:
@@ -64,6 +69,8 @@ class PromptSource:
             name: what to call the source.
             part: of a mixture, that the prompts belong to.
             environment: prepares each prompt, with the tools that may be called.
+            accept: asks the policy whether it takes a prompt. Rows that it does not take are set aside, or with
+                `data.on_long` an error.
 
         Raises:
             PluginError: no installed plugin provides the source, or it has no such option.
@@ -80,6 +87,8 @@ class PromptSource:
         self._marks = {mark: kind for kind, mark in prompt.marks.items()}
         self._marks_off = MarksOff(self.name, prompt.marks.keys())
         self._environment = environment
+        self._accept = accept
+        self._sets_long_aside = data.on_long == "set_aside"
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
@@ -96,10 +105,12 @@ class PromptSource:
         part: PartConfig,
         split: Literal["train", "held_out"],
         environment: Preparer | None = None,
+        accept: Accept | None = None,
     ) -> Self:
         """The rows of a part that are trained on, or those that are held out; it must have them."""
         source = getattr(part.data, split)
-        return cls(plugins, source, part.prompt, part.data, name=split, part=part.name, environment=environment)
+        prompt, data, name = part.prompt, part.data, part.name
+        return cls(plugins, source, prompt, data, name=split, part=name, environment=environment, accept=accept)
 
     @property
     def marks_off(self) -> str | None:
@@ -116,7 +127,7 @@ class PromptSource:
         return self._num_rows
 
     def prompt(self, index: int) -> Prompt | None:
-        """The prompt of a row; None if the row is broken, which is then in `set_aside`.
+        """The prompt of a row; None if the row is broken or not taken, and then in `set_aside`.
 
         Messages are a system message, if the template is not empty, and a user message whose content is the images, the
         videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. A media
@@ -126,7 +137,8 @@ class PromptSource:
 
         Raises:
             IndexError: there is no such row.
-            TaskDataError: a template names a column that the data lack, or too many rows are broken.
+            TaskDataError: a template names a column that the data lack, or too many rows are broken; or the policy
+                does not take the prompt, and `data.on_long` is "error".
             MissingPackageError: a package that reads the row's media is not installed.
         """
         if not 0 <= index < self._num_rows:
@@ -147,6 +159,8 @@ class PromptSource:
             known = isinstance(error, TaskDataError)
             reason = str(error) if known else f"cannot read the row: {type(error).__name__}: {error}"
             self._set_aside(index, reading, reason)
+            return None
+        if not self._takes(index, prompt):
             return None
         self.set_aside.add_sound(index)
         self._keep(index, prompt)
@@ -170,6 +184,18 @@ class PromptSource:
     def _set_aside(self, index: int, reading: Sequence[Any], reason: str) -> None:
         file = self._file(index, reading)
         self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, plain_text(file), plain_text(reason)))
+
+    def _takes(self, index: int, prompt: Prompt) -> bool:
+        """Whether the policy takes the prompt of a row, which is set aside otherwise."""
+        try:
+            if self._accept is not None:
+                self._accept(prompt)
+        except UnfitPromptError as error:
+            if not self._sets_long_aside:
+                raise
+            self._set_aside(index, prompt.media_files, str(error))
+            return False
+        return True
 
     def _keep(self, index: int, prompt: Prompt) -> None:
         """Keep a decoded prompt for the next epoch, in place of those used longest ago."""

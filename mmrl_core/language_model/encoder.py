@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -15,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmrl_core.errors import TaskDataError
+from mmrl_core.errors import MissingPackageError, TaskDataError, UnfitPromptError
+from mmrl_core.language_model.chat import ChatTemplate, policy_turn
 from mmrl_core.language_model.observations import Continuation, Encoded, Observation
 from mmrl_core.media import content_hash, resample_audio
 from mmrl_core.types import Prompt
@@ -25,24 +24,6 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2 << 30
 """Encoded prompts kept between steps, in bytes."""
-
-TOOLS_SECTION = """# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-{}
-</tools>
-
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
-"""The section on tools in Qwen's chat templates, for their models whose template has none (Qwen2.5-VL)."""
-
-_ASSISTANT_TEXT = "turn-5f1c2ab07d"
-"""Takes the place of the policy's words where they do not matter. No text holds it by chance."""
 
 PROCESSOR_PARTS = {"images": "image_processor", "videos": "video_processor", "audios": "feature_extractor"}
 """The part of a processor that each kind of medium needs. Without it, the media would be ignored in silence."""
@@ -85,8 +66,7 @@ class PromptEncoder:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._model = model
         self._max_tokens = max_tokens
-        special = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"\b\B")
+        self.chat = ChatTemplate(processor)
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
         self._grown = False  # since the cache was last trimmed
         self._lock = threading.Lock()  # of the cache: prompts are also encoded ahead, in another thread
@@ -96,29 +76,21 @@ class PromptEncoder:
         """Sampling rate that the model hears audio at, or None if it takes none."""
         return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
 
+    def stop_ids(self) -> set[int]:
+        """The token that ends a turn as the chat template writes it, if any: what was taught ends a rollout."""
+        return set(self.tokenizer(self.chat.turn_end, add_special_tokens=False)["input_ids"][-1:])
+
     def render(self, prompt: Prompt) -> str:
         """The prompt's text with the chat template applied and placeholders for media."""
-        messages = list(prompt.messages)
-        if not prompt.tools:
-            return self._apply_template(messages)
-        text = self._apply_template(messages, tools=list(prompt.tools))
-        if prompt.tools[0]["function"]["name"] in text:
-            return text
-        return self._apply_template(_with_tools_section(messages, prompt.tools))  # its template knows no tools
-
-    def _apply_template(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-        if self.tokenizer is self.processor:  # a text model's template expects plain strings
-            messages = [{**message, "content": _plain_text(message["content"])} for message in messages]
-        return str(
-            self.processor.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **options)
-        )
+        return self.chat.render(prompt)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Tokenise a prompt and process its media. The same content gives the same object while it is cached.
 
         Raises:
-            TaskDataError: the prompt is longer than `model.max_prompt_tokens`, or an audio than the model's window
-                (prompts are never cut), or the model does not take such media.
+            UnfitPromptError: the prompt is longer than `model.max_prompt_tokens`, or an audio than the model's window
+                (prompts are never cut), or template or processor refuse it.
+            TaskDataError: the model does not take such media.
         """
         text = self.render(prompt)
         media = media_of(prompt.messages)
@@ -149,20 +121,18 @@ class PromptEncoder:
             The conversation, which may be longer than `model.max_prompt_tokens`.
 
         Raises:
-            TaskDataError: an audio is longer than the model's window, or the model does not take such media.
+            UnfitPromptError: an audio is longer than the model's window, or template or processor refuse the messages.
+            TaskDataError: the model does not take such media.
         """
-        # The template writes the messages after the conversation so far. What the policy said does not matter to it,
-        # and would not always give the tokens that were sampled.
-        turn = {"role": "assistant", "content": [{"type": "text", "text": _ASSISTANT_TEXT}]}
         earlier: list[Mapping[str, Any]] = []
         observation = before
         while isinstance(observation, Continuation):
-            earlier = [turn, *observation.messages, *earlier]
+            earlier = [policy_turn(), *observation.messages, *earlier]
             observation = observation.before
-        said = [self._without_special(message) for message in messages]
-        text = self._apply_template([*prompt.messages, *earlier, turn, *said]).rpartition(_ASSISTANT_TEXT)[2]
+        text = self.chat.after_turn(prompt, earlier, messages)
         if ended:
-            text = text.removeprefix(self.tokenizer.decode(action[-1:]))
+            last = self.tokenizer.decode(action[-1:])
+            text = text.removeprefix(self.chat.turn_end if self.chat.turn_end.endswith(last) else last)
         media = media_of(messages)
         media_keys = [_content_key(medium) for kind in media for medium in kind]
         reply = self._encode_once(prompt.id, text, media, media_keys, continues=True)
@@ -186,16 +156,6 @@ class PromptEncoder:
             self._grown = True
             return self._cache.setdefault(key, encoded)
 
-    def _without_special(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Text of tools may read like a control token. A blank in it keeps it from being one."""
-        parts = [
-            {**part, "text": self._special.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", part["text"])}
-            if part["type"] == "text"
-            else part
-            for part in message["content"]
-        ]
-        return {**message, "content": parts}
-
     def trim_cache(self) -> None:
         """Drop the prompts used longest ago until the cache fits. Called when a batch's features are computed."""
         with self._lock:
@@ -218,29 +178,45 @@ class PromptEncoder:
         for kind, part in PROCESSOR_PARTS.items():
             if getattr(media, kind) and getattr(self.processor, part, None) is None:
                 raise TaskDataError(f"prompt {name!r} holds {kind}, but the model takes none. Take out prompt.{kind}.")
-        if media.images:
-            arguments["images"] = media.images
-        if media.videos:
-            arguments["videos"] = [frames for frames, _ in media.videos]
-            arguments["video_metadata"] = [metadata for _, metadata in media.videos]
-            arguments["do_sample_frames"] = False
-        if media.audios:
-            arguments["audio"] = self._resampled(name, media.audios)
-            arguments["sampling_rate"] = self.processor.feature_extractor.sampling_rate
         if self.tokenizer is self.processor or continues:
             arguments["add_special_tokens"] = False  # the chat template wrote them
-        outputs = dict(self.processor(**arguments))
+        outputs = self._process(name, media, arguments)
         input_ids = outputs.pop("input_ids")[0]
         outputs.pop("attention_mask", None)
         token_types = outputs.pop("mm_token_type_ids", None)
         if not continues and len(input_ids) > self._max_tokens:
-            raise TaskDataError(
+            raise UnfitPromptError(
                 f"prompt {name!r} has {len(input_ids)} tokens, over model.max_prompt_tokens={self._max_tokens}. "
                 "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut."
             )
         position_ids, next_position = self._positions(input_ids, outputs, token_types)
         sizes = self._image_sizes(outputs)
         return Encoded(key, media_key, input_ids, position_ids, next_position, outputs, image_sizes_px=sizes)
+
+    def _process(self, name: str, media: PromptMedia, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Outputs of the processor for a text with media.
+
+        Raises:
+            UnfitPromptError: it refuses a medium, such as a picture 200 times as wide as high, or an audio is too long.
+        """
+        if media.images:
+            arguments["images"] = media.images
+        if media.videos:
+            arguments["videos"] = [frames for frames, _ in media.videos]
+            arguments["video_metadata"] = [metadata for _, metadata in media.videos]
+            arguments["do_sample_frames"] = False
+        try:
+            if media.audios:
+                arguments["audio"] = self._resampled(name, media.audios)
+                arguments["sampling_rate"] = self.processor.feature_extractor.sampling_rate
+            return dict(self.processor(**arguments))
+        except (MissingPackageError, MemoryError, UnfitPromptError):
+            raise
+        except Exception as error:  # a processor is foreign code
+            reason = str(error) if isinstance(error, TaskDataError) else f"{type(error).__name__}: {error}"
+            sizes = [f"{width} x {height} px" for width, height in (image.size for image in media.images)]
+            shown = f" (pictures: {', '.join(sizes)})" if sizes else ""
+            raise UnfitPromptError(f"prompt {name!r}: the model's processor refuses it{shown}: {reason}") from error
 
     def _resampled(self, name: str, audios: list[tuple[Any, int]]) -> list[Any]:
         """Samples of each audio at the rate that the model was trained on."""
@@ -249,7 +225,7 @@ class PromptEncoder:
         longest = max(map(len, resampled))
         if longest > getattr(extractor, "n_samples", longest):  # the extractor would cut what is beyond its window
             window_s = extractor.n_samples / extractor.sampling_rate
-            raise TaskDataError(
+            raise UnfitPromptError(
                 f"prompt {name!r} holds an audio of {longest / extractor.sampling_rate:.1f} s, and the model hears "
                 f"{window_s:g} s. Shorten it, or set prompt.max_audio_s to {window_s:g} to set such rows aside; "
                 "prompts are never cut."
@@ -287,21 +263,6 @@ class PromptEncoder:
         arguments = {name: value for name, value in arguments.items() if name in accepted}
         position_ids, delta = backbone.get_rope_index(input_ids[None], **arguments)
         return position_ids[:, 0], length + int(delta.flatten()[0])
-
-
-def _with_tools_section(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """The messages with the tools described in the system message, in the form that Qwen's models were trained on."""
-    section = TOOLS_SECTION.format("\n".join(map(json.dumps, tools)))
-    system = next((_plain_text(message["content"]) for message in messages if message["role"] == "system"), "")
-    text = f"{system}\n\n{section}" if system else section
-    others = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": [{"type": "text", "text": text}]}, *others]
-
-
-def _plain_text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content if part["type"] == "text")
 
 
 def media_of(messages: Sequence[Mapping[str, Any]]) -> PromptMedia:

@@ -2,17 +2,79 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.config.schema import LoraConfig
 from mmrl_core.errors import PolicyError
 from mmrl_core.language_model.options import LanguageModelOptions
-from mmrl_core.support import need
+from mmrl_core.support import local_model, need
 
 if TYPE_CHECKING:
     import torch
+
+
+def base_and_adapter(path: str | Path) -> tuple[str | Path, Path | None]:
+    """What to load for a path: itself; or for a folder with a LoRA adapter the model that it adapts, and the folder.
+
+    Raises:
+        PolicyError: the adapter does not say what it adapts, or that is not here.
+    """
+    settings = _adapter_settings(path)
+    if settings is None:
+        return path, None
+    base = settings.get("base_model_name_or_path")
+    if not base:
+        raise PolicyError(f"the adapter {path} does not say which model it adapts: base_model_name_or_path is missing.")
+    try:
+        return local_model(base) or base, Path(path)
+    except PolicyError as error:
+        raise PolicyError(
+            f"the adapter {path} adapts {base}, which is not here. Put the model there, or write where it is into "
+            "base_model_name_or_path of adapter_config.json."
+        ) from error
+
+
+def base_is_missing(path: Path) -> bool:
+    """Whether a folder holds a LoRA adapter whose model is not on this machine."""
+    try:
+        base_and_adapter(path)
+    except PolicyError:
+        return True
+    return False
+
+
+def check_adapter(path: Path, lora: LoraConfig | None) -> None:
+    """Refuse weights that the policy of these options cannot take over.
+
+    Raises:
+        PolicyError: an adapter of another rank or alpha, an adapter for a policy without one, or the other way round.
+    """
+    settings = _adapter_settings(path)
+    if settings is None and lora is not None:
+        raise PolicyError(f"{path} holds a whole model, and model.lora is set. Take model.lora out.")
+    if settings is None:
+        return
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    if lora is None or (lora.rank, lora.alpha) != (rank, alpha):
+        given = "not set" if lora is None else f"rank {lora.rank}, alpha {lora.alpha:g}"
+        raise PolicyError(
+            f"{path} holds a LoRA adapter of rank {rank} and alpha {alpha:g}, and model.lora is {given}. "
+            f"Set model.lora to {{rank: {rank}, alpha: {alpha:g}}}."
+        )
+
+
+def _adapter_settings(path: str | Path) -> dict[str, Any] | None:
+    """`adapter_config.json` of a folder, if it has one."""
+    try:
+        return dict(json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{Path(path) / 'adapter_config.json'} cannot be read: {error}.") from error
 
 
 def load_model(

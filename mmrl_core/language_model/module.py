@@ -120,7 +120,9 @@ class LanguageModel(nn.Module):
         parts: list[Encoded | Stretch] = [*prompts, *tails]
         input_ids = torch.cat([part.input_ids for part in parts])[None].to(self.device)
         positions = torch.cat([part.position_ids for part in parts], 1)[:, None].to(self.device)
-        embeddings = self._with_media(input_ids, [*prompts, *(part for item in tails for part in item.parts)])
+        observed = [torch.ones(sum(map(len, prompts)), dtype=torch.bool), *(item.observed for item in tails)]
+        with_media = [*prompts, *(part for item in tails for part in item.parts)]
+        embeddings = self._with_media(input_ids, torch.cat(observed)[None], with_media)
         return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), attention)[0]
 
     def _plain_hidden(self, rows: Sequence[Row]) -> Tensor:
@@ -250,15 +252,16 @@ class LanguageModel(nn.Module):
         input_ids = torch.stack([pad(item.input_ids) for item in items]).to(self.device)
         positions = torch.stack([pad(item.position_ids) for item in items], 1).to(self.device)
         mask = torch.stack([pad(torch.ones_like(item.input_ids, dtype=torch.bool)) for item in items])
-        embeddings = self._with_media(input_ids, [part for item in items for part in item.parts])
+        observed = torch.stack([pad(item.observed) for item in items])
+        embeddings = self._with_media(input_ids, observed, [part for item in items for part in item.parts])
         return embeddings, positions, mask.to(self.device)
 
-    def _with_media(self, input_ids: Tensor, prompts: Sequence[Encoded]) -> Tensor:
-        """Embeddings of the prompts' tokens, features in the places of their placeholders."""
+    def _with_media(self, input_ids: Tensor, observed: Tensor, prompts: Sequence[Encoded]) -> Tensor:
+        """Embeddings of tokens, features in the places of the placeholders that were `observed`, bool like the ids."""
         embeddings = self._embed_tokens(input_ids)
         for kind, values in self._features(prompts).items():
-            places = (input_ids == getattr(self.base.config, f"{kind}_token_id"))[..., None]
-            embeddings = embeddings.masked_scatter(places, values.to(embeddings.dtype))
+            places = (input_ids == getattr(self.base.config, f"{kind}_token_id")) & observed.to(input_ids.device)
+            embeddings = embeddings.masked_scatter(places[..., None], values.to(embeddings.dtype))
         return embeddings
 
     def _features(self, prompts: Sequence[Encoded]) -> dict[str, Tensor]:

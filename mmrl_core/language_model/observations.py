@@ -82,11 +82,19 @@ Observation = Encoded | Continuation
 
 
 class Stretch(NamedTuple):
-    """A part of a conversation: int64 [S] tokens, int64 [axes, S] positions, and the encodings with media, in order."""
+    """A part of a conversation.
+
+    Attributes:
+        input_ids: int64 [S].
+        position_ids: int64 [axes, S].
+        parts: the encodings with media, in order.
+        observed: bool [S]; False in actions, where an id of a media placeholder stands for itself and for no medium.
+    """
 
     input_ids: Tensor
     position_ids: Tensor
     parts: list[Encoded]
+    observed: Tensor
 
 
 def root(observation: Observation) -> Encoded:
@@ -98,20 +106,24 @@ def root(observation: Observation) -> Encoded:
 
 def tail(observation: Observation, action: Tensor | None = None) -> Stretch:
     """A conversation without its prompt, followed by an action if one is given."""
-    ids, positions, parts = [], [], []
+    ids, positions, parts, observed = [], [], [], []
     axes = len(root(observation).position_ids)
     if action is not None:
         ids.append(action)
+        observed.append(torch.zeros(len(action), dtype=torch.bool))
         positions.append(_following(observation.next_position, len(action), axes))
     while isinstance(observation, Continuation):
         ids += [observation.reply.input_ids, observation.action]
+        observed += [torch.ones(len(observation.reply), dtype=torch.bool)]
+        observed += [torch.zeros(len(observation.action), dtype=torch.bool)]
         positions.append(observation.reply.position_ids)
         positions.append(_following(observation.before.next_position, len(observation.action), axes))
         parts.append(observation.reply)
         observation = observation.before
     if not ids:
-        return Stretch(torch.zeros(0, dtype=torch.long), torch.zeros(axes, 0, dtype=torch.long), [])
-    return Stretch(torch.cat(ids[::-1]), torch.cat(positions[::-1], 1), parts[::-1])
+        nothing = torch.zeros(axes, 0, dtype=torch.long)
+        return Stretch(nothing[0], nothing, [], nothing[0].bool())
+    return Stretch(torch.cat(ids[::-1]), torch.cat(positions[::-1], 1), parts[::-1], torch.cat(observed[::-1]))
 
 
 def whole(observation: Observation) -> Stretch:
@@ -121,6 +133,7 @@ def whole(observation: Observation) -> Stretch:
         torch.cat([start.input_ids, rest.input_ids]),
         torch.cat([start.position_ids, rest.position_ids], 1),
         [start, *rest.parts],
+        torch.cat([torch.ones(len(start), dtype=torch.bool), rest.observed]),
     )
 
 

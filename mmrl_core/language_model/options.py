@@ -27,13 +27,17 @@ class LanguageModelOptions(Strict):
     )
     attention: str = Field("sdpa", description="attention implementation of transformers")
     freeze: list[str] = Field(
-        [], description="towers (vision with its projector, audio, projector, language) or parameter-name patterns"
+        [],
+        description="towers (vision with its projector, audio, projector, language) or parameter-name patterns; "
+        "what is frozen gets no LoRA adapter",
     )
     lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
     max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
-    max_prompt_tokens: PositiveInt = Field(8192, description="longer prompts are an error, never cut")
+    max_prompt_tokens: PositiveInt = Field(
+        8192, description="longer prompts are never cut; data.on_long says what happens"
+    )
     feature_cache: str | None = Field(
         None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
     )

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmrl_core.errors import PolicyError
+from mmrl_core.errors import PolicyError, UnfitPromptError
 from mmrl_core.language_model.encoder import PromptEncoder
 from mmrl_core.language_model.engines.base import Engine, Sampled
 from mmrl_core.language_model.engines.hf import HFEngine
-from mmrl_core.language_model.loading import load_processor
+from mmrl_core.language_model.loading import base_and_adapter, base_is_missing, check_adapter, load_processor
 from mmrl_core.language_model.observations import Continuation, Encoded, Observation
 from mmrl_core.language_model.options import LanguageModelOptions, check_trainable
 from mmrl_core.language_model.packing import Sequences
-from mmrl_core.language_model.preparing import chosen_precision, prepared_model, writable
+from mmrl_core.language_model.preparing import chosen_precision, prepared_model
 from mmrl_core.language_model.preview import PromptPreview
+from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.policy import PolicyBase
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
@@ -33,7 +34,7 @@ class LanguageModelPolicy(PolicyBase):
     """A transformers model as a `Policy`.
 
     Attributes:
-        path: model folder or hub name that it started from.
+        path: model folder or hub name that it started from; for an adapter, of the model that it adapts.
         options: the policy's options.
         engine: samples the completions.
         model: the module that is trained. `module` is the same, or accelerate's wrapper around it.
@@ -54,7 +55,7 @@ class LanguageModelPolicy(PolicyBase):
         """Load model and processor.
 
         Args:
-            path: model folder or hub name.
+            path: model folder, folder of a LoRA adapter, or hub name.
             device: where the model goes.
             engine: rollout engine, by default `HFEngine`.
             revision: of the hub's model.
@@ -64,14 +65,15 @@ class LanguageModelPolicy(PolicyBase):
             PolicyError: the model cannot be loaded, or the options do not fit it.
         """
         self.options = LanguageModelOptions(**options)
-        self.path = path
+        self.path, adapter = base_and_adapter(path)
         self.engine = engine or HFEngine()
         device = torch.device(device)
         precision = chosen_precision(self.options, device)
         self._mixed = precision == "bfloat16_mixed"
-        self.model = prepared_model(path, self.options, device, revision=revision)
-        processor = load_processor(path, self.options, revision=revision)
+        self.model = prepared_model(self.path, self.options, device, revision=revision, adapter=adapter)
+        processor = load_processor(self.path, self.options, revision=revision)
         self.encoder = PromptEncoder(processor, self.model.base, self.options.max_prompt_tokens)
+        self.model.stop_ids |= self.encoder.stop_ids()
         if self.options.feature_cache is not None:
             self.model.feature_cache = _feature_cache(self.options.feature_cache, self.model.base, processor, precision)
         super().__init__(self.model, self.model.model)
@@ -117,10 +119,16 @@ class LanguageModelPolicy(PolicyBase):
         return RolloutGroup(_with_image_size(prompt, observation), rollouts)
 
     def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> Continuation | None:
-        """See `Policy.observe`. The whole conversation has to fit into `model.max_prompt_tokens`."""
+        """See `Policy.observe`. The whole conversation has to fit into `model.max_prompt_tokens`.
+
+        None, too, where the model's processor refuses a medium of the messages.
+        """
         row = rollout.rows[-1]
         ended = int(row.action[-1]) in self.model.stop_ids
-        observation = self.encoder.encode_reply(prompt, row.observation, row.action, messages, ended=ended)
+        try:
+            observation = self.encoder.encode_reply(prompt, row.observation, row.action, messages, ended=ended)
+        except UnfitPromptError:  # such as a picture cut by a tool into a thread
+            return None
         return observation if len(observation) <= self.options.max_prompt_tokens else None
 
     def act(
@@ -160,10 +168,10 @@ class LanguageModelPolicy(PolicyBase):
         return groups
 
     def _forced(self, answers: Sequence[str]) -> list[Sampled]:
-        """Answers of the data as if they had been sampled, with the end-of-turn token."""
-        tokenizer = self.encoder.tokenizer
-        answer_ids = tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-        tokens = [torch.tensor([*ids, tokenizer.eos_token_id]) for ids in answer_ids]
+        """Answers of the data as if they had been sampled, with the end of a turn as the chat template writes it."""
+        chat, tokenizer = self.encoder.chat, self.encoder.tokenizer
+        texts = [chat.neutral(answer) + chat.turn_end for answer in answers]
+        tokens = [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         return [Sampled(ids, torch.zeros(len(ids)), truncated=False) for ids in tokens]
 
     def decode(self, tokens: Tensor) -> str:
@@ -186,8 +194,10 @@ class LanguageModelPolicy(PolicyBase):
         return sum(map(len, sequences.prompts)) + sum(sequences.lengths) + len(sequences.lengths)
 
     def prompt_length(self, prompt: Prompt) -> int | None:
-        """Tokens of a prompt, media included."""
-        return len(self.encoder.encode(prompt))
+        """Tokens of a prompt, media included. What is encoded for it is kept as far as the cache goes."""
+        length = len(self.encoder.encode(prompt))
+        self.encoder.trim_cache()
+        return length
 
     def set_temperature(self, temperature: float) -> None:
         """Set the sampling temperature, which logprobs are taken at too."""
@@ -207,11 +217,15 @@ class LanguageModelPolicy(PolicyBase):
 
     def save(self, directory: Path) -> None:
         """Model (or LoRA adapter) and processor in transformers' own formats, weights as safetensors."""
-        self.model.model.save_pretrained(directory, **writable(self.model.model))
-        self.encoder.processor.save_pretrained(directory)
+        save_whole(self.model.model, self.encoder.processor, directory)
 
     def load(self, directory: Path) -> None:
-        """Restore weights written by `save`, bit for bit."""
+        """Restore weights written by `save`, bit for bit.
+
+        Raises:
+            PolicyError: they are of a whole model where this one has an adapter, or of another adapter.
+        """
+        check_adapter(directory, self.options.lora)
         if self.options.lora is not None:
             from peft import load_peft_weights, set_peft_model_state_dict
 
@@ -230,12 +244,12 @@ class LanguageModelPolicy(PolicyBase):
     @classmethod
     def preview(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> PromptPreview:
         """Texts and lengths of prompts without the model's weights. The arguments are those of the policy."""
-        return PromptPreview(path, LanguageModelOptions(**options), revision=revision)
+        return PromptPreview(base_and_adapter(path)[0], LanguageModelOptions(**options), revision=revision)
 
     @staticmethod
     def needs_base(directory: Path) -> bool:
-        """Whether a LoRA adapter was saved there, and not a whole model."""
-        return (directory / "adapter_config.json").is_file()
+        """Whether a LoRA adapter was saved there, and the model that it names is not here any more."""
+        return base_is_missing(directory)
 
     def close(self) -> None:
         self.engine.close()

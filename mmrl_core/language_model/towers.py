@@ -19,9 +19,8 @@ TOWERS = {
     "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
     "audio": ("*audio_tower.*",),
     "projector": ("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
-    "language": ("*language_model.*", "lm_head.*"),
 }
-"""Names in `model.freeze` -> patterns of parameter names."""
+"""Names in `model.freeze` -> patterns of parameter names. "language" is all that none of them selects."""
 
 TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
 """Module names of media towers, which LoRA leaves alone."""
@@ -33,17 +32,17 @@ FIXED = ("*audio_tower.embed_positions.*",)
 
 
 def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
-    """Stop training the parameters that `names` select: keys of `TOWERS` or patterns such as '*.layers.0.*'.
+    """Stop training the parameters that `names` select: towers, "language" or patterns such as '*.layers.0.*'.
 
     Raises:
         PolicyError: a name selects no parameter.
     """
     for name in names:
-        selected = _matching(model, TOWERS.get(name, (name,)))
+        selected = _language(model) if name == "language" else _matching(model, TOWERS.get(name, (name,)))
         if not selected:
             raise PolicyError(
-                f"model.freeze: {name!r} selects no parameter. Towers: {', '.join(TOWERS)}; or a pattern of names "
-                f"such as {next(iter(model.state_dict()))!r}."
+                f"model.freeze: {name!r} selects no parameter. Towers: {', '.join(TOWERS)}, language; or a pattern of "
+                f"names such as {next(iter(model.state_dict()))!r}."
             )
         for parameter in selected:
             parameter.requires_grad_(False)
@@ -54,6 +53,15 @@ def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
 def towers_frozen(model: nn.Module) -> bool:
     """Whether no parameter between media and the text decoder is trained, so that features may be kept."""
     return not any(parameter.requires_grad for parameter in _matching(model, _BEFORE_DECODER))
+
+
+def _language(model: nn.Module) -> list[nn.Parameter]:
+    """The text decoder with its embeddings and head: what is of no tower. Of a text model all there is."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in _BEFORE_DECODER)
+    ]
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:

@@ -3,5 +3,6 @@
 from mmrl_core.support.extras import need
 from mmrl_core.support.files import finite, remove_unfinished, written_aside
 from mmrl_core.support.lazy import lazy_names
+from mmrl_core.support.model_paths import local_model
 
-__all__ = ["finite", "lazy_names", "need", "remove_unfinished", "written_aside"]
+__all__ = ["finite", "lazy_names", "local_model", "need", "remove_unfinished", "written_aside"]

@@ -12,7 +12,7 @@ from mmrl_core.config import RunConfig, load_config
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import Plugins, TaskEntry, load_plugins
 from mmrl_core.plugins.registry import KINDS
-from mmrl_core.testing.prompt_cost import length_finding, load_preview
+from mmrl_core.testing.prompt_cost import length_findings, load_preview
 from mmrl_core.testing.reward_checks import reward_findings
 from mmrl_core.testing.row_checks import further_row_findings
 from mmrl_core.testing.sections import Finding, Section, Split, component_findings, sections, some
@@ -138,5 +138,5 @@ def _data_findings(
     if without := [p.id for p in prompts if not p.media_keys] if templates else []:
         findings.append(Finding(True, f"{where}: {some(without)}: no media in prompt.images, videos and audios"))
     if encoder is not None and prompts:
-        findings.append(length_finding(where, prompts, encoder))
+        findings += length_findings(where, prompts, encoder, section.part.data)
     return prompts

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from mmrl_core.config.schema import ModelConfig
-from mmrl_core.errors import PluginError, PolicyError
+from mmrl_core.config.schema import DataConfig, ModelConfig
+from mmrl_core.errors import PluginError, PolicyError, UnfitPromptError
 from mmrl_core.plugins import Plugins
-from mmrl_core.starting_model import local_model
+from mmrl_core.policy import Preview
+from mmrl_core.support import local_model
 from mmrl_core.testing.sections import Finding
 from mmrl_core.types import Prompt
 
 
-def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) -> Any:
-    """`preview` of the policy's class; None if it has none, or the model does not lie on this machine."""
+def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) -> Preview | None:
+    """What the policy's class knows of prompts; None if nothing, or if the model does not lie on this machine."""
     try:
         policy_class = plugins.registry.get("policy", model.policy.name).load()
     except PluginError:  # found before
         return None
-    if model.path is None or not hasattr(policy_class, "preview"):
+    if model.path is None or not hasattr(policy_class, "preview"):  # one that is not of the protocol yet
         return None
     try:
         if (path := local_model(model.path)) is None:
             return None
-        return policy_class.preview(path, revision=model.revision, **model.policy.options)
+        made: Preview | None = policy_class.preview(path, revision=model.revision, **model.policy.options)
+        return made
     except PolicyError as error:
         findings.append(Finding(False, str(error)))
     except Exception as error:  # transformers raises anything on a broken folder
@@ -32,24 +33,33 @@ def load_preview(model: ModelConfig, plugins: Plugins, findings: list[Finding]) 
     return None
 
 
-def length_finding(where: str, prompts: Sequence[Prompt], preview: Any) -> Finding:
+def length_findings(where: str, prompts: Sequence[Prompt], preview: Preview, data: DataConfig) -> list[Finding]:
+    """Which prompts the model does not take, and how long the longest is; tolerable where a run sets them aside."""
     limit = preview.max_prompt_tokens
-    try:
-        lengths = {prompt.id: preview.prompt_length(prompt) for prompt in prompts}
-    except Exception as error:  # a processor is foreign code
-        return Finding(False, f"{where}: the model's processor raised {type(error).__name__}: {error}")
+    lengths: dict[str, int] = {}
+    unfit: list[str] = []
+    for prompt in prompts:
+        try:
+            lengths[prompt.id] = preview.prompt_length(prompt)
+        except UnfitPromptError as error:
+            unfit.append(str(error))
+        except Exception as error:  # a processor is foreign code
+            return [Finding(False, f"{where}: the model's processor raised {type(error).__name__}: {error}")]
+    too_long = [key for key, length in lengths.items() if length > limit]
+    tolerable = data.on_long == "set_aside" and len(unfit) + len(too_long) < len(prompts)
+    findings = [Finding(False, f"{where}: {reason}", tolerable) for reason in unfit]
+    if not lengths:
+        return findings
     longest = max(lengths, key=lambda key: lengths[key])
     what = f"{where}: the longest prompt read, {longest}, has {lengths[longest]} tokens"
-    if lengths[longest] <= limit:
-        return Finding(True, f"{what} (model.max_prompt_tokens: {limit})")
-    return Finding(
-        False,
-        f"{what}, more than model.max_prompt_tokens: {limit}. Raise the limit, shorten the prompt, "
-        "or lower model.max_pixels; prompts are never cut",
-    )
+    if not too_long:
+        return [*findings, Finding(True, f"{what} (model.max_prompt_tokens: {limit})")]
+    over = f"{what}, more than model.max_prompt_tokens: {limit}; so have {len(too_long)} of {len(prompts)} prompts"
+    advice = "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut"
+    return [*findings, Finding(False, f"{over}. {advice}", tolerable)]
 
 
-def as_the_model_sees(prompt: Prompt, preview: Any) -> list[str]:
+def as_the_model_sees(prompt: Prompt, preview: Preview | None) -> list[str]:
     """Lines of a preview: the rendering of the chat template and the number of tokens; none without a `preview`."""
     if preview is None:
         return []

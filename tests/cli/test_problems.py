@@ -148,3 +148,36 @@ def test_a_model_path_that_does_not_exist(command, task, capsys, model):
     code, output = run(command, capsys)
     assert code in (1, 2)
     says(output, "model", "./nowhere")
+
+
+BUILDER = """
+from mmrl_core.testing import build_tiny
+
+def built(directory, *, seed: int = 0, on_progress=None):
+    \"\"\"A tiny model.\"\"\"
+    build_tiny("qwen2_5_vl", directory, seed=seed)
+    if on_progress is not None:
+        on_progress("trained 100 steps")
+"""
+
+
+def test_a_dry_run_that_builds_its_model_tells_of_it_and_how_long_it_took(task, capsys, monkeypatch, model):
+    monkeypatch.setenv("MMRL_CACHE", "cache")
+    Path("builder.py").write_text(BUILDER)
+    task((f"path: {model}", "build: builder.py:built"))
+    code, output = run("dry run", capsys)
+    assert code == 0, output
+    lines = output.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("building the starting model"))
+    assert lines[start + 1] == "trained 100 steps" and lines[start + 2].startswith("built the starting model in ")
+    (made,) = Path("cache/models").iterdir()
+    assert (made / "config.json").is_file() and not made.name.startswith("."), "nothing is left half-built"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_model_path_in_a_folder_of_models_is_not_asked_of_the_hub(command, task, capsys, model):
+    Path("models").mkdir()
+    task((str(model), "models/nope"))
+    code, output = run(command, capsys)
+    assert code in (1, 2)
+    says(output, "model.path: there is no folder models/nope")

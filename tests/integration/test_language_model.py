@@ -11,7 +11,7 @@ from mmrl_core.config import LoraConfig
 from mmrl_core.errors import TaskDataError
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.media import Audio
-from mmrl_core.types import Row, Sampling
+from mmrl_core.types import Rollout, Row, Sampling
 
 KINDS = ("qwen2", "qwen2_vl", "qwen2_5_vl", "qwen2_audio", "gemma3_text")
 TEXT_KINDS = ("qwen2", "qwen3", "llama", "gemma2", "gemma3_text")
@@ -229,6 +229,38 @@ def test_answers_are_shown_with_the_end_of_turn_and_are_not_the_policys_own(tiny
     assert policy.encoder.tokenizer.decode(row.action) == "a red dog<|im_end|>"
     assert row.masks["forced_mask"].all() and not row.masks["action_mask"].any()
     assert row.sampler_logprobs is None
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "qwen2_audio"])
+def test_a_placeholder_among_the_policys_own_tokens_stands_for_no_medium(kind, attention, tiny_model, prompts):
+    """No engine samples one, and an answer of the data holds none; what comes from elsewhere is scored all the same."""
+    policy = load(tiny_model(kind), attention=attention)
+    config = policy.model.base.config
+    names = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
+    placeholders = [getattr(config, name) for name in names if hasattr(config, name)]
+    assert placeholders == policy.model.banned_ids.tolist() != []
+    rows = [
+        replace(row, action=torch.tensor([70, *placeholders, 71]), num_actions=len(placeholders) + 2)
+        for row in rows_of(policy, prompts(kind), sizes=(2, 1, 1, 1, 1))
+    ]
+    logprobs = policy.logprobs(rows).logprobs
+    logprobs.sum().backward()
+    assert logprobs.isfinite().all() and logprobs.shape == (len(rows), len(placeholders) + 2)
+    # The first token is not reached by what follows it, and another word in their place gives other logprobs after it.
+    words = [replace(row, action=torch.tensor([70, *(72 for _ in placeholders), 71])) for row in rows]
+    with torch.no_grad():
+        others = policy.logprobs(words).logprobs
+    torch.testing.assert_close(logprobs[:, 0], others[:, 0], rtol=0, atol=1e-5)
+    assert (logprobs[:, -1] - others[:, -1]).abs().max() > 1e-3
+
+    message = {"role": "tool", "content": [{"type": "text", "text": "and now"}]}
+    asked = prompts(kind)[0]
+    rollout = Rollout([rows[0]], "")
+    observed = policy.observe(asked, rollout, [message])
+    decisions = policy.act([asked], [rollout], [observed], Sampling(max_tokens=2))
+    later = policy.logprobs([rows[0], decisions[0][0]]).logprobs
+    torch.testing.assert_close(later[1, :2], decisions[0][0].sampler_logprobs, rtol=0, atol=1e-5)
 
 
 def test_a_frozen_tower_encodes_each_medium_once_and_a_trained_one_in_each_pass(tiny_model, prompts):

@@ -6,50 +6,47 @@ _SYSTEM_TURN = (
     "{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}"
     "{%- endif -%}"
 )
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}" + _SYSTEM_TURN + "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['content'] is string -%}"
-    "{{- message['content'] -}}"
-    "{%- else -%}"
-    "{%- for part in message['content'] -%}"
+
+
+def _chatml(media: str, opening: str = "") -> str:
+    """Turns as the Qwen family writes them.
+
+    Args:
+        media: what is written for the part of a message that is a medium, as branches that end before the text's.
+        opening: what comes before the first message.
+    """
+    return (
+        opening + "{%- for message in messages -%}" + _SYSTEM_TURN + "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+        "{%- if message['content'] is string -%}"
+        "{{- message['content'] -}}"
+        "{%- else -%}"
+        "{%- for part in message['content'] -%}" + media + "{%- elif 'text' in part -%}"
+        "{{- part['text'] -}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- endif -%}"
+        "{{- '<|im_end|>\\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}"
+        "{{- '<|im_start|>assistant\\n' -}}"
+        "{%- endif -%}"
+    )
+
+
+CHAT_TEMPLATE = _chatml(
     "{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}"
     "{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
     "{%- elif part['type'] == 'video' or 'video' in part -%}"
     "{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}"
-    "{%- elif 'text' in part -%}"
-    "{{- part['text'] -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- endif -%}"
-    "{{- '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}"
-    "{{- '<|im_start|>assistant\\n' -}}"
-    "{%- endif -%}"
 )
 SHORT_CHAT_TEMPLATE = CHAT_TEMPLATE.replace(_SYSTEM_TURN, "")  # without the default system turn
 
 # Qwen2-Audio's numbers the audios of a conversation and ends each with a line break.
-AUDIO_CHAT_TEMPLATE = (
-    "{%- set audios = namespace(count=0) -%}"
-    "{%- for message in messages -%}" + _SYSTEM_TURN + "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['content'] is string -%}"
-    "{{- message['content'] -}}"
-    "{%- else -%}"
-    "{%- for part in message['content'] -%}"
+AUDIO_CHAT_TEMPLATE = _chatml(
     "{%- if part['type'] == 'audio' or 'audio' in part or 'audio_url' in part -%}"
     "{%- set audios.count = audios.count + 1 -%}"
-    "{{- 'Audio ' ~ audios.count ~ ': <|audio_bos|><|AUDIO|><|audio_eos|>\\n' -}}"
-    "{%- elif 'text' in part -%}"
-    "{{- part['text'] -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- endif -%}"
-    "{{- '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}"
-    "{{- '<|im_start|>assistant\\n' -}}"
-    "{%- endif -%}"
+    "{{- 'Audio ' ~ audios.count ~ ': <|audio_bos|><|AUDIO|><|audio_eos|>\\n' -}}",
+    opening="{%- set audios = namespace(count=0) -%}",
 )
 # Llama 3: every turn has a header, and the template writes the token that opens a text.
 LLAMA_CHAT_TEMPLATE = (

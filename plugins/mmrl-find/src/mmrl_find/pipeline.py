@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.starting_model import local_model
+from mmrl_core.support import local_model
 
 SUPPORTED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "TextToVideoSDPipeline")
 """Pipelines whose latents, embeddings and outputs are known here: Stable Diffusion 1 and 2, SDXL, ModelScope's."""

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from mmrl_core.errors import RewardError
+from mmrl_core.errors import PolicyError, RewardError
+from mmrl_core.support import local_model
 
 Picture = Image.Image
 Loaded = TypeVar("Loaded")
@@ -302,11 +303,12 @@ def check_model(path: str, model_type: str) -> None:
 
 
 def _from_pretrained(kind: Any, path: str, **options: Any) -> Any:
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.startswith((".", "/", "~")) or path.count("/") > 1):  # no hub name
-        raise RewardError(f"there is no folder {path} with the reward's model.")
     try:
-        return kind.from_pretrained(folder if folder.is_dir() else path, **options)
+        where = local_model(path) or path
+    except PolicyError as error:
+        raise RewardError(f"the reward's model: {str(error).removeprefix('model.path: ')}") from error
+    try:
+        return kind.from_pretrained(where, **options)
     except Exception as error:  # transformers raises anything on a broken folder
         raise RewardError(f"reward model {path!r}: cannot load its {kind.__name__}: {_reason(error)}") from error
 

@@ -1,0 +1,184 @@
+"""A model's chat template: messages into text in which the template alone writes control tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from mmrl_core.errors import PolicyError, UnfitPromptError
+from mmrl_core.types import Prompt
+
+TOOLS_SECTION = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+"""The section on tools in Qwen's chat templates, for their models whose template has none (Qwen2.5-VL)."""
+
+_ASSISTANT_TEXT = "turn-5f1c2ab07d"
+"""Takes the place of the policy's words where they do not matter. No text holds it by chance."""
+
+_MEDIA_TOKENS = ("image_token", "video_token", "audio_token", "audio_bos_token", "audio_eos_token")
+"""Attributes of processors: placeholders that they replace in a text, whether the tokenizer knows them or not."""
+
+
+class ChatTemplate:
+    """The chat template of a processor, or of a text model's tokenizer.
+
+    What data, tools and environments say may read like a control token: an end of turn, or the placeholder of a
+    picture. A blank after its first character keeps it from being one, wherever it stands.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        """
+        Args:
+            processor: processor of transformers, or the tokenizer of a text model.
+        """
+        self._processor = processor
+        self._tokenizer = getattr(processor, "tokenizer", processor)
+        control = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
+        control |= {str(getattr(processor, name)) for name in _MEDIA_TOKENS if getattr(processor, name, None)}
+        longest_first = sorted((token for token in control if len(token) > 1), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or r"\b\B")
+
+    def render(self, prompt: Prompt) -> str:
+        """The prompt's text with the template applied and placeholders for media.
+
+        Raises:
+            UnfitPromptError: the template refuses the messages.
+            PolicyError: the model has no template.
+        """
+        messages, tools = prompt.messages, self._neutral(list(prompt.tools))
+        if not tools:
+            return self._apply(prompt.id, messages)
+        text = self._apply(prompt.id, messages, tools=tools)
+        if tools[0]["function"]["name"] in text:
+            return text
+        try:
+            return self._apply(prompt.id, _with_tools_section(messages, tools))  # its template knows no tools
+        except UnfitPromptError:  # nor a system message
+            return self._apply(prompt.id, _before_the_question(_with_tools_section(messages, tools)))
+
+    def after_turn(
+        self, prompt: Prompt, earlier: Sequence[Mapping[str, Any]], said: Sequence[Mapping[str, Any]]
+    ) -> str:
+        """What the template writes between a turn of the policy and its next one, the end of the turn included.
+
+        Args:
+            prompt: that the conversation began with.
+            earlier: what was said since, up to the turn; where the policy spoke stands `policy_turn()`.
+            said: messages that answer it.
+
+        Raises:
+            UnfitPromptError: the template refuses the messages.
+        """
+        # What the policy said does not matter to the template, and would not always give the tokens that were sampled.
+        messages = [*prompt.messages, *earlier, policy_turn(), *said]
+        return self._apply(prompt.id, messages).rpartition(_ASSISTANT_TEXT)[2]
+
+    @cached_property
+    def turn_end(self) -> str:
+        """What the template writes to end a turn of the policy; the tokenizer's end of text if it writes nothing.
+
+        It is a control token, after blanks where the template has them.
+        """
+        asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+        try:
+            rest = self._apply("", [asked, policy_turn()], add_generation_prompt=False).rpartition(_ASSISTANT_TEXT)[2]
+        except (PolicyError, UnfitPromptError):  # it is refused where a prompt is rendered
+            rest = ""
+        found = self._control.match(rest, len(rest) - len(rest.lstrip()))
+        return rest[: found.end()] if found else str(self._tokenizer.eos_token or "")
+
+    def neutral(self, text: str) -> str:
+        """The text with a blank in everything that reads like a control token."""
+        return self._control.sub(lambda found: f"{found[0][:1]} {found[0][1:]}", text)
+
+    def _neutral(self, value: Any) -> Any:
+        """The same for all texts in mappings and lists."""
+        if isinstance(value, str):
+            return self.neutral(value)
+        if isinstance(value, Mapping):
+            return {self._neutral(key): self._neutral(item) for key, item in value.items()}
+        return [self._neutral(item) for item in value] if isinstance(value, list | tuple) else value
+
+    def _neutral_message(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        others = {key: self._neutral(value) for key, value in message.items() if key not in ("role", "content")}
+        if isinstance(message["content"], str):
+            return {"role": message["role"], "content": self.neutral(message["content"]), **others}
+        parts: list[Mapping[str, Any]] = []
+        for part in message["content"]:
+            if part["type"] == "text":
+                text, last = self.neutral(part["text"]), parts[-1] if parts else {}
+                if self._control.search(last.get("text", "") + text):  # one that two parts make together
+                    text = f" {text}"
+                part = {**part, "text": text}
+            parts.append(part)
+        return {"role": message["role"], "content": parts, **others}
+
+    def _apply(
+        self, name: str, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **given: Any
+    ) -> str:
+        made = [self._neutral_message(message) for message in messages]
+        if self._tokenizer is self._processor:  # a text model's template expects plain strings
+            made = [{**message, "content": plain_text(message["content"])} for message in made]
+        if not getattr(self._processor, "chat_template", None):
+            raise PolicyError(
+                "the model has no chat template, so prompts cannot be written for it. Use one that was trained on "
+                "chats, or put a chat_template.jinja into its folder."
+            )
+        try:
+            return str(
+                self._processor.apply_chat_template(
+                    made, tokenize=False, add_generation_prompt=add_generation_prompt, **given
+                )
+            )
+        except Exception as error:  # a template is foreign code, and refuses what it was not made for
+            roles = ", ".join(str(message["role"]) for message in messages)
+            raise UnfitPromptError(
+                f"prompt {name!r}: the model's chat template refuses messages of the roles {roles}: {error}. Write "
+                "it for roles that the template knows; some know no system message."
+            ) from error
+
+
+def policy_turn() -> dict[str, Any]:
+    """A message in the place of a turn of the policy, whose tokens are those that were sampled."""
+    return {"role": "assistant", "content": [{"type": "text", "text": _ASSISTANT_TEXT}]}
+
+
+def plain_text(content: Any) -> str:
+    """The text of a message's content, without its media."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def _with_tools_section(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages with the tools described in the system message, in the form that Qwen's models were trained on."""
+    section = TOOLS_SECTION.format("\n".join(map(json.dumps, tools)))
+    system = next((plain_text(message["content"]) for message in messages if message["role"] == "system"), "")
+    text = f"{system}\n\n{section}" if system else section
+    others = [message for message in messages if message["role"] != "system"]
+    return [{"role": "system", "content": [{"type": "text", "text": text}]}, *others]
+
+
+def _before_the_question(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The messages with the first, of the system, as the beginning of the first message of the user."""
+    system, *others = messages
+    place = next((index for index, message in enumerate(others) if message["role"] == "user"), 0)
+    content = others[place]["content"] if others else []
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    opening = {"type": "text", "text": f"{plain_text(system['content'])}\n\n"}
+    others[place : place + 1] = [{"role": "user", "content": [opening, *parts]}]
+    return others
