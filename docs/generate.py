@@ -26,7 +26,9 @@ from pydantic_core import PydanticUndefined
 from mmrl_core import hookspecs
 from mmrl_core.cli import make_parser
 from mmrl_core.config import schema as config
+from mmrl_core.config.numbers import LARGEST, MOST
 from mmrl_core.config.options import REQUIRED, Option, default_text
+from mmrl_core.config.words import number
 from mmrl_core.language_model import LanguageModelOptions
 from mmrl_core.plugins import presets
 from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
@@ -91,6 +93,9 @@ def config_page() -> str:
         "lists them. With another policy a short form is an error.",
         "Every problem of a config is reported at once, with file and line: YAML, keys, values, components that are "
         "not installed, and their options.",
+        f"Every number is finite and has a range. Where its type shows no upper bound, a whole number is at most "
+        f"{number(MOST)} and any other at most {LARGEST:g}, so that its square stays finite in float32. Numbers "
+        "among the options of a component are finite.",
         "Scalars follow YAML 1.2: `1e-6` is a number; `yes`, `no`, `on`, `off` are text; the only bools are `true` and "
         "`false`.",
     ]
@@ -176,7 +181,7 @@ def _annotation_text(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of names to {_annotation_text(arguments[1])}"
     if origin is tuple:
-        return f"list of {len(arguments)} {_annotation_text(arguments[0])}s"
+        return f"list of {len(arguments)}, each a {_annotation_text(arguments[0])}"
     if annotation is type(None):
         return "null"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
@@ -187,10 +192,10 @@ def _annotation_text(annotation: Any) -> str:
 def _bounded(text: str, metadata: Iterable[Any]) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [
-        f"{sign} {getattr(item, name):g}"
+        f"{sign} {number(getattr(item, name))}"
         for item in metadata
         for name, sign in signs.items()
-        if getattr(item, name, None) is not None
+        if getattr(item, name, None) is not None and abs(getattr(item, name)) not in (MOST, LARGEST)
     ]
     return f"{text} {' and '.join(limits)}".strip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -87,16 +88,29 @@ def _component_problems(
         return
     options = {key: value for key, value in component.items() if key not in model.model_fields}
     others = [key for key in model.model_fields if key != "name"]
+    declared, wrong = options_model(target), set()
     for problem in option_problems(target, options, KINDS[kind].positional, KINDS[kind].given, others):
-        declared = options_model(target)
+        wrong.add(problem.path)
         if problem.fault is not None and declared is not None and problem.is_inside:
             yield fault_line(problem.fault, declared, locate, at=path)
         else:
             yield f"{locate((*path, *problem.path))}: {kind} {name!r}: {problem.text}"
+    for place, value in _endless(options):
+        if place not in wrong:
+            mark, dotted = locate((*path, *place)), ".".join(map(str, place))
+            yield f"{mark}: {kind} {name!r}: option {dotted!r} should be a finite number; got {value}."
     if kind == "source" and callable(target) and component.get("split", "train") != "train":
         parameters = inspect.signature(target).parameters
         if "split" not in parameters:
             yield f"{locate((*path, 'split'))}: {kind} {name!r}: it has no splits, so 'split' would do nothing."
+
+
+def _endless(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
+    """Where numbers are that are infinite or none, of which nothing can be computed, and the number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _endless(inner, (*path, key))
 
 
 def _plugin_problems(items: Any, locate: Locate, plugins: Plugins) -> Iterator[str]:

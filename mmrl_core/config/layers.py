@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mmrl_core.config.merge import RUN, component_mapping, default_components, merge
 from mmrl_core.config.nodes import COMMAND_LINE, Mark, Node, Problems, parse
-from mmrl_core.config.options import described
 from mmrl_core.config.schema import STAGE_SECTIONS
+from mmrl_core.config.words import described
 from mmrl_core.errors import ConfigError, PluginError, did_you_mean
 from mmrl_core.plugins import load_plugins, presets
 

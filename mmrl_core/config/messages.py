@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from mmrl_core.config.nodes import Mark
-from mmrl_core.config.options import Fault, KeyPath, annotation_at, described, model_of
+from mmrl_core.config.options import Fault, KeyPath, annotation_at, model_of
 from mmrl_core.config.schema import Component, ModelConfig, RunConfig, StageConfig
+from mmrl_core.config.words import described
 from mmrl_core.errors import did_you_mean
 
 Locate = Callable[[KeyPath], Mark]
