@@ -26,6 +26,7 @@ from pydantic_core import PydanticUndefined
 from mmrl_core import hookspecs
 from mmrl_core.cli import make_parser
 from mmrl_core.config import schema as config
+from mmrl_core.config.limits import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, MAX_FILLED, MAX_VALUES
 from mmrl_core.config.numbers import LARGEST, MOST
 from mmrl_core.config.options import REQUIRED, Option, default_text
 from mmrl_core.config.words import number
@@ -92,7 +93,11 @@ def config_page() -> str:
         "merged the last one wins, whichever form it uses. [LanguageModelOptions](#languagemodeloptions-modelpolicy) "
         "lists them. With another policy a short form is an error.",
         "Every problem of a config is reported at once, with file and line: YAML, keys, values, components that are "
-        "not installed, and their options.",
+        "not installed, and their options (of what computes with torch, once all names are right). Problems that are "
+        "alike are one line, with their number.",
+        f"A file is UTF-8 of at most {number(MAX_BYTES)} bytes, values are nested at most {MAX_DEPTH} deep, and there "
+        f"are at most {number(MAX_VALUES)} of them with aliases written out ({number(MAX_FILLED)} with what stages and "
+        f"parts inherit). A file extends at most {MAX_EXTENDS} files, and so many may extend one another.",
         f"Every number is finite and has a range. Where its type shows no upper bound, a whole number is at most "
         f"{number(MOST)} and any other at most {LARGEST:g}, so that its square stays finite in float32. Numbers "
         "among the options of a component are finite.",

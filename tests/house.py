@@ -47,6 +47,7 @@ OPEN_MODULES = {
     "config.algorithm": "config.schema",
     "config.numbers": "config.schema",
     "config.options": "config.options",
+    "config.limits": "config.options",
     "config.words": "config.options",
     "plugins.registry": "plugins.registry",
     "plugins.hook_results": "plugins.hook_results",

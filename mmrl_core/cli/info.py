@@ -92,7 +92,10 @@ def _entry_info(plugins: Plugins, entry: Entry) -> str:
     plugin = plugins.plugins.get(entry.id.partition("/")[0])
     origin = f"{plugin.distribution} {plugin.version}" if plugin is not None else "core"
     lines = [f"{entry.kind} {entry.id.removeprefix('core/')}: {entry.description}", f"from: {origin}, {entry.target}"]
-    lines += [f"kind: {KINDS[entry.kind].description}", *(f"{key}: {value}" for key, value in entry.details.items())]
+    lines += [
+        f"kind: {KINDS[entry.kind].description}",
+        *(f"{key}: {value}" for key, value in entry.details.items() if key != "options"),
+    ]
     target = entry.load()
     try:
         parameters = inspect.signature(target).parameters

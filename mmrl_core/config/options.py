@@ -129,8 +129,8 @@ def _passes_on(signature: inspect.Signature) -> bool:
 
 
 def options_model(target: Any) -> type[BaseModel] | None:
-    """The pydantic model that a target declares as `Options`, if it does."""
-    return model_of(getattr(target, "Options", None))
+    """The pydantic model that a target declares as `Options`, or is, if it does."""
+    return model_of(target) or model_of(getattr(target, "Options", None))
 
 
 @dataclass(frozen=True)
