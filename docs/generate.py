@@ -87,7 +87,8 @@ def config_page() -> str:
         "`mmrl list` for those of plugins. A component keeps its options while it is merged under the same name; "
         "another name drops them.",
         "`plugins` adds up: a plugin or behaviour that a later file or override lists is appended, one that is there "
-        "already has its options merged, and `{name: ..., enabled: false}` takes one out.",
+        "already has its options merged, and `{name: ..., enabled: false}` takes one out. An empty list takes out "
+        "nothing.",
         "Options of the policy `language_model` have a short form: `model: {lora: {rank: 16}}` is "
         "`model: {policy: {lora: {rank: 16}}}`, and `model.lora.rank=16` works on the command line. In files that are "
         "merged the last one wins, whichever form it uses. [LanguageModelOptions](#languagemodeloptions-modelpolicy) "

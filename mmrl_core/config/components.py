@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from mmrl_core.config.component import Registered
 from mmrl_core.config.layers import is_short, short_forms
-from mmrl_core.config.merge import CORE_PREFIX
+from mmrl_core.config.merge import CORE_PREFIX, name_of
 from mmrl_core.config.messages import Locate, fault_line
 from mmrl_core.config.nodes import DEFAULT, Mark, Node
 from mmrl_core.config.options import KeyPath, model_of, option_problems, options_model, options_of
 from mmrl_core.config.schema import RunConfig
-from mmrl_core.errors import ConfigError, MMRLError, PluginError
+from mmrl_core.errors import ConfigError, MMRLError, PluginError, did_you_mean
 from mmrl_core.plugins import Plugins, is_behaviour
 from mmrl_core.plugins.registry import KINDS, Entry
 
@@ -136,6 +136,17 @@ def _endless(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
         yield path, value
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from _endless(inner, (*path, key))
+
+
+def misspelt_left_out(items: Iterable[Node], plugins: Plugins) -> Iterator[str]:
+    """What is wrong with plugins that a config leaves out: they are neither there nor installed."""
+    behaviours = [entry.id.removeprefix(CORE_PREFIX) for entry in plugins.registry.entries("behaviour")]
+    known = [*plugins.plugins, *behaviours]
+    for item in items:
+        name = name_of(item)
+        if name is not None and name not in known and ".py:" not in name:
+            listed = f" Installed: {', '.join(known) or 'none'}."
+            yield f"{item.mark}: there is no plugin {name!r} to leave out.{did_you_mean(name, known) or listed}"
 
 
 def _plugin_problems(items: Any, locate: Locate, plugins: Plugins) -> Iterator[str]:

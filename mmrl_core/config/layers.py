@@ -150,8 +150,8 @@ def with_long_forms(layer: Node, problems: Problems) -> Node:
         return layer
     rest = {key: node for key, node in model.value.items() if key not in short}
     policy = component_mapping(rest.get("policy", Node({}, model.mark)))
-    if not isinstance(policy.value, dict):  # the schema refuses it
-        return layer
+    if not isinstance(policy.value, dict):  # the schema refuses it; of its options nothing is to be said
+        return Node({**layer.value, "model": Node(rest, model.mark)}, layer.mark)
     for key, node in short.items():
         if key in policy.value:
             problems.add(node.mark, f"'model.{key}' is set a second time; first at {policy.value[key].mark}.")

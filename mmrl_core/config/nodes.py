@@ -97,10 +97,12 @@ class Problems:
 
     Args:
         unreadable: something is missing, so that a check of the rest would report what is not wrong.
+        left_out: plugins with `enabled: false`, and whether a file before had them.
     """
 
     lines: list[str] = field(default_factory=list)
     unreadable: bool = False
+    left_out: dict[Mark, tuple[Node, bool]] = field(default_factory=dict)
 
     def add(self, mark: Mark | str, message: str) -> None:
         self.lines.append(f"{mark}: {message}")

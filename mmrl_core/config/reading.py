@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mmrl_core.config.components import node_problems, short_annotations, with_declared_defaults
+from mmrl_core.config.components import misspelt_left_out, node_problems, short_annotations, with_declared_defaults
 from mmrl_core.config.filling import fill_mixtures, fill_stages, refuse_too_many_sections
 from mmrl_core.config.layers import Layers, apply_overrides, shown
 from mmrl_core.config.limits import MAX_FILLED
@@ -81,7 +81,8 @@ def _checked(root: Node, problems: Problems) -> RunConfig:
             problems.lines.append(fault_line(fault, RunConfig, lambda path: _mark(root, path), short=short))
         if len(found) > MAX_FAULTS:
             problems.add(root.mark, f"keys and values have {len(found) - MAX_FAULTS:,} problems more.")
-    problems.lines += node_problems(root, plugins)
+    left_out = [item for item, was_there in problems.left_out.values() if not was_there]
+    problems.lines += [*misspelt_left_out(left_out, plugins), *node_problems(root, plugins)]
     if config is None or problems.lines:
         raise ConfigError(str(problems))
     config._origins.update(root.marks())

@@ -793,3 +793,31 @@ def test_a_config_saved_with_every_short_form_resumes(write):
     short += "lora: null, gradient_checkpointing: false, min_pixels: null, max_pixels: null, max_prompt_tokens: 8192, "
     saved = load_config(write(f"name: x\n{short}feature_cache: null}}", "saved.yaml"))
     assert differing_keys(saved, load_config(write("name: x"))) == []
+
+
+@pytest.mark.parametrize("policy", ["null", "3", "[language_model]"])
+def test_a_policy_that_is_none_is_one_line(policy, write):
+    (line,) = problems(write(f"name: x\nmodel: {{policy: {policy}, lora: {{rank: 4}}, freeze: [x]}}"))
+    assert line.startswith("run.yaml:2: 'model.policy' should be a mapping; got ")
+
+
+@pytest.mark.parametrize("name", ["giu", "gui/dats"])
+def test_a_misspelt_plugin_is_refused_where_it_is_left_out_too(name, write):
+    (line,) = problems(write(f"name: x\nplugins: [{{name: {name}, enabled: false}}]"))
+    assert line.startswith(f"run.yaml:2: there is no plugin '{name}' to leave out. Did you mean 'gui")
+    assert problems(write("name: x"), f"plugins=[{{name: {name}, enabled: false}}]")[0].startswith(
+        "command line: there is"
+    )
+
+
+def test_what_another_file_lists_may_be_left_out_without_being_installed(write):
+    write("name: base\nplugins: [absent, visual_rft]", "base.yaml")
+    config = load_config(
+        write("extends: base.yaml\nplugins: [{name: absent, enabled: false}, {name: gui, enabled: false}]")
+    )
+    assert [plugin.name for plugin in config.plugins] == ["visual_rft"]
+
+
+def test_an_empty_list_of_plugins_takes_out_nothing(write):
+    write("name: base\nplugins: [visual_rft]", "base.yaml")
+    assert [p.name for p in load_config(write("extends: base.yaml\nplugins: []")).plugins] == ["visual_rft"]
