@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mmrl_core import hookspecs
-from mmrl_core.cli import make_parser
+from mmrl_core.cli import EXIT_CODES, make_parser
 from mmrl_core.config import schema as config
 from mmrl_core.config.limits import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, MAX_FILLED, MAX_VALUES
 from mmrl_core.config.numbers import LARGEST, MOST
@@ -54,7 +54,10 @@ def cli_page() -> str:
     parser = make_parser()
     parts = [
         "# Commands",
-        "Exit codes: 0 done; 1 a check failed; 2 something you can mend, said without a traceback; 130 interrupted.",
+        "After `make demo` or `make install` the command is `.venv/bin/mmrl`; `source .venv/bin/activate` puts it on "
+        "the PATH. `mmrl COMMAND --help` shows what is below.",
+        _table(("exit code", "meaning"), [(f"`{code}`", meaning) for code, meaning in EXIT_CODES.items()]),
+        "Any other is a fault of mmrl or of a plugin, with its traceback.",
         _fenced(parser.format_help()),
     ]
     for name, command in _commands(parser).items():

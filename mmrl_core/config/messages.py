@@ -69,6 +69,20 @@ def _more_keys(section: type[BaseModel], short: Mapping[str, Any]) -> Collection
     return short if section is ModelConfig else ()
 
 
+def find_key(name: str) -> str | None:
+    """Where a key is written on the command line, "stages.0.group_size" of "group_size"; None if there is none.
+
+    Args:
+        name: a key alone, or dotted.
+    """
+    top = [f"stages.0.{path}" for path in StageConfig.model_fields if path not in RunConfig.model_fields]
+    paths = [*_key_paths(RunConfig, {}), *top]
+    for path in sorted(paths, key=lambda path: path.count(".")):
+        if path == name or path.endswith(f".{name}"):
+            return path
+    return None
+
+
 def _key_paths(model: type[BaseModel], short: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     annotations = {name: info.annotation for name, info in model.model_fields.items()}
     for name, annotation in (annotations | (dict(short) if model is ModelConfig else {})).items():

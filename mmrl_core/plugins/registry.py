@@ -174,6 +174,18 @@ def check_options(kind: str, name: str, target: Any, options: Mapping[str, Any])
         raise PluginError("\n".join(f"{kind} {name!r}: {problem}" for problem in problems))
 
 
+def install_hint(namespace: str) -> str:
+    """How to install the plugin of a namespace that is not installed, for the end of a message.
+
+    In a checkout the plugin's own folder is named; elsewhere the package, which may be on no index.
+    """
+    package = f"mmrl-{namespace.replace('_', '-')}"
+    folder = Path(__file__).parents[2] / "plugins" / package
+    if (folder / "pyproject.toml").is_file():
+        return f" Try: pip install -e {folder}"
+    return f" Try: pip install {package}, or, if it is on no package index, pip install PATH of its folder"
+
+
 class Registry:
     """What installed plugins provide, by kind and id."""
 
@@ -233,7 +245,7 @@ class Registry:
             message += f" (installed: {', '.join(known) or 'none'})."
         namespace, slash, _ = name.partition("/")
         if slash and not any(known_id.startswith(f"{namespace}/") for known_id in known):
-            message += f" Try: pip install mmrl-{namespace.replace('_', '-')}"
+            message += install_hint(namespace)
         return message
 
     def registering(self, namespace: str) -> Registry:

@@ -17,7 +17,10 @@ from mmrl_core.plugins.registry import KINDS
 from mmrl_core.testing import Finding
 
 COMMANDS = ("train", "eval", "score", "check", "preview", "list", "info", "view", "tiny")
-LISTS = ("plugins", "tasks", "rewards", "tools", "algorithms", "policies", "behaviours", "hooks")
+LISTS = (
+    *("plugins", "tasks", "presets", "sources", "rewards", "metrics", "tools", "environments", "algorithms", "models"),
+    *("policies", "engines", "views", "behaviours", "hooks"),
+)
 
 REWARDS = """
 import math
@@ -71,7 +74,7 @@ def test_help_lists_every_command(capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["tarin"], ["train"], ["train", "t", "--resum", "x"], ["list", "taks"], ["train", "t", "--output", "o", "x"]],
+    [["tarin"], ["train"], ["train", "t", "--resum", "x"], ["list", "taks"], ["train", "t", "--output", "o", "x"]],
 )
 def test_usage_errors_exit_with_2(arguments, capsys):
     assert cli.main(arguments) == 2

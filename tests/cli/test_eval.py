@@ -119,7 +119,7 @@ def test_a_model_of_the_hub_is_looked_up_by_its_name(here, capsys, monkeypatch):
         (snapshot.parents[1] / "refs").mkdir()
         (snapshot.parents[1] / "refs" / "main").write_text("0123")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(here / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     _, of_folder = evaluate(capsys, "whole.yaml", "--checkpoint", "models/tiny")
     _, result = evaluate(capsys, "whole.yaml", "--checkpoint", "someone/tiny")
     assert result["lines"] == of_folder["lines"] and result["path"] == "eval/someone--tiny-short-all.json"
