@@ -172,8 +172,10 @@ def evaluate_checkpoint(
     check_components(config, plugins)
     policy_class = plugins.registry.get("policy", config.model.policy.name).load()
     weights = None if checkpoint is None else _weights(checkpoint)
-    starts = weights is None or policy_class.needs_base(weights)
-    path = starting_model(config, plugins.registry) if starts else weights
+    if weights is None or policy_class.needs_base(weights):
+        path: str | Path = starting_model(config, plugins.registry)
+    else:
+        path = weights
     policy = make_policy(config, plugins.registry, path=path, device=device)
     try:
         if weights is not None and path is not weights:
