@@ -6,6 +6,7 @@ VENV_CORE ?= .venv-core
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst plugins/%/pyproject.toml,plugins/%,$(wildcard plugins/*/pyproject.toml))
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+GO_ON := echo "mmrl is in $(BIN), which is not on your PATH. Go on with: source $(BIN)/activate && mmrl list"
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -14,6 +15,7 @@ export TOKENIZERS_PARALLELISM ?= false
 ## demo: install, train the detection demo, write its report (about ten minutes on two cores)
 demo: $(VENV)/installed
 	$(BIN)/mmrl train visual_rft/demo_detection --output runs/demo_detection-$$(date +%Y%m%d-%H%M%S)
+	@$(GO_ON)
 
 ## test: install, check style and types, run the whole suite
 test: $(VENV)/installed-dev
@@ -23,6 +25,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 install: $(VENV)/installed
+	@$(GO_ON)
 
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmrl needs Python 3.11 or later; set PYTHON=python3.11")'

@@ -24,9 +24,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mmrl_core import hookspecs
-from mmrl_core.cli import make_parser
+from mmrl_core.cli import EXIT_CODES, make_parser
 from mmrl_core.config import schema as config
+from mmrl_core.config.limits import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, MAX_FILLED, MAX_VALUES
+from mmrl_core.config.numbers import LARGEST, MOST
 from mmrl_core.config.options import REQUIRED, Option, default_text
+from mmrl_core.config.words import number
 from mmrl_core.language_model import LanguageModelOptions
 from mmrl_core.plugins import presets
 from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
@@ -51,7 +54,10 @@ def cli_page() -> str:
     parser = make_parser()
     parts = [
         "# Commands",
-        "Exit codes: 0 done; 1 a check failed; 2 something you can mend, said without a traceback; 130 interrupted.",
+        "After `make demo` or `make install` the command is `.venv/bin/mmrl`; `source .venv/bin/activate` puts it on "
+        "the PATH. `mmrl COMMAND --help` shows what is below.",
+        _table(("exit code", "meaning"), [(f"`{code}`", meaning) for code, meaning in EXIT_CODES.items()]),
+        "Any other is a fault of mmrl or of a plugin, with its traceback.",
         _fenced(parser.format_help()),
     ]
     for name, command in _commands(parser).items():
@@ -84,13 +90,21 @@ def config_page() -> str:
         "`mmrl list` for those of plugins. A component keeps its options while it is merged under the same name; "
         "another name drops them.",
         "`plugins` adds up: a plugin or behaviour that a later file or override lists is appended, one that is there "
-        "already has its options merged, and `{name: ..., enabled: false}` takes one out.",
+        "already has its options merged, and `{name: ..., enabled: false}` takes one out. An empty list takes out "
+        "nothing.",
         "Options of the policy `language_model` have a short form: `model: {lora: {rank: 16}}` is "
         "`model: {policy: {lora: {rank: 16}}}`, and `model.lora.rank=16` works on the command line. In files that are "
         "merged the last one wins, whichever form it uses. [LanguageModelOptions](#languagemodeloptions-modelpolicy) "
         "lists them. With another policy a short form is an error.",
         "Every problem of a config is reported at once, with file and line: YAML, keys, values, components that are "
-        "not installed, and their options.",
+        "not installed, and their options (of what computes with torch, once all names are right). Problems that are "
+        "alike are one line, with their number.",
+        f"A file is UTF-8 of at most {number(MAX_BYTES)} bytes, values are nested at most {MAX_DEPTH} deep, and there "
+        f"are at most {number(MAX_VALUES)} of them with aliases written out ({number(MAX_FILLED)} with what stages and "
+        f"parts inherit). A file extends at most {MAX_EXTENDS} files, and so many may extend one another.",
+        f"Every number is finite and has a range. Where its type shows no upper bound, a whole number is at most "
+        f"{number(MOST)} and any other at most {LARGEST:g}, so that its square stays finite in float32. Numbers "
+        "among the options of a component are finite.",
         "Scalars follow YAML 1.2: `1e-6` is a number; `yes`, `no`, `on`, `off` are text; the only bools are `true` and "
         "`false`.",
     ]
@@ -176,7 +190,7 @@ def _annotation_text(annotation: Any) -> str:
     if origin is dict:
         return f"mapping of names to {_annotation_text(arguments[1])}"
     if origin is tuple:
-        return f"list of {len(arguments)} {_annotation_text(arguments[0])}s"
+        return f"list of {len(arguments)}, each a {_annotation_text(arguments[0])}"
     if annotation is type(None):
         return "null"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
@@ -187,10 +201,10 @@ def _annotation_text(annotation: Any) -> str:
 def _bounded(text: str, metadata: Iterable[Any]) -> str:
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     limits = [
-        f"{sign} {getattr(item, name):g}"
+        f"{sign} {number(getattr(item, name))}"
         for item in metadata
         for name, sign in signs.items()
-        if getattr(item, name, None) is not None
+        if getattr(item, name, None) is not None and abs(getattr(item, name)) not in (MOST, LARGEST)
     ]
     return f"{text} {' and '.join(limits)}".strip()
 

@@ -28,6 +28,9 @@ ROLLOUTS_SHOWN = 12
 EVALUATION_SEED = 20_260_101
 """Sampling at a temperature draws the same randomness at each evaluation."""
 
+Log = Callable[[Sequence[RolloutGroup], Scores, float], Any]
+"""What is given groups, their scores and the temperature that they were sampled at."""
+
 
 class Evaluator:
     """Evaluates a policy on a task's held-out rows, as often as asked; the rows are read once."""
@@ -49,13 +52,15 @@ class Evaluator:
         self,
         policy: Policy,
         *,
-        log: Callable[[Sequence[RolloutGroup], Scores, float], Any] | None = None,
+        log: Log | None = None,
+        log_all: Log | None = None,
     ) -> dict[str, float]:
         """Metrics of the held-out rows.
 
         Args:
             policy: evaluated with the weights it has.
             log: given the first groups and their scores at each temperature.
+            log_all: given all of them.
 
         Returns:
             `greedy/reward/total`, `greedy/reward/<name>`, `greedy/<metric>`, `greedy/completion_tokens`, and the same
@@ -97,6 +102,8 @@ class Evaluator:
             if log is not None:
                 places = in_turns(prompts, ROLLOUTS_SHOWN)
                 log([groups[place] for place in places], scores.select(places), temperature)
+            if log_all is not None:
+                log_all(groups, scores, temperature)
         if self._environment is not None:
             self._environment.close()
         return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
@@ -139,15 +146,18 @@ class Evaluator:
         return prompts
 
 
-def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None = None) -> dict[str, float]:
+def evaluate_checkpoint(
+    config: RunConfig, checkpoint: Path | None, limit: int | None = None, *, log_all: Log | None = None
+) -> dict[str, float]:
     """Metrics of a checkpoint of a run, or of a model folder in transformers' format, and the memory that it took.
 
     `memory/weights_mib` is what the model's parameters and buffers occupy, `memory/peak_mib` the most that was in use:
     by torch on a GPU, else by the whole process.
 
     Args:
-        checkpoint: run folder, checkpoint folder, or model folder.
+        checkpoint: run folder, checkpoint folder, folder of a model or an adapter; None for the config's own model.
         limit: evaluate only the first rows.
+        log_all: see `Evaluator.evaluate`.
 
     Raises:
         CheckpointError: there is no whole checkpoint.
@@ -160,19 +170,27 @@ def evaluate_checkpoint(config: RunConfig, checkpoint: Path, limit: int | None =
     plugins = load_plugins()
     device = Accelerator().device
     check_components(config, plugins)
-    plain_model = (checkpoint / "config.json").is_file()
-    weights = checkpoint if plain_model else find_checkpoint(checkpoint) / "model"
     policy_class = plugins.registry.get("policy", config.model.policy.name).load()
-    path = starting_model(config, plugins.registry) if policy_class.needs_base(weights) else weights
+    weights = None if checkpoint is None else _weights(checkpoint)
+    if weights is None or policy_class.needs_base(weights):
+        path: str | Path = starting_model(config, plugins.registry)
+    else:
+        path = weights
     policy = make_policy(config, plugins.registry, path=path, device=device)
     try:
-        if path is not weights:
+        if weights is not None and path is not weights:
             policy.load(weights)
-        metrics = Evaluator(config, plugins, limit=limit).evaluate(policy)
+        metrics = Evaluator(config, plugins, limit=limit).evaluate(policy, log_all=log_all)
         memory = {"weights_mib": weights_mib(policy.module), "peak_mib": peak_memory_mib(device)}
         return metrics | {f"memory/{name}": value for name, value in memory.items()}
     finally:
         policy.close()
+
+
+def _weights(path: Path) -> Path:
+    """The folder of the weights that a run, a checkpoint, a model or an adapter stands for."""
+    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return path if is_model else find_checkpoint(path) / "model"
 
 
 def mean_outcomes(rollouts: Sequence[Rollout]) -> dict[str, float]:

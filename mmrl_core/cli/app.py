@@ -1,7 +1,6 @@
 """The command line as a whole: its parser, exit codes and errors. Each command is a module beside this one.
 
-Exit codes: 0 done, 1 a check failed, 2 something the user can fix (the message says what), 130 interrupted. A command
-that was started with SIGINT ignored, as shells start those in the background, goes on ignoring it.
+A command that was started with SIGINT ignored, as shells start those in the background, goes on ignoring it.
 
 Commands import what is heavy when they run, so that `mmrl list` imports neither torch nor pydantic.
 """
@@ -21,6 +20,16 @@ COMMANDS = {
     module.COMMAND.name: module.COMMAND
     for module in (train, eval, score, check, preview, listing, info, view, tiny)  # the order of the help
 }
+
+EXIT_CODES = {
+    0: "done",
+    1: "a check failed, or nothing could be scored",
+    2: "something that you can fix; the message says what, where and what to do, without a traceback",
+    3: "the run ended with alarms, such as rewards that score nothing; its work is saved",
+    130: "interrupted (Ctrl-C); what was trained is saved, and `--resume` goes on",
+    143: "ended by SIGTERM, as schedulers and `docker stop` send it; saved as for 130",
+}
+"""What a command's exit code means. Any other is a fault of mmrl or of a plugin, with its traceback."""
 
 QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -59,14 +68,41 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         SystemExit: after help (0), or a usage error (2).
     """
-    arguments, rest = make_parser(argv[0] if argv else "").parse_known_args(argv)
+    if not argv:
+        make_parser("").print_help()
+        raise SystemExit(0)
+    arguments, rest = make_parser(argv[0]).parse_known_args(argv)
     # argparse takes positionals in one go, so overrides that follow an option come back as unknown.
     takes_overrides = hasattr(arguments, "overrides")
     if unknown := [text for text in rest if not takes_overrides or text.startswith("-") or "=" not in text]:
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        hint = _as_override(unknown) if takes_overrides else ""
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if takes_overrides:
         arguments.overrides += rest
     return arguments
+
+
+def _as_override(unknown: Sequence[str]) -> str:
+    """How to write a config key that was given as an option: " Config values ...: stages.0.group_size=4"."""
+    from mmrl_core.config import find_key
+
+    for place, text in enumerate(unknown):
+        name, equals, value = text.lstrip("-").partition("=")
+        path = find_key(name.replace("-", "_")) if text.startswith("--") else None
+        if path is not None:
+            follows = unknown[place + 1] if not equals and place + 1 < len(unknown) else "..."
+            return f". Config values are written without dashes: {path}={value if equals else follows}"
+    return ""
+
+
+def _version() -> str:
+    """Of the package that is installed, of this file where none is."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("mmrl-core")
+    except PackageNotFoundError:
+        return "of a folder that is not installed"
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -77,6 +113,7 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
             up in other rooms. Default: all.
     """
     parser = argparse.ArgumentParser(prog="mmrl", description="Reinforcement learning for multimodal models.")
+    parser.add_argument("--version", action="version", version=f"mmrl {_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         added = commands.add_parser(

@@ -5,56 +5,92 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmrl_core.cli.command import Command, add_task, positive
+from mmrl_core.cli.command import Command, positive
+from mmrl_core.cli.evaluated import config_of, find_evaluated, line_of, result_path
 from mmrl_core.cli.tables import print_table
-from mmrl_core.errors import MMRLError
 from mmrl_core.support import finite, written_aside
+
+if TYPE_CHECKING:
+    from mmrl_core.types import RolloutGroup, Scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_task(parser)
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        nargs="?",
+        help="task id, see `mmrl list tasks`, or path of a YAML (default: the task of the checkpoint's run)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="config values to change, YAML: eval.limit=64"
+    )
     parser.add_argument(
         "--checkpoint",
-        type=Path,
-        metavar="DIR",
+        metavar="MODEL",
         required=True,
-        help="a folder checkpoints/step-N of a run, whose eval.json is written, or any model folder, for one in it",
+        help="a run (its newest checkpoint), its checkpoints/step-N, a folder of a model or a LoRA adapter, or the "
+        "name of a model of the hub, owner/name. The result goes to eval/ in the run or folder, with the completions",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="held-out rows used (default: eval.limit or all)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mmrl_core.config import load_config
-
-    config = load_config(arguments.task, arguments.overrides)
-    checkpoint: Path = arguments.checkpoint
-    if not checkpoint.is_dir():
-        raise MMRLError(f"there is no checkpoint folder {checkpoint}.")
+    task, overrides = _task_and_overrides(arguments)
+    evaluated = find_evaluated(arguments.checkpoint)
+    config, notes = config_of(evaluated, task, overrides)
+    for note in notes:
+        print(note)
 
     from mmrl_core.evaluation import evaluate_checkpoint
 
-    metrics = evaluate_checkpoint(config, checkpoint, arguments.limit)
+    lines: list[str] = []
+    metrics = evaluate_checkpoint(
+        config, evaluated.weights, arguments.limit, log_all=lambda *found: lines.extend(_lines(*found))
+    )
     print_table([{"metric": name, "value": _number(value)} for name, value in metrics.items()])
-    path = _run_of(checkpoint) / "eval.json"
+    path = result_path(evaluated, config.name, arguments.limit, overrides)
     result = {
-        "task": arguments.task,
-        "overrides": arguments.overrides,
-        "checkpoint": str(checkpoint),
+        "task": config.name,
+        "given_task": task,
+        "overrides": overrides,
+        "checkpoint": evaluated.name,
+        "given_checkpoint": arguments.checkpoint,
         "limit": arguments.limit,
+        "notes": notes,
         "metrics": {name: finite(value) for name, value in metrics.items()},
     }
+    with written_aside(path.with_suffix(".jsonl")) as aside:
+        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     with written_aside(path) as aside:
         aside.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"\nwritten to {os.path.relpath(path) if path.is_relative_to(Path.cwd()) else path}")
+    shown = os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path
+    print(f"\nwritten to {shown}, the completions beside it")
 
 
-def _run_of(checkpoint: Path) -> Path:
-    """The run that a checkpoint belongs to: RUN of RUN/checkpoints/step-N; any other folder is its own."""
-    folder = checkpoint.absolute().parent
-    return folder.parent if folder.name == "checkpoints" else checkpoint
+def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Without a task, argparse takes the first override for one."""
+    task, overrides = arguments.task, list(arguments.overrides)
+    is_override = task is not None and "=" in task and not Path(task).exists()
+    return (None, [task, *overrides]) if is_override else (task, overrides)
+
+
+def _lines(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> list[str]:
+    """Each completion as a line."""
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    return [
+        line_of(
+            group,
+            rollout,
+            {name: float(values[place]) for name, values in scores.components.items()},
+            float(scores.totals[place]),
+            temperature,
+        )
+        for place, (group, rollout) in enumerate(rollouts)
+    ]
 
 
 def _number(value: Any) -> str:
@@ -63,7 +99,7 @@ def _number(value: Any) -> str:
 
 COMMAND = Command(
     "eval",
-    "Compute a task's benchmark metrics of a checkpoint on its held-out rows.",
+    "Compute a task's benchmark metrics of a checkpoint, or of any model, on its held-out rows.",
     "mmrl eval visual_rft/demo_detection --checkpoint runs/first/checkpoints/step-5 --limit 64",
     add_arguments,
     run,

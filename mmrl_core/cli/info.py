@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from mmrl_core import hookspecs
-    from mmrl_core.plugins import load_plugins, presets
+    from mmrl_core.plugins import install_hint, load_plugins, presets
     from mmrl_core.plugins.registry import KINDS
 
     name: str = arguments.id
@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not parts:
         ids = [entry.id.removeprefix("core/") for kind in KINDS for entry in plugins.registry.entries(kind)]
         known = [*plugins.plugins, *plugins.tasks, *presets(), *hooks(), *ids]
-        hint = did_you_mean(name, known) or " `mmrl list` shows what there is."
+        namespace = name.partition("/")[0]
+        missing = install_hint(namespace) if namespace != name and namespace not in plugins.plugins else ""
+        hint = (did_you_mean(name, known) or " `mmrl list` shows what there is.") + missing
         raise MMRLError(f"nothing installed is called {name!r}.{hint}")
     errors = []
     for part in parts:  # an id may name several things, of which one may be broken
@@ -92,7 +94,10 @@ def _entry_info(plugins: Plugins, entry: Entry) -> str:
     plugin = plugins.plugins.get(entry.id.partition("/")[0])
     origin = f"{plugin.distribution} {plugin.version}" if plugin is not None else "core"
     lines = [f"{entry.kind} {entry.id.removeprefix('core/')}: {entry.description}", f"from: {origin}, {entry.target}"]
-    lines += [f"kind: {KINDS[entry.kind].description}", *(f"{key}: {value}" for key, value in entry.details.items())]
+    lines += [
+        f"kind: {KINDS[entry.kind].description}",
+        *(f"{key}: {value}" for key, value in entry.details.items() if key != "options"),
+    ]
     target = entry.load()
     try:
         parameters = inspect.signature(target).parameters

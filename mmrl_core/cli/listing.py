@@ -67,16 +67,16 @@ def _reward_rows(plugins: Plugins) -> list[dict[str, Any]]:
     return [_entry_row(entry) | _plain(entry.details) for entry in plugins.registry.entries("reward")]
 
 
-def _algorithm_rows(plugins: Plugins) -> list[dict[str, Any]]:
+def _preset_rows(plugins: Plugins) -> list[dict[str, Any]]:
     from mmrl_core.plugins import presets
 
-    rows = [
-        {"kind": "preset", "id": name, "description": _comment(path)}
-        for name, path in presets().items()
-        if name.startswith("algorithm/")
-    ]
+    return [{"id": name, "description": _comment(path)} for name, path in presets().items()]
+
+
+def _algorithm_rows(plugins: Plugins) -> list[dict[str, Any]]:
+    presets = [{"kind": "preset", **row} for row in _preset_rows(plugins) if row["id"].startswith("algorithm/")]
     entries = [entry for kind in ALGORITHM_KINDS for entry in plugins.registry.entries(kind)]
-    return rows + [{"kind": entry.kind, **_entry_row(entry)} for entry in entries]
+    return presets + [{"kind": entry.kind, **_entry_row(entry)} for entry in entries]
 
 
 def _hook_rows(plugins: Plugins) -> list[dict[str, Any]]:
@@ -97,10 +97,17 @@ def _entry_rows(kind: str, plugins: Plugins) -> list[dict[str, Any]]:
 LISTS: Mapping[str, Callable[[Plugins], list[dict[str, Any]]]] = {
     "plugins": _plugin_rows,
     "tasks": _task_rows,
+    "presets": _preset_rows,
+    "sources": partial(_entry_rows, "source"),
     "rewards": _reward_rows,
+    "metrics": partial(_entry_rows, "metric"),
     "tools": partial(_entry_rows, "tool"),
+    "environments": partial(_entry_rows, "environment"),
     "algorithms": _algorithm_rows,
+    "models": partial(_entry_rows, "model"),
     "policies": partial(_entry_rows, "policy"),
+    "engines": partial(_entry_rows, "engine"),
+    "views": partial(_entry_rows, "view"),
     "behaviours": partial(_entry_rows, "behaviour"),
     "hooks": _hook_rows,
 }

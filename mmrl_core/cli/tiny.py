@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmrl_core.cli.command import Command
+from mmrl_core.cli.command import Command, seed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = "; ".join(f"{name} ({kind.description})" for name, kind in TINY_KINDS.items())
     parser.add_argument("kind", metavar="KIND", help=kinds)
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder to make")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the weights (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the weights (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ from mmrl_core.support import lazy_names
 
 if TYPE_CHECKING:
     from mmrl_core.config.components import check_components, component_problems
+    from mmrl_core.config.messages import find_key
     from mmrl_core.config.reading import differing_keys, dump_config, extends_chain, load_config, load_reward
     from mmrl_core.config.schema import (
         AlgorithmConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "differing_keys",
     "dump_config",
     "extends_chain",
+    "find_key",
     "load_config",
     "load_reward",
     "parts_of",
@@ -56,6 +58,7 @@ __getattr__ = lazy_names(
         "differing_keys": "reading",
         "dump_config": "reading",
         "extends_chain": "reading",
+        "find_key": "messages",
         "load_config": "reading",
         "load_reward": "reading",
         **{name: "schema" for name in __all__ if name.endswith(("Config", "Component"))},

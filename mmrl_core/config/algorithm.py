@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from mmrl_core.config.component import Component, Registered, Strict
+from mmrl_core.config.numbers import (
+    Beta,
+    Count,
+    CountOrZero,
+    Epsilon,
+    Factor,
+    FactorOrZero,
+    PositiveFactor,
+    SamplingTemperature,
+    Share,
+)
 
 Tool = Annotated[Component, Registered("tool")]
 Environment = Annotated[Component, Registered("environment")]
@@ -35,14 +38,14 @@ class RolloutConfig(Strict):
     steps_ahead: Literal[0, 1] = Field(
         0, description="1: sample the next step while this one trains, with weights one update old"
     )
-    max_tokens: PositiveInt = Field(256, description="longest completion, in tokens")
-    temperature: PositiveFloat = Field(1.0, description="sampling temperature; logprobs are taken at it too")
+    max_tokens: Count = Field(256, description="longest completion, in tokens")
+    temperature: SamplingTemperature = Field(1.0, description="sampling temperature; logprobs are taken at it too")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="nucleus sampling; 1 is off")
-    top_k: NonNegativeInt = Field(0, description="top-k sampling; 0 is off")
+    top_k: CountOrZero = Field(0, description="top-k sampling; 0 is off")
 
 
 class KLConfig(Strict):
-    coefficient: NonNegativeFloat = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
+    coefficient: FactorOrZero = Field(0.0, description="weight of the penalty; 0 needs no reference policy")
     estimator: Literal["k1", "k2", "k3", "k3_straight_through"] = Field(
         "k3", description="estimate of KL(policy, reference) from the sampled token"
     )
@@ -56,8 +59,8 @@ class RefreshConfig(Strict):
     rule: Literal["never", "every", "moving_average"] = Field(
         "never", description="never: as at the stage's start; every: copy; moving_average: by decay"
     )
-    every_steps: PositiveInt = Field(1, description="apply the rule every so many steps")
-    decay: float = Field(0.99, ge=0.0, le=1.0, description="moving average: share kept of the frozen weights")
+    every_steps: Count = Field(1, description="apply the rule every so many steps")
+    decay: Share = Field(0.99, description="moving average: share kept of the frozen weights")
 
 
 class ImportanceConfig(Strict):
@@ -65,22 +68,28 @@ class ImportanceConfig(Strict):
 
     level: Literal["token", "sequence"] = Field("sequence", description="one weight a token, or a completion")
     mode: Literal["truncate", "mask"] = Field("mask", description="weights out of range: bounded, or set to 0")
-    maximum: PositiveFloat = Field(3.0, description="largest weight")
-    minimum: NonNegativeFloat = Field(0.0, description="smallest weight")
+    maximum: PositiveFactor = Field(3.0, description="largest weight")
+    minimum: FactorOrZero = Field(0.0, description="smallest weight")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum:g} is more than maximum {self.maximum:g}: no weight is in range")
+        return self
 
 
 class DynamicSamplingConfig(Strict):
     """Draw prompts until the step is full of groups whose reward varies (DAPO)."""
 
     reward: str | None = Field(None, description="reward whose spread counts; default: the total")
-    max_rounds: PositiveInt = Field(10, description="rounds of drawing; then the step goes on with what there is")
+    max_rounds: Count = Field(10, description="rounds of drawing; then the step goes on with what there is")
 
 
 class OverlongConfig(Strict):
     """Linear penalty on the last `cache` tokens before the limit (DAPO)."""
 
-    cache: PositiveInt = Field(description="tokens before the limit at which the penalty starts")
-    max_length: PositiveInt | None = Field(None, description="limit; default: rollout.max_tokens")
+    cache: Count = Field(description="tokens before the limit at which the penalty starts")
+    max_length: Count | None = Field(None, description="limit; default: rollout.max_tokens")
 
 
 class AlgorithmConfig(Strict):
@@ -98,13 +107,13 @@ class AlgorithmConfig(Strict):
     aggregate: Literal["sequence_mean", "token_mean", "local_token_mean", "constant_length"] = Field(
         "token_mean", description="how token losses become one number"
     )
-    max_length: PositiveInt | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
+    max_length: Count | None = Field(None, description="constant_length: L_max; default rollout.max_tokens")
     kl: KLConfig = Field(KLConfig(), description="penalty for leaving the reference policy")
-    entropy_coefficient: float = Field(0.0, description="weight of the entropy bonus")
+    entropy_coefficient: Factor = Field(0.0, description="weight of the entropy bonus")
     importance_correction: ImportanceConfig | None = Field(
         None, description="correct for a rollout engine whose logprobs differ from the trainer's"
     )
-    off_policy_threshold: float | None = Field(
+    off_policy_threshold: FactorOrZero | None = Field(
         None,
         description="leave out rows of negative advantage whose mean log-ratio to the sampler falls below minus this",
     )
@@ -113,8 +122,8 @@ class AlgorithmConfig(Strict):
     )
     overlong: OverlongConfig | None = Field(None, description="penalty near the length limit")
     mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
-    updates_per_rollout: PositiveInt = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
-    epochs_per_rollout: PositiveInt = Field(1, description="passes over each rollout batch")
+    updates_per_rollout: Count = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
+    epochs_per_rollout: Count = Field(1, description="passes over each rollout batch")
     frozen_policies: dict[str, RefreshConfig] = Field({}, description="named frozen policies; 'reference' is the KL's")
 
     @model_validator(mode="after")
@@ -128,19 +137,19 @@ class AlgorithmConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    lr: PositiveFloat = Field(1e-6, description="peak learning rate")
-    lr_scale: dict[str, PositiveFloat] = Field(
+    lr: PositiveFactor = Field(1e-6, description="peak learning rate")
+    lr_scale: dict[str, PositiveFactor] = Field(
         {},
         description="factors of the learning rate for parameters in whose names a regular expression is found; "
         "the first that is found counts",
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
-    eps: PositiveFloat = Field(1e-8, description="AdamW's epsilon")
-    weight_decay: NonNegativeFloat = Field(0.0, description="on matrices; biases and norms have none")
-    max_grad_norm: PositiveFloat | None = Field(1.0, description="gradients are scaled down to this norm")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="AdamW's decay rates")
+    eps: Epsilon = Field(1e-8, description="AdamW's epsilon")
+    weight_decay: FactorOrZero = Field(0.0, description="on matrices; biases and norms have none")
+    max_grad_norm: PositiveFactor | None = Field(1.0, description="gradients are scaled down to this norm")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="after the warm-up")
-    warmup_steps: NonNegativeInt = Field(0, description="steps in which the learning rate rises to its peak")
-    final_lr_ratio: float = Field(0.0, ge=0.0, le=1.0, description="learning rate at the end, as a share of the peak")
+    warmup_steps: CountOrZero = Field(0, description="steps in which the learning rate rises to its peak")
+    final_lr_ratio: Share = Field(0.0, description="learning rate at the end, as a share of the peak")
 
     @field_validator("lr_scale")
     @classmethod

@@ -18,7 +18,7 @@ class Registered:
 class Strict(BaseModel):
     """A section whose unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Component(BaseModel):
@@ -27,7 +27,7 @@ class Component(BaseModel):
     Options are checked against what the entry declares when the config is read.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     name: str = Field(description="id of a registered entry, or path/to/file.py:function")
 

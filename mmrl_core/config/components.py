@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
+import math
 import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,16 +14,22 @@ from pydantic import BaseModel
 
 from mmrl_core.config.component import Registered
 from mmrl_core.config.layers import is_short, short_forms
-from mmrl_core.config.merge import CORE_PREFIX
+from mmrl_core.config.merge import CORE_PREFIX, name_of
 from mmrl_core.config.messages import Locate, fault_line
 from mmrl_core.config.nodes import DEFAULT, Mark, Node
 from mmrl_core.config.options import KeyPath, model_of, option_problems, options_model, options_of
 from mmrl_core.config.schema import RunConfig
-from mmrl_core.errors import ConfigError, MMRLError, PluginError
+from mmrl_core.errors import ConfigError, MMRLError, PluginError, did_you_mean
 from mmrl_core.plugins import Plugins, is_behaviour
-from mmrl_core.plugins.registry import KINDS
+from mmrl_core.plugins.registry import KINDS, Entry
 
 POLICY = ("model", "policy")
+
+TORCH_KINDS = frozenset({"advantage", "engine", "loss", "policy", "strategy"})
+"""Kinds that compute with tensors."""
+
+MAX_PROBLEMS = 60
+"""Of components, that are put into words."""
 
 
 def check_components(config: RunConfig, plugins: Plugins) -> None:
@@ -58,45 +66,87 @@ def node_problems(root: Node, plugins: Plugins) -> list[str]:
     for key in refused:
         del values["model"]["policy"][key]
     untouched = {path for path, mark in root.marks() if mark == DEFAULT}
-    return [*problems, *_problems(values, locate, plugins, untouched)]
+    return [*problems, *itertools.islice(_problems(values, locate, plugins, untouched), MAX_PROBLEMS)]
 
 
 def _problems(
     values: dict[str, Any], locate: Locate, plugins: Plugins, untouched: Iterable[KeyPath] = ()
 ) -> Iterator[str]:
-    """
+    """What is wrong with components: with their names, then, which imports them, with their options.
+
+    A wrong name is to be said at once, so that nothing is imported for its options then that may import torch.
+
     Args:
         untouched: places that still have their default, which is sound.
     """
     yield from _plugin_problems(values.get("plugins"), locate, plugins)
+    found: list[tuple[Entry, KeyPath, type[BaseModel], dict[str, Any]]] = []
+    unknown = False
     for kind, path, model, component in named(RunConfig, values):
         name = component.get("name")
         is_plugin = kind == "behaviour" and not is_behaviour(str(name))
-        if isinstance(name, str) and path not in untouched and not is_plugin:
-            yield from _component_problems(kind, path, model, component, locate, plugins)
+        if not isinstance(name, str) or path in untouched or is_plugin:
+            continue
+        try:
+            found.append((plugins.registry.get(kind, name), path, model, component))
+        except MMRLError as error:
+            unknown = True
+            yield f"{locate(path)}: {error}"
+    for entry, path, model, component in found:
+        if not (unknown and _needs_torch(entry)):
+            yield from _component_problems(entry, path, model, component, locate)
+
+
+def _needs_torch(entry: Entry) -> bool:
+    """Whether looking up the options of an entry may import torch. A file has been imported when it was found."""
+    return entry.kind in TORCH_KINDS and "options" not in entry.details and ".py:" not in entry.id
 
 
 def _component_problems(
-    kind: str, path: KeyPath, model: type[BaseModel], component: dict[str, Any], locate: Locate, plugins: Plugins
+    entry: Entry, path: KeyPath, model: type[BaseModel], component: dict[str, Any], locate: Locate
 ) -> Iterator[str]:
-    name = component["name"]
+    kind, name = entry.kind, component["name"]
     try:
-        target = plugins.registry.get(kind, name).load()
+        target = entry.declaration()
     except MMRLError as error:
         yield f"{locate(path)}: {error}"
         return
     options = {key: value for key, value in component.items() if key not in model.model_fields}
     others = [key for key in model.model_fields if key != "name"]
+    declared, wrong = options_model(target), set()
     for problem in option_problems(target, options, KINDS[kind].positional, KINDS[kind].given, others):
-        declared = options_model(target)
+        wrong.add(problem.path)
         if problem.fault is not None and declared is not None and problem.is_inside:
             yield fault_line(problem.fault, declared, locate, at=path)
         else:
             yield f"{locate((*path, *problem.path))}: {kind} {name!r}: {problem.text}"
+    for place, value in _endless(options):
+        if place not in wrong:
+            mark, dotted = locate((*path, *place)), ".".join(map(str, place))
+            yield f"{mark}: {kind} {name!r}: option {dotted!r} should be a finite number; got {value}."
     if kind == "source" and callable(target) and component.get("split", "train") != "train":
         parameters = inspect.signature(target).parameters
         if "split" not in parameters:
             yield f"{locate((*path, 'split'))}: {kind} {name!r}: it has no splits, so 'split' would do nothing."
+
+
+def _endless(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:
+    """Where numbers are that are infinite or none, of which nothing can be computed, and the number."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield path, value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _endless(inner, (*path, key))
+
+
+def misspelt_left_out(items: Iterable[Node], plugins: Plugins) -> Iterator[str]:
+    """What is wrong with plugins that a config leaves out: they are neither there nor installed."""
+    behaviours = [entry.id.removeprefix(CORE_PREFIX) for entry in plugins.registry.entries("behaviour")]
+    known = [*plugins.plugins, *behaviours]
+    for item in items:
+        name = name_of(item)
+        if name is not None and name not in known and ".py:" not in name:
+            listed = f" Installed: {', '.join(known) or 'none'}."
+            yield f"{item.mark}: there is no plugin {name!r} to leave out.{did_you_mean(name, known) or listed}"
 
 
 def _plugin_problems(items: Any, locate: Locate, plugins: Plugins) -> Iterator[str]:
@@ -130,7 +180,7 @@ def with_declared_defaults(config: RunConfig, plugins: Plugins) -> RunConfig:
     for kind, path, model, component in named(RunConfig, values):
         if kind == "behaviour" and not is_behaviour(component["name"]):
             continue
-        declared = options_model(plugins.registry.get(kind, component["name"]).load())
+        declared = options_model(plugins.registry.get(kind, component["name"]).declaration())
         if declared is None:
             continue
         options = {key: value for key, value in component.items() if key not in model.model_fields}
@@ -185,7 +235,7 @@ def short_annotations(root: Node, plugins: Plugins) -> dict[str, Any]:
     if entry is None or not (keys := entry.details.get("model_keys", ())):
         return {}
     try:
-        known = options_of(entry.load(), KINDS["policy"].positional, KINDS["policy"].given)
+        known = options_of(entry.declaration(), KINDS["policy"].positional, KINDS["policy"].given)
     except MMRLError:
         known = {}
     return {key: known[key].annotation if key in known else None for key in keys}
@@ -210,7 +260,7 @@ def _refused_short_forms(root: Node, plugins: Plugins) -> tuple[list[str], list[
     if not wrong:
         return [], []
     try:
-        known = options_of(entry.load(), KINDS["policy"].positional, KINDS["policy"].given)
+        known = options_of(entry.declaration(), KINDS["policy"].positional, KINDS["policy"].given)
     except MMRLError:  # its own line says so
         return list(wrong), []
     of = short_forms()

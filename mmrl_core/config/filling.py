@@ -10,9 +10,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmrl_core.config.layers import PART_INHERITS, Layers
+from mmrl_core.config.limits import MAX_SECTIONS
 from mmrl_core.config.merge import PART, RUN, merge, short_name
-from mmrl_core.config.nodes import Node, Problems
+from mmrl_core.config.nodes import Node, Problems, items_of
 from mmrl_core.config.schema import STAGE_SECTIONS
+from mmrl_core.errors import ConfigError
+
+
+def refuse_too_many_sections(root: Node) -> None:
+    """Raises ConfigError where filling would take minutes, before it begins."""
+    stages, parts = (root.value.get(key) for key in ("stages", "mixture"))
+    number = max(1, len(items_of(stages))) * (1 + len(items_of(parts)))
+    if number > MAX_SECTIONS:
+        at = stages if stages is not None else root
+        raise ConfigError(f"{at.mark}: {number:,} stages and parts of mixtures are more than {MAX_SECTIONS:,}.")
 
 
 def fill_stages(root: Node, problems: Problems) -> Node:

@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from mmrl_core.config.limits import MAX_EXTENDS
 from mmrl_core.config.merge import RUN, component_mapping, default_components, merge
-from mmrl_core.config.nodes import COMMAND_LINE, Mark, Node, Problems, parse
-from mmrl_core.config.options import described
+from mmrl_core.config.nodes import COMMAND_LINE, Mark, Node, Problems, parse, read_text
 from mmrl_core.config.schema import STAGE_SECTIONS
+from mmrl_core.config.words import described
 from mmrl_core.errors import ConfigError, PluginError, did_you_mean
 from mmrl_core.plugins import load_plugins, presets
 
@@ -45,6 +46,7 @@ class Layers:
     def __init__(self, problems: Problems) -> None:
         self.problems = problems
         self.files: list[Path] = []
+        self._read: dict[Path, Node] = {}
 
     def read_task(self, task: str) -> Node:
         """A task id or the path of a YAML file, merged over what it extends and over the default components."""
@@ -56,19 +58,24 @@ class Layers:
         return merge(default_components(), self.read_file(path.resolve()), RUN, self.problems)
 
     def read_file(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:
-        """A file merged over what it extends.
+        """A file merged over what it extends. However many files extend it, it is read once.
 
         Args:
             chain: the files that extend it, the first one first.
         """
-        root = parse(path.read_text(encoding="utf-8"), shown(path), self.problems)
+        if path not in self._read:
+            self._read[path] = self._read_file(path, chain)
+        return self._read[path]
+
+    def _read_file(self, path: Path, chain: tuple[Path, ...]) -> Node:
+        root = parse(read_text(path, shown(path), self.problems), shown(path), self.problems)
         if not isinstance(root.value, dict):
             self.problems.add_unreadable(root.mark, f"a config is a mapping of keys; got {described(root.plain)}.")
             return Node({}, root.mark)
         values = dict(root.value)
         extends = values.pop("extends", None)
         merged = Node({}, root.mark)
-        for entry in _entries(extends):
+        for entry in self._entries(extends, chain):
             base = self.find(entry, path, "extends")
             if base is None:
                 continue
@@ -79,6 +86,17 @@ class Layers:
             merged = merge(merged, self.read_file(base, (*chain, path)), RUN, self.problems)
         self.files.append(path)
         return merge(merged, with_long_forms(Node(values, root.mark), self.problems), RUN, self.problems)
+
+    def _entries(self, extends: Node | None, chain: tuple[Path, ...]) -> list[Node]:
+        """What a file extends; nothing if it is too much, which is noted."""
+        if extends is None or extends.value is None:
+            return []
+        entries = extends.value if isinstance(extends.value, list) else [extends]
+        if len(entries) > MAX_EXTENDS or len(chain) >= MAX_EXTENDS:
+            what = f"lists {len(entries):,} files" if len(entries) > MAX_EXTENDS else f"goes on for {len(chain)} files"
+            self.problems.add_unreadable(extends.mark, f"extends {what}, and {MAX_EXTENDS} are the most.")
+            return []
+        return entries
 
     def find(self, entry: Node, path: Path, key: str) -> Path | None:
         """The file that an entry under a key of the file `path` names; None if there is none, which is noted."""
@@ -103,12 +121,6 @@ class Layers:
             what = f"{key} names {name!r}, which is no preset, task or .yaml file."
             self.problems.add_unreadable(entry.mark, what + (hint or f" Presets: {', '.join(presets())}. {error}"))
             return None
-
-
-def _entries(extends: Node | None) -> list[Node]:
-    if extends is None or extends.value is None:
-        return []
-    return extends.value if isinstance(extends.value, list) else [extends]
 
 
 def shown(path: Path) -> str:
@@ -138,8 +150,8 @@ def with_long_forms(layer: Node, problems: Problems) -> Node:
         return layer
     rest = {key: node for key, node in model.value.items() if key not in short}
     policy = component_mapping(rest.get("policy", Node({}, model.mark)))
-    if not isinstance(policy.value, dict):  # the schema refuses it
-        return layer
+    if not isinstance(policy.value, dict):  # the schema refuses it; of its options nothing is to be said
+        return Node({**layer.value, "model": Node(rest, model.mark)}, layer.mark)
     for key, node in short.items():
         if key in policy.value:
             problems.add(node.mark, f"'model.{key}' is set a second time; first at {policy.value[key].mark}.")

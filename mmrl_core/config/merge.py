@@ -104,6 +104,8 @@ def _add_up(items: list[Node], over: Node, place: Place, problems: Problems) -> 
     for item in over.value:
         name = name_of(item)
         at = None if name is None else places.pop(name, None)
+        if _is_disabled(item):  # merged lists come here once more, with nothing before them
+            problems.left_out.setdefault(item.mark, (item, at is not None))
         if at is None:
             items.append(item)
         else:

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from mmrl_core.config.nodes import Mark
-from mmrl_core.config.options import Fault, KeyPath, annotation_at, described, model_of
+from mmrl_core.config.options import Fault, KeyPath, annotation_at, model_of
 from mmrl_core.config.schema import Component, ModelConfig, RunConfig, StageConfig
+from mmrl_core.config.words import described
 from mmrl_core.errors import did_you_mean
 
 Locate = Callable[[KeyPath], Mark]
@@ -66,6 +67,20 @@ def _more_keys(section: type[BaseModel], short: Mapping[str, Any]) -> Collection
     if section is RunConfig:
         return ("extends",)
     return short if section is ModelConfig else ()
+
+
+def find_key(name: str) -> str | None:
+    """Where a key is written on the command line, "stages.0.group_size" of "group_size"; None if there is none.
+
+    Args:
+        name: a key alone, or dotted.
+    """
+    top = [f"stages.0.{path}" for path in StageConfig.model_fields if path not in RunConfig.model_fields]
+    paths = [*_key_paths(RunConfig, {}), *top]
+    for path in sorted(paths, key=lambda path: path.count(".")):
+        if path == name or path.endswith(f".{name}"):
+            return path
+    return None
 
 
 def _key_paths(model: type[BaseModel], short: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 Scalars follow YAML 1.2, not PyYAML's 1.1: `1e-6` is a number, `no`, `off`, `yes`, `on` and dates are text, `true` and
 `false` are the only bools. Duplicate keys are errors, and no tag constructs anything.
+
+A config may come from a stranger, so what it may cost is limited before it is read: bytes, depth, and values and
+characters once its aliases are written out. What goes beyond is one error, with its line.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mmrl_core.config.limits import MAX_BYTES, MAX_CHARACTERS, MAX_DEPTH, MAX_KEY, MAX_NUMBER, MAX_VALUES
 from mmrl_core.config.options import KeyPath
 
 COMMAND_LINE = "command line"
@@ -61,6 +66,15 @@ class Node:
             node = child
         return node, path
 
+    def has_more_than(self, number: int) -> bool:
+        """Whether it has more values in it than a number. Counts no further."""
+        waiting, found = [self], 0
+        while waiting and found <= number:
+            value = waiting.pop().value
+            found += 1
+            waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return found > number
+
     def marks(self, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
         """Path and mark, as text, of this node and all below it."""
         yield path, str(self.mark)
@@ -83,10 +97,12 @@ class Problems:
 
     Args:
         unreadable: something is missing, so that a check of the rest would report what is not wrong.
+        left_out: plugins with `enabled: false`, and whether a file before had them.
     """
 
     lines: list[str] = field(default_factory=list)
     unreadable: bool = False
+    left_out: dict[Mark, tuple[Node, bool]] = field(default_factory=dict)
 
     def add(self, mark: Mark | str, message: str) -> None:
         self.lines.append(f"{mark}: {message}")
@@ -96,12 +112,66 @@ class Problems:
         self.unreadable = True
 
     def __str__(self) -> str:
-        return "\n".join(dict.fromkeys(self.lines))  # what stages inherit is found once for each of them
+        """A line for each cause. What stages inherit is found once for each of them, and is one cause."""
+        causes: dict[str, list[str]] = {}
+        for line in dict.fromkeys(self.lines):
+            what = line.partition(": ")[2]
+            causes.setdefault(_POSITION.sub("#", what), []).append(line)
+        told: list[str] = []
+        for lines in causes.values():
+            told += lines if len(lines) < ALIKE else [_with_others(lines[0], lines[1:])]
+        more = len(told) - MAX_TOLD
+        return "\n".join([*told[:MAX_TOLD], *([f"... and {more:,} more problems."] if more > 0 else [])])
+
+
+ALIKE = 4
+"""So many lines that say the same become one."""
+
+MAX_TOLD = 40
+"""Problems of a config that are listed. Someone who put a data file in its place gets no more."""
+
+
+_POSITION = re.compile(r"(?<=[\w.]\.)\d+(?=[.'])")
+"""The position in a dotted key, 'stages.0.kind'. What is wrong at several positions of a list has one cause."""
+
+
+def _with_others(line: str, others: list[str]) -> str:
+    """
+    >>> _with_others("a.yaml:3: it is wrong.", ["a.yaml:4: it is wrong.", "a.yaml:5: it is wrong."])
+    'a.yaml:3: it is wrong. And 2 more, at a.yaml:4, a.yaml:5.'
+    """
+    places = list(dict.fromkeys(other.partition(": ")[0] for other in others))
+    few = ", ".join([*places[:3], *(["..."] if places[3:] else [])])
+    return f"{line} And {len(others)} more, at {few}{'' if places[3:] else '.'}"
+
+
+class _TooMuch(yaml.MarkedYAMLError):
+    """A limit of this module is passed; `problem` is the sentence that says so."""
 
 
 class _Loader(yaml.SafeLoader):
     """Composes nodes with the scalars of YAML 1.2; nothing is constructed from tags."""
 
+    depth = num_nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        self.num_nodes += 1
+        if self.depth > MAX_DEPTH:
+            problem = f"values are nested more than {MAX_DEPTH} deep here, which no config needs"
+            raise _TooMuch(problem=problem, problem_mark=self.peek_event().start_mark)
+        if self.num_nodes > 2 * MAX_VALUES:  # keys are nodes too
+            raise _TooMuch(problem=_TOO_MANY, problem_mark=self.peek_event().start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+_TOO_MANY = (
+    f"a config may have {MAX_VALUES:,} values and {MAX_CHARACTERS:,} characters with its aliases written out, and here "
+    "it has more. Keep data in data files"
+)
 
 _Loader.yaml_implicit_resolvers = {}
 
@@ -138,6 +208,36 @@ def yaml_text(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, indent=2)
 
 
+def read_text(path: Path, shown: str, problems: Problems) -> str:
+    """The text of a config file; what keeps it from being read is noted, and the text is then empty.
+
+    Args:
+        shown: the path as problems name it.
+    """
+    mark = Mark(shown, 0, "")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        problems.add_unreadable(mark, f"the file cannot be read: {error.strerror or error}.")
+        return ""
+    if len(content) > MAX_BYTES:
+        problems.add_unreadable(mark, f"the file has more than {MAX_BYTES:,} bytes. Is it a config, and not data?")
+        return ""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        other = content.startswith((b"\xff\xfe", b"\xfe\xff"))
+        what = (
+            "the file is UTF-16"
+            if other
+            else f"byte {error.start + 1} of the file, {content[error.start]:#04x}, is no UTF-8"
+        )
+        problems.add_unreadable(mark if other else Mark(shown, line, ""), f"{what}. Save it as UTF-8.")
+        return ""
+
+
 def parse(text: str, source: str, problems: Problems, written: str = "") -> Node:
     """YAML text to nodes; problems are noted, and the rest is read on.
 
@@ -154,11 +254,17 @@ class _Parser:
     def __init__(self, source: str, problems: Problems) -> None:
         self._source, self._problems = source, problems
         self._has_lines = source != COMMAND_LINE
+        self._num_values = self._num_characters = 0
 
     def parse(self, text: str, written: str) -> Node:
         start = self._mark(0, written)
         try:
             root = yaml.compose(text, _Loader)
+            return Node({}, start) if root is None and self._has_lines else self._convert(root, start, ())
+        except _TooMuch as error:
+            mark = start if error.problem_mark is None else self._mark(error.problem_mark.line, written)
+            self._problems.add_unreadable(mark, f"{error.problem}.")
+            return Node({}, start)
         except yaml.MarkedYAMLError as error:
             at = error.problem_mark or error.context_mark
             context = f" {error.context}" if error.context else ""
@@ -168,7 +274,16 @@ class _Parser:
         except yaml.YAMLError as error:  # a character that YAML forbids
             self._problems.add_unreadable(start, f"this is not YAML: {' '.join(str(error).split())}.")
             return Node({}, start)
-        return Node({}, start) if root is None and self._has_lines else self._convert(root, start, ())
+
+    def _count(self, node: yaml.Node) -> None:
+        """Raises _TooMuch where the values so far, or their characters, are more than a config may have."""
+        self._num_values += 1
+        if isinstance(node, yaml.ScalarNode):
+            self._num_characters += len(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            self._num_characters += sum(len(key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        if self._num_values > MAX_VALUES or self._num_characters > MAX_CHARACTERS:
+            raise _TooMuch(problem=_TOO_MANY, problem_mark=node.start_mark)
 
     def _mark(self, line: int, written: str) -> Mark:
         return Mark(self._source, line + 1 if self._has_lines else 0, written)
@@ -180,6 +295,7 @@ class _Parser:
         if id(node) in inside:
             self._problems.add_unreadable(mark, "an alias refers to a value that it is part of.")
             return Node(None, mark)
+        self._count(node)
         inside = (*inside, id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, mark, inside)
@@ -195,11 +311,23 @@ class _Parser:
             child_mark = self._child_mark(mark, key_node, key)
             if not key:
                 self._problems.add(child_mark, f"a key is a word; got {_described_node(key_node)}.")
+            elif not self._is_text(key, mark):
+                continue
+            elif len(key) > MAX_KEY:
+                self._problems.add_unreadable(
+                    mark, f"a key is a word; got {len(key):,} characters that begin {key[:20]!r}."
+                )
             elif key in values:
                 self._problems.add(child_mark, f"key {key!r} is written twice; first at {values[key].mark}.")
             else:
                 values[key] = self._convert(value_node, child_mark, inside)
         return Node(values, mark)
+
+    def _is_text(self, text: str, mark: Mark) -> bool:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            self._problems.add_unreadable(mark, "the text holds half of a surrogate pair, which is no character.")
+            return False
+        return True
 
     def _child_mark(self, mark: Mark, node: yaml.Node, key: str) -> Mark:
         return self._mark(node.start_mark.line, f"{mark.written}.{key}" if mark.written else key)
@@ -208,7 +336,12 @@ class _Parser:
         text: str = node.value
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
         if kind == "str":
-            return text
+            return text if self._is_text(text, mark) else None
+        if len(text) > MAX_NUMBER:
+            self._problems.add_unreadable(
+                mark, f"{text[:20]!r}... has {len(text):,} characters, too many for the type {kind}."
+            )
+            return None
         try:
             if kind == "null":
                 return None

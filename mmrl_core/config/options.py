@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl_core.config.words import expectation
 from mmrl_core.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -128,8 +129,8 @@ def _passes_on(signature: inspect.Signature) -> bool:
 
 
 def options_model(target: Any) -> type[BaseModel] | None:
-    """The pydantic model that a target declares as `Options`, if it does."""
-    return model_of(getattr(target, "Options", None))
+    """The pydantic model that a target declares as `Options`, or is, if it does."""
+    return model_of(target) or model_of(getattr(target, "Options", None))
 
 
 @dataclass(frozen=True)
@@ -341,57 +342,3 @@ def annotation_at(model: type[BaseModel], path: KeyPath) -> Any:
         arguments, origin = typing.get_args(plain), typing.get_origin(plain)
         annotation = arguments[1] if origin is dict else arguments[0] if origin is list else None
     return annotation
-
-
-# Values in words
-
-_EXPECTED = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number",
-    "string": "text",
-    "list": "a list",
-    "tuple": "a list",
-    "dict": "a mapping",
-    "model": "a mapping",
-}
-_BOUNDS = {
-    "greater_than": ("gt", "greater than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
-}
-_WORDS_FOR_BOOLS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
-
-
-def expectation(item: Mapping[str, Any], value: Any) -> str:
-    """An error of pydantic as "should be a number; got 'x'."."""
-    kind = str(item["type"])
-    context = item.get("ctx", {})
-    hint = ""
-    if kind in _BOUNDS:
-        bound, words = _BOUNDS[kind]
-        expected = f"be {words} {context[bound]}"
-    elif kind == "literal_error":
-        expected = f"be {context['expected']}"
-        hint = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))
-    elif (family := kind.partition("_")[0]) in _EXPECTED:
-        expected = f"be {_EXPECTED[family]}"
-        if family == "string" and isinstance(value, int | float):
-            hint = " Put it in quotes."
-        elif family == "bool" and str(value).lower() in _WORDS_FOR_BOOLS:
-            hint = f" Write {_WORDS_FOR_BOOLS[str(value).lower()]}; yes, no, on and off are text here."
-        elif family == "int" and isinstance(value, float) and value.is_integer():
-            hint = f" Write {int(value)}."
-    else:
-        expected = str(item["msg"]).removeprefix("Input should ")
-    return f"should {expected}; got {described(value)}.{hint}"
-
-
-def described(value: Any) -> str:
-    """A value in few words: a mapping, a list of 3, 'text', null."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mmrl_core.config.components import node_problems, short_annotations, with_declared_defaults
-from mmrl_core.config.filling import fill_mixtures, fill_stages
+from mmrl_core.config.components import misspelt_left_out, node_problems, short_annotations, with_declared_defaults
+from mmrl_core.config.filling import fill_mixtures, fill_stages, refuse_too_many_sections
 from mmrl_core.config.layers import Layers, apply_overrides, shown
+from mmrl_core.config.limits import MAX_FILLED
 from mmrl_core.config.merge import without_disabled
 from mmrl_core.config.messages import differences, fault_line
 from mmrl_core.config.nodes import COMMAND_LINE, DEFAULT, Mark, Node, Problems, parse, yaml_text
@@ -28,6 +29,9 @@ from mmrl_core.config.schema import RewardConfig, RunConfig
 from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.plugins.registry import KINDS
+
+MAX_FAULTS = 60
+"""Of keys and values, that are put into words. A mistake at the top is one in each stage."""
 
 
 def load_config(task: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -50,7 +54,13 @@ def load_config(task: str, overrides: Sequence[str] = ()) -> RunConfig:
     if problems.unreadable:
         raise ConfigError(str(problems))
     root = apply_overrides(root, overrides, problems)
-    return _checked(without_disabled(fill_mixtures(fill_stages(root, problems), layers)), problems)
+    if problems.unreadable:
+        raise ConfigError(str(problems))
+    refuse_too_many_sections(root)
+    root = fill_mixtures(fill_stages(root, problems), layers)
+    if root.has_more_than(MAX_FILLED):
+        raise ConfigError(f"{task}: with what stages and parts inherit the config has more than {MAX_FILLED:,} values.")
+    return _checked(without_disabled(root), problems)
 
 
 def _checked(root: Node, problems: Problems) -> RunConfig:
@@ -66,9 +76,13 @@ def _checked(root: Node, problems: Problems) -> RunConfig:
         config = RunConfig.model_validate_json(json.dumps(root.plain), strict=True)
     except ValidationError as error:
         short = short_annotations(root, plugins)
-        for fault in faults(error, root.plain):
+        found = faults(error, root.plain)
+        for fault in found[:MAX_FAULTS]:
             problems.lines.append(fault_line(fault, RunConfig, lambda path: _mark(root, path), short=short))
-    problems.lines += node_problems(root, plugins)
+        if len(found) > MAX_FAULTS:
+            problems.add(root.mark, f"keys and values have {len(found) - MAX_FAULTS:,} problems more.")
+    left_out = [item for item, was_there in problems.left_out.values() if not was_there]
+    problems.lines += [*misspelt_left_out(left_out, plugins), *node_problems(root, plugins)]
     if config is None or problems.lines:
         raise ConfigError(str(problems))
     config._origins.update(root.marks())

@@ -10,20 +10,22 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    PrivateAttr,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PrivateAttr, field_validator, model_validator
 
 from mmrl_core.config.algorithm import AlgorithmConfig, Environment, OptimizerConfig, RolloutConfig, Tool
 from mmrl_core.config.component import Component, Registered, Strict
+from mmrl_core.config.numbers import (
+    Count,
+    Epochs,
+    EvaluationTemperature,
+    Factor,
+    FrameRate,
+    Frames,
+    PositiveFactor,
+    Seconds,
+    Seed,
+    Share,
+)
 from mmrl_core.errors import ConfigError
 
 __all__ = [
@@ -57,7 +59,7 @@ class SourceConfig(Component):
 
     name: str = Field("rows", description="registered data source, or path/to/file.py:function")
     split: str = Field("train", description="split of the source")
-    limit: PositiveInt | None = Field(None, description="use only the first rows")
+    limit: Count | None = Field(None, description="use only the first rows")
 
 
 Source = Annotated[SourceConfig, Registered("source")]
@@ -83,7 +85,7 @@ class DataConfig(Strict):
     image_formats: list[Literal["AVIF", "ICO", "JPEG2000", "PCX", "PPM", "TGA"]] = Field(
         [], description="formats that are opened beside PNG, JPEG, WebP, GIF, BMP and TIFF"
     )
-    max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
+    max_broken: Share = Field(0.05, description="share of rows that may be set aside as broken")
     on_long: Literal["set_aside", "error"] = Field(
         "set_aside",
         description="rows too long for the model, with media it refuses or (sft) no answer: as broken, or an error",
@@ -93,12 +95,12 @@ class DataConfig(Strict):
 class VideoConfig(Strict):
     """Which frames of a video the model is shown, and how large."""
 
-    fps: PositiveFloat | None = Field(None, description="frames per second; default 2")
-    num_frames: int | None = Field(None, ge=2, description="this many frames instead, or all if the video has fewer")
-    min_frames: PositiveInt = Field(4, description="at least so many frames, if the video has them")
-    max_frames: int = Field(768, ge=2, description="at most so many frames, spread over the whole video")
-    min_pixels: PositiveInt | None = Field(None, description="frames are scaled up to this many pixels")
-    max_pixels: PositiveInt | None = Field(None, description="frames are scaled down to this many pixels")
+    fps: FrameRate | None = Field(None, description="frames per second; default 2")
+    num_frames: Frames | None = Field(None, description="this many frames instead, or all if the video has fewer")
+    min_frames: Count = Field(4, description="at least so many frames, if the video has them")
+    max_frames: Frames = Field(768, description="at most so many frames, spread over the whole video")
+    min_pixels: Count | None = Field(None, description="frames are scaled up to this many pixels")
+    max_pixels: Count | None = Field(None, description="frames are scaled down to this many pixels")
     timestamps: bool = Field(False, description="draw its time in seconds on each frame")
     reader: Literal["pyav", "decord", "torchcodec"] = Field(
         "pyav", description="library that decodes; decord for trusted files only"
@@ -125,7 +127,7 @@ class PromptConfig(Strict):
     videos: list[str] = Field([], description="video columns")
     video: VideoConfig = Field(VideoConfig(), description="which frames of a video the model is shown")
     audios: list[str] = Field([], description="audio columns")
-    max_audio_s: PositiveFloat = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
+    max_audio_s: Seconds = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
     text: str = Field("{problem}", description="user message, after the media")
     marks: dict[Literal["image", "video", "audio"], str] = Field(
         {},
@@ -135,9 +137,9 @@ class PromptConfig(Strict):
 
 
 class RewardConfig(Component):
-    weight: float = Field(1.0, description="factor in the total; 0 only reports it")
+    weight: Factor = Field(1.0, description="factor in the total; 0 only reports it")
     label: str | None = Field(None, description="name in metrics, if one reward is used twice")
-    timeout_s: PositiveFloat = Field(60.0, description="a group not scored after this many seconds is unscored")
+    timeout_s: Seconds = Field(60.0, description="a group not scored after this many seconds is unscored")
     stop_on_failure: bool = Field(
         False, description="end the run when this reward fails; else completions are unscored"
     )
@@ -152,8 +154,8 @@ Metric = Annotated[Component, Registered("metric")]
 
 
 class LoraConfig(Strict):
-    rank: PositiveInt = Field(16, description="rank of the adapters")
-    alpha: PositiveFloat = Field(32.0, description="adapters are scaled by alpha / rank")
+    rank: Count = Field(16, description="rank of the adapters")
+    alpha: PositiveFactor = Field(32.0, description="adapters are scaled by alpha / rank")
     target_modules: list[str] | str = Field("all-linear", description="module names, or 'all-linear'")
 
 
@@ -185,22 +187,22 @@ class ModelConfig(Strict):
 
 class EvalConfig(Strict):
     metrics: list[Metric] = Field([], description="benchmark metrics on the held-out rows")
-    every_steps: PositiveInt | None = Field(None, description="also within stages; default: before and after each")
-    limit: PositiveInt | None = Field(None, description="evaluate only the first held-out rows")
-    temperatures: list[NonNegativeFloat] = Field([0.0], description="metrics at each; 0 is greedy")
-    batch_size: PositiveInt = Field(64, description="prompts generated for at a time")
-    max_tokens: PositiveInt | None = Field(None, description="default: rollout.max_tokens")
+    every_steps: Count | None = Field(None, description="also within stages; default: before and after each")
+    limit: Count | None = Field(None, description="evaluate only the first held-out rows")
+    temperatures: list[EvaluationTemperature] = Field([0.0], description="metrics at each; 0 is greedy")
+    batch_size: Count = Field(64, description="prompts generated for at a time")
+    max_tokens: Count | None = Field(None, description="default: rollout.max_tokens")
 
 
 class CheckpointConfig(Strict):
-    every_steps: PositiveInt | None = Field(100, description="steps between checkpoints; a stage's end always has one")
-    keep: PositiveInt = Field(2, description="newest checkpoints kept")
+    every_steps: Count | None = Field(100, description="steps between checkpoints; a stage's end always has one")
+    keep: Count = Field(2, description="newest checkpoints kept")
 
 
 class LogConfig(Strict):
     trackers: list[str] = Field([], description="accelerate trackers: tensorboard, wandb, ...")
-    rollouts_every_steps: PositiveInt = Field(10, description="steps between written rollouts")
-    rollouts_per_step: PositiveInt = Field(4, description="groups written then")
+    rollouts_every_steps: Count = Field(10, description="steps between written rollouts")
+    rollouts_per_step: Count = Field(4, description="groups written then")
     view: Annotated[Component, Registered("view")] | None = Field(
         None, description="registered view that draws on the media of a rollout"
     )
@@ -218,9 +220,7 @@ class PartConfig(Strict):
         None, description="task id or path of a .yaml to take from; null: nowhere; without: the mixture's section"
     )
     name: str = Field(description="of the part, in metrics and ids of prompts; default: the task's, without its plugin")
-    weight: float = Field(
-        1.0, gt=0.0, allow_inf_nan=False, description="its share of the prompts is the weight over the sum of all"
-    )
+    weight: PositiveFactor = Field(1.0, description="its share of the prompts is the weight over the sum of all")
     data: DataConfig = Field(DataConfig(), description="its rows")
     prompt: PromptConfig = Field(PromptConfig(), description="how its rows become prompts")
     rewards: list[Reward] = Field([], description="what completions of its prompts are scored by, and no others")
@@ -255,14 +255,14 @@ Parts = Annotated[list[PartConfig], AfterValidator(_different_names)]
 class StageConfig(Strict):
     kind: Literal["sft", "grpo"] = Field(description="sft: imitate answers; grpo: learn from rewards")
     name: str | None = Field(None, description="default: the kind, numbered where several stages would share it")
-    steps: PositiveInt | None = Field(None, description="steps; or set epochs")
-    epochs: PositiveFloat | None = Field(None, description="passes over the training rows")
-    prompts_per_step: PositiveInt = Field(8, description="prompts of one step, over all processes")
-    group_size: PositiveInt = Field(8, description="completions of a prompt (grpo)")
-    micro_batch_tokens: PositiveInt = Field(
+    steps: Count | None = Field(None, description="steps; or set epochs")
+    epochs: Epochs | None = Field(None, description="passes over the training rows")
+    prompts_per_step: Count = Field(8, description="prompts of one step, over all processes")
+    group_size: Count = Field(8, description="completions of a prompt (grpo)")
+    micro_batch_tokens: Count = Field(
         16384, description="tokens of one forward and backward pass, a group's prompt counted once; bounds memory"
     )
-    micro_batch_rows: PositiveInt | None = Field(None, description="at most so many rows in one pass, too")
+    micro_batch_rows: Count | None = Field(None, description="at most so many rows in one pass, too")
     target: str | None = Field(None, description="sft: completion to learn, as a template; default: prompt.answer")
     mixture: Parts = Field([], description="tasks to train on at once, by weight; inherits the top level")
     data: DataConfig = Field(DataConfig(), description="rows to train on; inherits the top level")
@@ -333,9 +333,9 @@ class RunConfig(Strict):
     """A whole task config, presets merged and stages filled in."""
 
     name: str = Field(description="of the task; runs are named by it")
-    version: PositiveInt = Field(1, description="raise it when prompts, data or rewards change")
+    version: Count = Field(1, description="raise it when prompts, data or rewards change")
     description: str = Field("", description="shown in the report")
-    seed: NonNegativeInt = Field(0, description="of sampling, data order and built models")
+    seed: Seed = Field(0, description="of sampling, data order and built models")
     plugins: list[Annotated[PluginConfig, Registered("behaviour")]] = Field(
         [], description="plugins and registered behaviours whose hooks fire, the first one asked first; adds up"
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from mmrl_core.config.numbers import Count
 from mmrl_core.config.schema import LoraConfig, Strict
 from mmrl_core.errors import ConfigError
 
@@ -33,9 +34,9 @@ class LanguageModelOptions(Strict):
     )
     lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    min_pixels: PositiveInt | None = Field(None, description="images are scaled up to this many pixels")
-    max_pixels: PositiveInt | None = Field(None, description="images are scaled down to this many pixels")
-    max_prompt_tokens: PositiveInt = Field(
+    min_pixels: Count | None = Field(None, description="images are scaled up to this many pixels")
+    max_pixels: Count | None = Field(None, description="images are scaled down to this many pixels")
+    max_prompt_tokens: Count = Field(
         8192, description="longer prompts are never cut; data.on_long says what happens"
     )
     feature_cache: str | None = Field(

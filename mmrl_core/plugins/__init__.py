@@ -5,7 +5,7 @@
 
 from mmrl_core.plugins.discovery import Plugin, Plugins, TaskEntry, is_behaviour, load_plugins, presets
 from mmrl_core.plugins.hook_calls import attribute_hooks
-from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry, check_options
+from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry, check_options, install_hint
 
 __all__ = [
     "CORE",
@@ -18,6 +18,7 @@ __all__ = [
     "TaskEntry",
     "attribute_hooks",
     "check_options",
+    "install_hint",
     "is_behaviour",
     "load_plugins",
     "presets",

@@ -44,6 +44,7 @@ def mmrl_register(registry: Registry) -> None:
         "mmrl_core.language_model.policy:LanguageModelPolicy",
         "transformers model of text, images, videos or audio",
         model_keys=LANGUAGE_MODEL_KEYS,
+        options="mmrl_core.language_model.options:LanguageModelOptions",
     )
     add("engine", "hf", "mmrl_core.language_model.engines.hf:HFEngine", "samples with the training weights, in process")
     add(

@@ -24,7 +24,7 @@ import pluggy
 
 from mmrl_core import hookspecs
 from mmrl_core.errors import MMRLError, PluginError, did_you_mean
-from mmrl_core.plugins.registry import CORE, Registry
+from mmrl_core.plugins.registry import CORE, Registry, install_hint
 
 if TYPE_CHECKING:
     from mmrl_core.config.schema import Component
@@ -104,7 +104,7 @@ class Plugins:
         """The module of an installed plugin that loaded."""
         plugin = self.plugins.get(name)
         if plugin is None:
-            hint = did_you_mean(name, self.plugins) or f" Try: pip install mmrl-{name.replace('_', '-')}"
+            hint = did_you_mean(name, self.plugins) or install_hint(name)
             raise PluginError(f"plugin {name!r} is not installed (installed: {', '.join(self.plugins)}).{hint}")
         if plugin.module is None:
             raise PluginError(f"plugin {name!r} ({plugin.distribution}) failed to load:\n{plugin.error}")
@@ -120,7 +120,8 @@ class Plugins:
         failed = self.plugins.get(namespace)
         if failed is not None and failed.error is not None:
             raise PluginError(f"{message}; plugin {namespace!r} failed to load:\n{failed.error}")
-        raise PluginError(f"{message} (tasks: {', '.join(sorted(self.tasks)) or 'none'}).")
+        known = f"{message} (tasks: {', '.join(sorted(self.tasks)) or 'none'})."
+        raise PluginError(known + (install_hint(namespace) if "/" in task_id and failed is None else ""))
 
 
 def is_behaviour(name: str) -> bool:

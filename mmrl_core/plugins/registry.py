@@ -113,22 +113,32 @@ class Entry:
         Raises:
             PluginError: the module or attribute cannot be imported; names the entry and the cause.
         """
-        module_name, _, attribute = self.target.partition(":")
+        return self._imported(self.target)
+
+    def declaration(self) -> Any:
+        """What declares its options: the pydantic model that its detail `options` names, or else the entry itself.
+
+        A model in a module of its own spares those who read configs the import of torch.
+        """
+        return self._imported(self.details.get("options", self.target))
+
+    def _imported(self, target: str) -> Any:
+        module_name, _, attribute = target.partition(":")
         try:
             return functools.reduce(getattr, attribute.split("."), importlib.import_module(module_name))
         except MMRLError:
             raise
         except Exception as error:
-            raise PluginError(f"{self.kind} {self.id!r} ({self.target}) cannot be imported: {error}") from error
+            raise PluginError(f"{self.kind} {self.id!r} ({target}) cannot be imported: {error}") from error
 
     def options(self) -> dict[str, Option]:
-        """The options that a config can set, by name. Imports the entry.
+        """The options that a config can set, by name. Imports what declares them.
 
         Raises:
             PluginError: it cannot be imported.
         """
         kind = KINDS[self.kind]
-        return options_of(self.load(), kind.positional, kind.given)
+        return options_of(self.declaration(), kind.positional, kind.given)
 
     def call(self, *arguments: Any, options: Mapping[str, Any], **given: Any) -> Any:
         """Call it, or make an object of it.
@@ -164,6 +174,18 @@ def check_options(kind: str, name: str, target: Any, options: Mapping[str, Any])
         raise PluginError("\n".join(f"{kind} {name!r}: {problem}" for problem in problems))
 
 
+def install_hint(namespace: str) -> str:
+    """How to install the plugin of a namespace that is not installed, for the end of a message.
+
+    In a checkout the plugin's own folder is named; elsewhere the package, which may be on no index.
+    """
+    package = f"mmrl-{namespace.replace('_', '-')}"
+    folder = Path(__file__).parents[2] / "plugins" / package
+    if (folder / "pyproject.toml").is_file():
+        return f" Try: pip install -e {folder}"
+    return f" Try: pip install {package}, or, if it is on no package index, pip install PATH of its folder"
+
+
 class Registry:
     """What installed plugins provide, by kind and id."""
 
@@ -184,7 +206,8 @@ class Registry:
             name: without namespace.
             target: "package.module:attribute"; imported when first used.
             description: one line, shown by `mmrl list`.
-            details: what the kind's user reads without importing, such as `maximum=1.0` of a reward.
+            details: what the kind's user reads without importing, such as `maximum=1.0` of a reward. `options` is the
+                import string of the pydantic model of the options, where importing the entry is slow.
 
         Raises:
             PluginError: unknown kind, or the id is taken.
@@ -222,7 +245,7 @@ class Registry:
             message += f" (installed: {', '.join(known) or 'none'})."
         namespace, slash, _ = name.partition("/")
         if slash and not any(known_id.startswith(f"{namespace}/") for known_id in known):
-            message += f" Try: pip install mmrl-{namespace.replace('_', '-')}"
+            message += install_hint(namespace)
         return message
 
     def registering(self, namespace: str) -> Registry:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mmrl_core.errors import MMRLError
 from mmrl_core.runs.charts import Stage
+from mmrl_core.runs.report.checkpoints import read_checkpoint_results
 from mmrl_core.runs.report.media import Media
 from mmrl_core.runs.report.numbers import (
     counters_of,
@@ -77,6 +78,7 @@ def _contents(run: Path) -> dict[str, Any]:
         "milestones": milestones,
         "table": held_out_table(milestones),
         "held_out_charts": list(held_out_charts.values()),
+        "checkpoint_results": read_checkpoint_results(run),
         "chart_sections": draw_training(columns, stages),
         "compared": compared_prompts(files, milestones, media),
         "training": training_steps(files, media),

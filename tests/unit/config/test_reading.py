@@ -428,11 +428,7 @@ def test_options_are_checked_against_signatures_without_calling(write):
         "  - my.py:broken\n"
         "  - my.py:absent\n"
         "  - visual_rft/iuo\n"
-        "rollout: {engine: vlm}\n"
-        "algorithm:\n"
-        "  advantage:\n"
-        "    - {name: group_relative, divide_by_std: groups}\n"
-        "    - {name: whiten, reduce_sum: 1}\n" + GRPO_STAGE
+        "rollout: {engine: vlm}\n" + GRPO_STAGE
     )
     found = problems(path)
     assert len(found) == len(set(found)), "what a stage inherits is reported once"
@@ -450,9 +446,29 @@ def test_options_are_checked_against_signatures_without_calling(write):
         "run.yaml:12: reward 'my.py:absent': my.py has no 'absent'.",
         "run.yaml:13: no installed plugin provides reward 'visual_rft/iuo'. Did you mean 'visual_rft/iou'?",
         "run.yaml:14: no installed plugin provides engine 'vlm'",
-        "run.yaml:17: advantage 'group_relative': option 'divide_by_std' should be 'group', 'batch' or 'none'; "
+    ]
+    for line in expected:
+        assert any(problem.startswith(line) for problem in found), line
+    assert len(found) == len(expected)
+
+
+def test_options_of_what_computes_are_checked_once_all_names_are_right(write):
+    """They import torch, for seconds; a wrong name is said before."""
+    text = (
+        "name: x\n"
+        "rewards: [visual_rft/iuo]\n"
+        "algorithm:\n"
+        "  advantage:\n"
+        "    - {name: group_relative, divide_by_std: groups}\n"
+        "    - {name: whiten, reduce_sum: 1}\n" + GRPO_STAGE
+    )
+    (name,) = problems(write(text))
+    assert name.startswith("run.yaml:2: no installed plugin provides reward 'visual_rft/iuo'. Did you mean")
+    found = problems(write(text.replace("iuo", "iou")))
+    expected = [
+        "run.yaml:5: advantage 'group_relative': option 'divide_by_std' should be 'group', 'batch' or 'none'; "
         "got 'groups'. Did you mean 'group'?",
-        "run.yaml:18: advantage 'whiten': 'reduce_sum' is passed by the run and cannot be set.",
+        "run.yaml:6: advantage 'whiten': 'reduce_sum' is passed by the run and cannot be set.",
     ]
     for line in expected:
         assert any(problem.startswith(line) for problem in found), line
@@ -544,7 +560,8 @@ def test_yaml_schema_components_and_options_are_reported_together(write):
         write(
             "name: x\nname: y\nseed: -1\nreward: []\n"
             "rewards:\n  - {name: my.py:good, threshold: high}\n  - visual_rft/iuo\n"
-            "rollout: {max_tokens: none, engine: vlm}\nalgorithm: {loss: {name: clipped, clip_hihg: 1}}\n"
+            "rollout: {max_tokens: none, engine: vlm}\nalgorithm: {loss: {name: clipped}}\n"
+            "model: {lora: {rnak: 1}}\n"
         )
     )
     expected = [
@@ -555,7 +572,7 @@ def test_yaml_schema_components_and_options_are_reported_together(write):
         "run.yaml:6: reward 'my.py:good': option 'threshold' should be a number; got 'high'.",
         "run.yaml:7: no installed plugin provides reward 'visual_rft/iuo'.",
         "run.yaml:8: no installed plugin provides engine 'vlm'",
-        "run.yaml:9: loss 'clipped': no option 'clip_hihg'. Did you mean 'clip_high'?",
+        "run.yaml:10: unknown key 'rnak'. Did you mean 'rank'?",
     ]
     assert len(found) == len(expected)
     for line in expected:
@@ -566,6 +583,27 @@ def test_a_component_of_a_broken_section_is_checked_too(write):
     (weight, option) = problems(write("name: x\nrewards:\n  - {name: visual_rft/format, weight: a, strictt: 1}"))
     assert weight.startswith("run.yaml:3: 'rewards.0.weight' should be a number")
     assert option.startswith("run.yaml:3: reward 'visual_rft/format': no option 'strictt'.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {path: x, lora: {rank: 4}, freeze: [vision], precision: bfloat16}",
+        "model: {lora: {rank: -4}}",
+        "optimiser: {lr: 1}",
+        "rewards: [visual_rft/iuo]\nalgorithm: {loss: {name: clipped, clip_high: 0.3}}\nmodel: {lora: {rank: 4}}",
+        "plugins: [visual_rtf]\nrollout: {engine: {name: vlm, copy: true}}",
+    ],
+)
+def test_options_of_the_policy_and_wrong_names_are_known_without_torch(text, write):
+    write(f"name: x\n{text}")
+    code = (
+        "import sys\nfrom mmrl_core.config import load_config\n"
+        "try: load_config('run.yaml')\nexcept Exception as error: print(type(error).__name__)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == (["False"] if "path: x" in text else ["ConfigError", "False"])
 
 
 def test_components_that_a_config_does_not_touch_are_not_imported(write):
@@ -755,3 +793,31 @@ def test_a_config_saved_with_every_short_form_resumes(write):
     short += "lora: null, gradient_checkpointing: false, min_pixels: null, max_pixels: null, max_prompt_tokens: 8192, "
     saved = load_config(write(f"name: x\n{short}feature_cache: null}}", "saved.yaml"))
     assert differing_keys(saved, load_config(write("name: x"))) == []
+
+
+@pytest.mark.parametrize("policy", ["null", "3", "[language_model]"])
+def test_a_policy_that_is_none_is_one_line(policy, write):
+    (line,) = problems(write(f"name: x\nmodel: {{policy: {policy}, lora: {{rank: 4}}, freeze: [x]}}"))
+    assert line.startswith("run.yaml:2: 'model.policy' should be a mapping; got ")
+
+
+@pytest.mark.parametrize("name", ["giu", "gui/dats"])
+def test_a_misspelt_plugin_is_refused_where_it_is_left_out_too(name, write):
+    (line,) = problems(write(f"name: x\nplugins: [{{name: {name}, enabled: false}}]"))
+    assert line.startswith(f"run.yaml:2: there is no plugin '{name}' to leave out. Did you mean 'gui")
+    assert problems(write("name: x"), f"plugins=[{{name: {name}, enabled: false}}]")[0].startswith(
+        "command line: there is"
+    )
+
+
+def test_what_another_file_lists_may_be_left_out_without_being_installed(write):
+    write("name: base\nplugins: [absent, visual_rft]", "base.yaml")
+    config = load_config(
+        write("extends: base.yaml\nplugins: [{name: absent, enabled: false}, {name: gui, enabled: false}]")
+    )
+    assert [plugin.name for plugin in config.plugins] == ["visual_rft"]
+
+
+def test_an_empty_list_of_plugins_takes_out_nothing(write):
+    write("name: base\nplugins: [visual_rft]", "base.yaml")
+    assert [p.name for p in load_config(write("extends: base.yaml\nplugins: []")).plugins] == ["visual_rft"]

@@ -219,7 +219,7 @@ def test_a_dumped_mixture_loads_again_without_its_tasks(write):
         ("{task: mixed.yaml}", ["mixed.yaml is a mixture itself: name its parts instead."]),
         ("{weight: 1, data: {train: {path: x}}}", ["missing key 'name'."]),
         ("{name: a}", ["part 'a' of the mixture has no data.train, so there is nothing to draw."]),
-        ("{task: base.yaml, weight: 0}", ["'mixture.0.weight' should be greater than 0.0; got 0."]),
+        ("{task: base.yaml, weight: 0}", ["'mixture.0.weight' should be greater than 0; got 0."]),
         ("{task: base.yaml, weight: .inf}", ["'mixture.0.weight' should be a finite number; got inf."]),
         (
             "{task: base.yaml}, {task: base.yaml}",
