@@ -31,7 +31,14 @@ from mmrl_core.conversation import demonstrate
 from mmrl_core.data import Template
 from mmrl_core.errors import HookResultError, PolicyError, TaskDataError
 from mmrl_core.evaluation import mean_outcomes
-from mmrl_core.plugins.hook_results import check_advantages, check_choices, check_groups, check_loss, check_scores
+from mmrl_core.plugins.hook_results import (
+    check_advantages,
+    check_choices,
+    check_groups,
+    check_loss,
+    check_scores,
+    check_token_stats,
+)
 from mmrl_core.policy import REFERENCE
 from mmrl_core.rewards import reward_view
 from mmrl_core.types import Batch, BatchTotals, LossInputs, Prompt, RolloutGroup, Row, Scores
@@ -228,6 +235,7 @@ def loss_inputs(run: SteppingRun, batch: Batch, totals: BatchTotals) -> LossInpu
     if algorithm.entropy_coefficient:
         needs.add("entropy")
     stats = run.policy.logprobs(batch.rows, needs=needs)
+    check_token_stats(stats, batch.rows, f"logprobs of policy {run.config.model.policy.name!r}")
     given = {name for name, values in stats.extras.items() if values.shape == stats.logprobs.shape}
     if missing := needs - given - {"entropy"}:
         raise PolicyError(
