@@ -7,6 +7,7 @@ MMRLError
 ├── TaskDataError     a data file or row is wrong
 │   └── MediaError    an image, video or audio file cannot be read
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
+│   └── NotFiniteError   its weights or logits are NaN or infinite
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
 ├── ToolError         a tool call of the policy cannot be done; the policy reads why, and the run goes on
 ├── HookResultError   a hook returned something of the wrong type, shape or value
@@ -44,6 +45,10 @@ class MediaError(TaskDataError):
 
 class PolicyError(MMRLError):
     """A model or processor cannot be loaded, or cannot do what is asked of it."""
+
+
+class NotFiniteError(PolicyError):
+    """Weights or logits are NaN or infinite; nothing that is trained so may be saved over what is sound."""
 
 
 class RewardError(MMRLError):

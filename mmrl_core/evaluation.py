@@ -17,7 +17,7 @@ from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
 from mmrl_core.runs import peak_memory_mib, weights_mib
-from mmrl_core.scoring import RewardRunner
+from mmrl_core.scoring import RewardRunner, own_copy
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for metric in part.metrics:
             entry = self._plugins.registry.get("metric", metric.name)
-            measured = entry.call(completions, samples, options=metric.options)
+            # Copies: what a metric writes into its samples, the next one must not read.
+            measured = entry.call(own_copy(completions), own_copy(samples), options=metric.options)
             check_measured(measured, f"metric {metric.name!r}")
             metrics |= {name: float(value) for name, value in measured.items()}
         return metrics

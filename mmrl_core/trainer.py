@@ -25,7 +25,7 @@ from mmrl_core.config.schema import RunConfig, StageConfig
 from mmrl_core.conversation import Environment, make_environment
 from mmrl_core.data import training_mixture
 from mmrl_core.defaults import CoreBehaviour
-from mmrl_core.errors import ConfigError, HookResultError
+from mmrl_core.errors import ConfigError, HookResultError, NotFiniteError
 from mmrl_core.evaluation import Evaluator
 from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import attribute_hooks, load_plugins
@@ -37,7 +37,8 @@ from mmrl_core.runs import Recorder, check_trackers
 from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
-from mmrl_core.step import explain_memory, grpo_step, sft_step, trajectory_advantages
+from mmrl_core.step import explain_failure, grpo_step, sft_step, trajectory_advantages
+from mmrl_core.support import finite_norm
 from mmrl_core.types import Batch, RolloutGroup, Row, Sampling, Scores
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
@@ -118,6 +119,7 @@ class Trainer:
         self.recorder.open(self.state.metrics_bytes)
         for line in self.policy.describe():
             self.recorder.print(line)
+        self.recorder.alarms.weights.begin(finite_norm(self.policy.module, self.state.step))
         self._evaluate("untrained")
         for index in range(self.state.stage, len(self.config.stages)):
             self._run_stage(index, training)
@@ -247,7 +249,7 @@ class Trainer:
         self, batch: Batch, groups: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], scores: Scores
     ) -> None:
         scored = {name: v for name, v in scores.components.items() if self.rewards.scores_any(name, sampled)}
-        self.recorder.watch(scored)
+        self.recorder.watch(scored, self.state.step + 1, stage_name(self.config, self.state.stage))
         if self.state.stage_step % self.config.log.rollouts_every_steps == 0:
             trained = [rollout for group in groups for rollout in group.rollouts]
             advantages = zip(trained, trajectory_advantages(batch), strict=True)
@@ -260,6 +262,7 @@ class Trainer:
         self.state.stage_step += 1
         self.state.step += 1
         self.counts.update(self.policy.take_counters())
+        metrics["weights/norm"] = finite_norm(self.policy.module, self.state.step)
         metrics = self.recorder.with_work(metrics, self.counts, ahead=bool(self.stage.rollout.steps_ahead))
         self.counts.clear()
         seconds = time.perf_counter() - started
@@ -277,6 +280,9 @@ class Trainer:
         }
         self.recorder.step(record, metrics, self.state.stage_step, self._num_steps)
         self.hooks.mmrl_step_end(run=self, metrics=record)
+        if (error := self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons)) is not None:
+            self._save_checkpoint()
+            raise error
         if self._due(self.config.eval.every_steps, self.state.stage_step):
             self._evaluate(f"{name} step {self.state.stage_step}")
         if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
@@ -358,11 +364,12 @@ class Trainer:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            if others is not None and not self._weights_moved and before.step > 0:
+            sound = others is not None and not self._weights_moved and not isinstance(error, NotFiniteError)
+            if others is not None and sound and before.step > 0:
                 self.state = before
                 self._save_checkpoint(others[0].unchanged(), others[1])
                 self.recorder.print(f"saved step {self.state.step}; go on from it with --resume")
-            explain_memory(error, before.step + 1, self.stage)
+            explain_failure(error, before.step + 1, self.stage)
             raise
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The command line as a whole: its parser, exit codes and errors. Each command is a module beside this one.
 
-Exit codes: 0 done, 1 a check failed, 2 something the user can fix (the message says what), 130 interrupted. A command
+Exit codes: 0 done, 1 a check failed, 2 something the user can fix (the message says what), 3 a run ended
+with alarms, 130 interrupted. A command
 that was started with SIGINT ignored, as shells start those in the background, goes on ignoring it.
 
 Commands import what is heavy when they run, so that `mmrl list` imports neither torch nor pydantic.

@@ -79,6 +79,7 @@ class RewardRunner:
         """
         self.failure_reasons: dict[str, list[str]] = {}
         self._has_reported_pay = False
+        self._reported_unscored: set[str] = set()
         self._started: dict[int, tuple[RolloutGroup, dict[str, Future[list[Judgement]]]]] = {}
         self._rewards: dict[str, Reward] = {}
         by_part = configs if isinstance(configs, Mapping) else {None: configs}
@@ -129,6 +130,7 @@ class RewardRunner:
             {key: [own.get(key, none) for own, none in zip(started, unscored, strict=True)] for key in self._rewards}
         )
         self._started.clear()
+        self._report_unscored(groups, judged)
         return _scores(self._rewards, groups, judged)
 
     def score_samples(
@@ -189,6 +191,26 @@ class RewardRunner:
             logger.warning("%s. The completion is unscored; further failures are counted, not shown.", message)
         if reason not in reasons and len(reasons) < MAX_REASONS:
             reasons.append(reason)
+
+    def _report_unscored(
+        self, groups: Sequence[RolloutGroup], judged: Mapping[str, Sequence[Sequence[Judgement]]]
+    ) -> None:
+        """Warn once of each reward that leaves completions unscored without failing, as where it cannot read a gold.
+
+        That may be meant, in data of several kinds, but the total of such a completion is the rest or nothing.
+        """
+        for key, reward in self._rewards.items():
+            for group, judgements in zip(groups, judged[key], strict=True):
+                num_unscored = sum(judgement.value is None and judgement.failure is None for judgement in judgements)
+                if key in self._reported_unscored or not num_unscored or not reward.is_for(group):
+                    continue
+                self._reported_unscored.add(key)
+                logger.warning(
+                    "reward %r left %d of %d completions of prompt %s unscored (it returned None), so that totals are "
+                    "made of the other rewards there. If that is not meant, see that it can read the gold of such a "
+                    "row; unscored/%s in the metrics is the share of them.",
+                    key, num_unscored, len(judgements), group.prompt.id, key,
+                )  # fmt: skip
 
     def _report_unread_pay(self, groups: Sequence[RolloutGroup]) -> None:
         """Warn once where an environment pays and no reward reads it.
