@@ -116,10 +116,9 @@ class Trainer:
         training = self._resume() if resume else None
         if self.is_main:
             (self.output / "config.yaml").write_text(dump_config(self.config))
-        self.recorder.open(self.state.metrics_bytes)
+        self.recorder.open(self.state.metrics_bytes, finite_norm(self.policy.module, self.state.step))
         for line in self.policy.describe():
             self.recorder.print(line)
-        self.recorder.alarms.weights.begin(finite_norm(self.policy.module, self.state.step))
         self._evaluate("untrained")
         for index in range(self.state.stage, len(self.config.stages)):
             self._run_stage(index, training)
@@ -248,12 +247,11 @@ class Trainer:
     def log_rollouts(
         self, batch: Batch, groups: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], scores: Scores
     ) -> None:
-        scored = {name: v for name, v in scores.components.items() if self.rewards.scores_any(name, sampled)}
-        self.recorder.watch(scored, self.state.step + 1, stage_name(self.config, self.state.stage))
+        where = (self.state.step + 1, stage_name(self.config, self.state.stage))
+        self.recorder.watch({k: v for k, v in scores.components.items() if self.rewards.scores_any(k, sampled)}, *where)
         if self.state.stage_step % self.config.log.rollouts_every_steps == 0:
             trained = [rollout for group in groups for rollout in group.rollouts]
             advantages = zip(trained, trajectory_advantages(batch), strict=True)
-            where = (self.state.step + 1, stage_name(self.config, self.state.stage))
             self.recorder.write_rollouts(*where, sampled, scores, advantages, self.stage.rollout.temperature)
 
     # The end of a step
@@ -280,9 +278,7 @@ class Trainer:
         }
         self.recorder.step(record, metrics, self.state.stage_step, self._num_steps)
         self.hooks.mmrl_step_end(run=self, metrics=record)
-        if (error := self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons)) is not None:
-            self._save_checkpoint()
-            raise error
+        self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons, self._save_checkpoint)
         if self._due(self.config.eval.every_steps, self.state.stage_step):
             self._evaluate(f"{name} step {self.state.stage_step}")
         if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
@@ -364,8 +360,7 @@ class Trainer:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            sound = others is not None and not self._weights_moved and not isinstance(error, NotFiniteError)
-            if others is not None and sound and before.step > 0:
+            if others and not self._weights_moved and before.step > 0 and not isinstance(error, NotFiniteError):
                 self.state = before
                 self._save_checkpoint(others[0].unchanged(), others[1])
                 self.recorder.print(f"saved step {self.state.step}; go on from it with --resume")

@@ -47,8 +47,13 @@ class Recorder:
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
-    def open(self, num_bytes: int) -> None:
-        """Continue metrics.jsonl after its first `num_bytes` bytes, and start the trackers of the config."""
+    def open(self, num_bytes: int, weights_norm: float) -> None:
+        """Continue metrics.jsonl after its first `num_bytes` bytes, and start the trackers of the config.
+
+        Args:
+            weights_norm: of the trained weights, which alarms compare with that at the start of the run.
+        """
+        self.alarms.weights.begin(weights_norm)
         if self._is_main:
             self.log.open(num_bytes)
             self._rollout_log.remove_unfinished()
@@ -116,24 +121,30 @@ class Recorder:
             self._alarm(alarm, step, stage)
 
     def watch_step(
-        self, record: Mapping[str, Any], stage: StageConfig, reasons: Mapping[str, Sequence[str]]
-    ) -> MMRLError | None:
+        self,
+        record: Mapping[str, Any],
+        stage: StageConfig,
+        reasons: Mapping[str, Sequence[str]],
+        save: Callable[[], None],
+    ) -> None:
         """Look at the record of a step that is done, which all processes have alike.
 
         Args:
             stage: its config, which says after how many steps without any score a run should stop.
             reasons: reward -> why it failed.
+            save: writes a checkpoint, before the run is stopped.
 
-        Returns:
-            What the run should stop with, if it should. It is an alarm too.
+        Raises:
+            RewardError: the run should stop; says why nothing was scored. It is an alarm too.
         """
         for alarm in self.alarms.of_step(record):
             self._alarm(alarm, record["step"], record["stage"])
         if not self.alarms.unscored.update(record.get("unscored", 0.0), stage.algorithm.max_unscored_steps):
-            return None
+            return
         error = self.alarms.unscored.error(record["step"], reasons)
         self._alarm(Alarm("unscored_run", str(error)), record["step"], record["stage"])
-        return error
+        save()
+        raise error
 
     def _alarm(self, alarm: Alarm, step: int, stage: str) -> None:
         if self._is_main:

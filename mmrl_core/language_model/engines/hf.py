@@ -169,7 +169,7 @@ def refuse_not_finite(logprobs: Tensor, model: LanguageModel) -> None:
     place = int((~logprobs.isfinite()).any(0).nonzero()[0])
     raise NotFiniteError(
         f"the logits of sampled token {place + 1} are NaN or infinite, and {describe_weights(model.base)}. If training "
-        "made the weights so, lower optimizer.lr and go on from a checkpoint before; if not, the model folder is broken, or "
+        "made them so, lower optimizer.lr and go on from a checkpoint before; if not, the model folder is broken, or "
         "needs another model.precision."
     )
 

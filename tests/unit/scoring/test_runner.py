@@ -22,8 +22,9 @@ from mmrl_core.config.schema import RewardConfig
 from mmrl_core.errors import PluginError, RewardError
 from mmrl_core.plugins import Plugins
 from mmrl_core.plugins.registry import Registry
-from mmrl_core.scoring.call import MAX_HANGING, sign_of_trl
+from mmrl_core.scoring.call import MAX_HANGING
 from mmrl_core.scoring.runner import RewardRunner
+from mmrl_core.scoring.signature import sign_of_trl
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 
 Samples = Sequence[dict[str, Any]]
