@@ -7,9 +7,10 @@ from mmrl_core.scoring.marks import bare_text, plain_text
 from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.reading import Judgement
 from mmrl_core.scoring.runner import RewardRunner
-from mmrl_core.scoring.signature import sign_of_trl
+from mmrl_core.scoring.signature import CALLED_AS, sign_of_trl
 
 __all__ = [
+    "CALLED_AS",
     "Alarm",
     "ConstantRewardAlarm",
     "Judgement",

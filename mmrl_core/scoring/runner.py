@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,10 @@ class RewardRunner:
     def maximum(self, key: str) -> float | None:
         """The highest score that a reward declares, see `Reward.maximum`."""
         return self._reward(key).maximum
+
+    def function(self, key: str) -> Callable[..., Any]:
+        """The function of a reward."""
+        return self._reward(key).function
 
     def scores_any(self, key: str, groups: Sequence[RolloutGroup]) -> bool:
         """Whether a reward is for any of the groups, of a mixture for its part; True for a name of no reward here."""
