@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     output = _run_directory(config, arguments.output, arguments.resume)
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in a reward's or library's C code writes whose it was; see `isolate` of rewards
     from mmrl_core.runs import alarms_of
     from mmrl_core.trainer import train
 

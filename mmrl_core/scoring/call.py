@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.errors import RewardError
+from mmrl_core.scoring.isolated import DiedError, IsolatedFunction, without_observations
 from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.reading import SHAPES, Judgement, read_judgements
 from mmrl_core.scoring.signature import check_signature
@@ -91,8 +92,10 @@ class Reward:
         if not callable(self.function):
             raise RewardError(f"reward {entry.id!r} ({entry.target}) is not a function.")
         self._takes_rollouts, self.needs_rollouts = check_signature(entry.id, self.function, config.options)
+        self.isolated = IsolatedFunction(entry.id, entry.target) if config.isolate else None
         is_async = inspect.iscoroutinefunction
-        self._is_async = is_async(self.function) or is_async(getattr(self.function, "__call__", None))  # noqa: B004
+        waits = is_async(self.function) or is_async(getattr(self.function, "__call__", None))  # noqa: B004
+        self._is_async = waits and self.isolated is None  # a process of its own runs one call at a time
         self._loop: LoopThread | None = None
         self._abandoned: list[threading.Thread] = []
         self._waiting: deque[tuple[Call, Future[list[Judgement]]]] = deque()
@@ -137,7 +140,7 @@ class Reward:
         except BaseException as error:
             if self.shape != "group" and count > 1:
                 return [judgement for i in range(count) for judgement in self._judge(call.one(i), deadline)]
-            failure = _raised(error)
+            failure = f"its process {error}" if isinstance(error, DiedError) else _raised(error)
         return [Judgement(None, failure=failure)] * count
 
     def _run(self, call: Call, deadline: float) -> Any:
@@ -152,11 +155,23 @@ class Reward:
         options = dict(self.config.options)
         if self._takes_rollouts and call.rollouts is not None:
             options["rollouts"] = list(call.rollouts)
+        if self.isolated is not None:
+            return self._run_isolated(call, options, left_s)
         arguments = call.arguments()
         if self._is_async:
             return self._await(self.function(*arguments, **options), left_s)
         future, thread = in_thread(lambda: self.function(*arguments, **options))
         return self._result(future, thread, left_s)
+
+    def _run_isolated(self, call: Call, options: dict[str, Any], timeout_s: float) -> Any:
+        """The same in a process of its own, which shares nothing with the run."""
+        assert self.isolated is not None
+        if "rollouts" in options:
+            options["rollouts"] = without_observations(options["rollouts"])
+        try:
+            return self.isolated.call((list(call.completions), list(call.samples)), options, timeout_s)
+        except TimeoutError:
+            raise _HungError(self._too_long()) from None
 
     def _await(self, coroutine: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
         # One loop for the life of the reward: clients and semaphores of its module are bound to the first they see.

@@ -52,10 +52,11 @@ class RewardRunner:
 
     A group has `timeout_s` of its reward. A plain function that takes longer is abandoned: Python cannot end a thread,
     so it goes on in a daemon thread, which is never joined, not even at exit. (A call that never releases the
-    interpreter lock, such as a regular expression that backtracks without end, cannot be abandoned either and stops
-    the process.) An async function is cancelled. A reward that raises for a group is called again for each of its
-    completions, in what is left of the time, so that only the culprit is unscored. A reward that judges completions
-    jointly is not called again.
+    interpreter lock, such as a regular expression that backtracks without end, cannot be abandoned either, and one that
+    crashes takes the run with it. With `isolate` a reward has a process of its own, which is ended and replaced.)
+    An async function is cancelled. A reward that raises for a group is called again for each of its completions, in
+    what is left of the time, so that only the culprit is unscored. A reward that judges completions jointly is not
+    called again.
 
     Rollouts may carry what an environment paid for their turns. The reward `environment` reads it. Where no reward of
     that kind is configured, the pay is in no total, and the first group that carries some is reported once.
@@ -102,6 +103,11 @@ class RewardRunner:
     def function(self, key: str) -> Callable[..., Any]:
         """The function of a reward."""
         return self._reward(key).function
+
+    def restarts(self, key: str) -> int:
+        """How often the process of an isolated reward died or was ended, and was replaced."""
+        isolated = self._reward(key).isolated
+        return 0 if isolated is None else isolated.num_restarts
 
     def scores_any(self, key: str, groups: Sequence[RolloutGroup]) -> bool:
         """Whether a reward is for any of the groups, of a mixture for its part; True for a name of no reward here."""
