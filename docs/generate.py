@@ -51,7 +51,8 @@ def cli_page() -> str:
     parser = make_parser()
     parts = [
         "# Commands",
-        "Exit codes: 0 done; 1 a check failed; 2 something you can mend, said without a traceback; 130 interrupted.",
+        "Exit codes: 0 done; 1 a check failed, or nothing could be scored; 2 something you can mend, said without a "
+        "traceback; 3 a run ended with alarms; 130 interrupted.",
         _fenced(parser.format_help()),
     ]
     for name, command in _commands(parser).items():
