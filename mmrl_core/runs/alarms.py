@@ -28,7 +28,7 @@ def alarms_of(run: Path) -> list[str]:
 
     What once stopped the run, because nothing was scored, is left out where it was resumed and went on.
     """
-    records = read_metrics(run)
+    records = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
     last_step = max((place for place, record in enumerate(records) if record["kind"] == "step"), default=-1)
     alarms = [(place, record) for place, record in enumerate(records) if record["kind"] == "alarm"]
     return [alarm["message"] for place, alarm in alarms if alarm["name"] != "unscored_run" or place > last_step]

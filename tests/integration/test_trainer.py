@@ -452,7 +452,7 @@ def test_wrappers_change_what_others_return(run, grpo, install):
     "hook, result, message",
     [
         ("mmrl_rollout(run, prompts)", "[]", "mmrl_rollout of plugin 'probe_wrong' returned 0 groups for 4 prompts"),
-        ("mmrl_score(groups)", "[1.0]", "mmrl_score of plugin 'probe_wrong' returned list; expected Scores"),
+        ("mmrl_score(groups)", "[1.0]", "mmrl_score of plugin 'probe_wrong' returned a list of 1; expected Scores"),
         (
             "mmrl_shape_rewards(scores)",
             "replace(scores, totals=torch.zeros(3))",
