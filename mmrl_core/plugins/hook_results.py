@@ -82,8 +82,6 @@ def check_scores(scores: Any, groups: Sequence[RolloutGroup], source: str) -> No
             raise HookResultError(f"{source} returned {name!r} {got}; expected {expected}.")
         if not values.is_floating_point() or bool(values.isinf().any()):
             raise HookResultError(f"{source} returned {name!r} with numbers that are not floating, or infinite.")
-    if unweighted := scores.components.keys() - scores.weights.keys():
-        raise HookResultError(f"{source} returned no weight for the component {sorted(unweighted)[0]!r}.")
     sizes = {"token_rewards": [r.num_actions for r in rollouts], "step_rewards": [len(r.rows) for r in rollouts]}
     for name, parts in {**scores.token_rewards, **scores.step_rewards}.items():
         if len(parts) != expected[0]:

@@ -19,7 +19,7 @@ from mmrl_core.errors import HookResultError
 from mmrl_core.plugins import hook_results as checks
 from mmrl_core.plugins.registry import KINDS
 from mmrl_core.testing import build_tiny, make_group, make_loss_inputs, make_reward_view, make_scores
-from mmrl_core.types import RolloutGroup, Scores, TokenStats
+from mmrl_core.types import RolloutGroup, TokenStats
 
 GROUPS = [make_group(["a", "b"], num_actions=[2, 1]), make_group(["c"], num_actions=[2])]
 PROMPTS = [group.prompt for group in GROUPS]
@@ -42,7 +42,6 @@ NOT_SCORES = [
     replace(SCORES, totals=torch.ones(3, dtype=torch.int64)),
     replace(SCORES, totals=torch.full((3,), math.inf)),
     replace(SCORES, components={"iou": torch.zeros(2)}, weights={"iou": 1.0}),
-    Scores(torch.zeros(3), {"iou": torch.zeros(3)}, {}),
     replace(SCORES, token_rewards={"t": [torch.zeros(99)] * 3}),
     replace(SCORES, step_rewards={"s": [[0.0]] * 2}),
     replace(SCORES, step_rewards={"s": [[0.0, 0.0]] * 3}),
