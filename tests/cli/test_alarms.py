@@ -131,3 +131,14 @@ def test_a_broken_model_is_refused_in_evaluation_with_the_name_of_its_first_brok
         assert main(["train", "task.yaml", "--output", "run"]) == 2
         told = capsys.readouterr().err
         assert "after step 0, the weights are not finite, first in" in told and name in told
+
+
+@pytest.mark.parametrize(("reward", "code"), [("silent", 1), ("crashes", 1), ("sometimes", 0)])
+def test_scoring_a_file_fails_where_no_line_got_a_score(task, reward, code, capsys):
+    task(reward)
+    lines = [{"completion": "a", "sample": {"number": number}} for number in range(2)]
+    Path("lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["score", f"mine.py:{reward}", "lines.jsonl"]) == code
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 2
+    assert ("left all 2 lines unscored" in told.err) == (reward == "silent")

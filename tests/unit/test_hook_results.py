@@ -15,9 +15,9 @@ import torch
 
 from mmrl_core import hookspecs
 from mmrl_core.cli import main
-from mmrl_core.errors import HookResultError
+from mmrl_core.errors import HookResultError, PluginError
 from mmrl_core.plugins import hook_results as checks
-from mmrl_core.plugins.registry import KINDS
+from mmrl_core.plugins.registry import KINDS, Registry
 from mmrl_core.testing import build_tiny, make_group, make_loss_inputs, make_reward_view, make_scores
 from mmrl_core.types import RolloutGroup, TokenStats
 
@@ -194,3 +194,14 @@ def test_a_run_with_a_wrong_loss_ends_with_its_name_and_exit_code_2(loss, messag
     Path("task.yaml").write_text(json.dumps(config))
     assert main(["train", "task.yaml", "--output", "run"]) == 2
     assert re.search(f"mmrl: .*loss 'mine.py:{loss}' returned {message}", capsys.readouterr().err)
+
+
+def test_needs_given_as_a_text_are_one_name(tmp_path):
+    registry = Registry("colours")
+    registry.add("loss", "mine", "module:attribute", "a loss", needs="entropy")
+    assert registry.get("loss", "colours/mine").details["needs"] == ("entropy",)
+    path = tmp_path / "mine.py"
+    path.write_text("def loss(inputs):\n    return -inputs.logprobs, {}\n\nloss.needs = 'entropy'\n")
+    assert registry.get("loss", f"{path}:loss").details["needs"] == ("entropy",)
+    with pytest.raises(PluginError, match=r"loss 'wrong' is declared with needs \[1\], which is no list of names"):
+        registry.add("loss", "wrong", "module:attribute", "a loss", needs=[1])
