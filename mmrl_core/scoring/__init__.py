@@ -1,7 +1,6 @@
 """Running reward functions, alarms about what they give; reading gold answers and the marks of texts."""
 
 from mmrl_core.scoring.alarm import Alarm, ConstantRewardAlarm, UnscoredRunAlarm
-from mmrl_core.scoring.call import sign_of_trl
 from mmrl_core.scoring.gold import gold_text, score_each, unusable_gold, unwrapped
 from mmrl_core.scoring.marks import bare_text, plain_text
 from mmrl_core.scoring.own import own_copy
