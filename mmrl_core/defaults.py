@@ -12,7 +12,7 @@ from mmrl_core import losses
 from mmrl_core.advantages import overlong_penalty, varying_groups
 from mmrl_core.batching import masks_of
 from mmrl_core.hookspecs import hookimpl
-from mmrl_core.plugins.hook_results import check_advantages
+from mmrl_core.plugins.hook_results import check_advantages, check_rollouts
 from mmrl_core.policy import REFERENCE
 from mmrl_core.policy_loss import policy_loss
 from mmrl_core.types import LOSS_MASK, LossInputs, Prompt, RewardView, RolloutGroup, Scores
@@ -36,7 +36,9 @@ class CoreBehaviour:
         if not (run.is_overridden("mmrl_rollout") or run.is_overridden("mmrl_score")):  # else it is known later
             given["on_group"] = run.rewards.start
         strategy = run.stage.rollout.strategy
-        return run.call("strategy", strategy, run.policy, prompts, run.stage.group_size, run.sampling(), **given)
+        groups = run.call("strategy", strategy, run.policy, prompts, run.stage.group_size, run.sampling(), **given)
+        check_rollouts(groups, prompts, f"rollout strategy {strategy.name!r}")
+        return groups
 
     @hookimpl
     def mmrl_score(self, run: Run, groups: Sequence[RolloutGroup]) -> Scores:

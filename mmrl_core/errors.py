@@ -8,6 +8,7 @@ MMRLError
 │   ├── MediaError    an image, video or audio file cannot be read
 │   └── UnfitPromptError   a row cannot be used: too long, refused by the processor, or without an answer
 ├── PolicyError       a model cannot be loaded, or cannot do what is asked of it
+│   └── NotFiniteError   its weights or logits are NaN or infinite
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
 ├── ToolError         a tool call of the policy cannot be done; the policy reads why, and the run goes on
 ├── HookResultError   a hook returned something of the wrong type, shape or value
@@ -49,6 +50,10 @@ class UnfitPromptError(TaskDataError):
 
 class PolicyError(MMRLError):
     """A model or processor cannot be loaded, or cannot do what is asked of it."""
+
+
+class NotFiniteError(PolicyError):
+    """Weights or logits are NaN or infinite; nothing that is trained so may be saved over what is sound."""
 
 
 class RewardError(MMRLError):

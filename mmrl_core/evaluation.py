@@ -14,9 +14,10 @@ from mmrl_core.conversation import make_environment
 from mmrl_core.data import PromptSource, in_turns
 from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import Plugins, load_plugins
+from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
 from mmrl_core.runs import peak_memory_mib, weights_mib
-from mmrl_core.scoring import RewardRunner
+from mmrl_core.scoring import RewardRunner, own_copy
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
 
 if TYPE_CHECKING:
@@ -87,7 +88,9 @@ class Evaluator:
             )
             for start in range(0, len(prompts), config.eval.batch_size):
                 batch = prompts[start : start + config.eval.batch_size]
-                groups += rollout.call(policy, batch, 1, sampling, options=strategy.options, **given)
+                sampled = rollout.call(policy, batch, 1, sampling, options=strategy.options, **given)
+                check_rollouts(sampled, batch, f"rollout strategy {strategy.name!r}")
+                groups += sampled
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             totals = []
@@ -124,7 +127,10 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for metric in part.metrics:
             entry = self._plugins.registry.get("metric", metric.name)
-            metrics |= entry.call(completions, samples, options=metric.options)
+            # Copies: what a metric writes into its samples, the next one must not read.
+            measured = entry.call(own_copy(completions), own_copy(samples), options=metric.options)
+            check_measured(measured, f"metric {metric.name!r}")
+            metrics |= {name: float(value) for name, value in measured.items()}
         return metrics
 
     def _load(self, policy: Policy) -> list[Prompt]:

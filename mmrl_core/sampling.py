@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmrl_core.data import PromptStream
-from mmrl_core.errors import HookResultError
-from mmrl_core.plugins.hook_results import check_scores
+from mmrl_core.plugins.hook_results import check_prompts, check_rollouts, check_scores
 from mmrl_core.run import derive_seed
 from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
 
@@ -92,7 +91,9 @@ class GroupSampler:
     def _prompts(self, position: int) -> tuple[Draw, Sequence[Prompt]]:
         with self._run.clock("data"):
             drawn = self._stream.take(position)
-            return drawn, self._run.hooks.mmrl_prompts(run=self._run, prompts=drawn.prompts)
+            prompts = self._run.hooks.mmrl_prompts(run=self._run, prompts=drawn.prompts)
+        check_prompts(prompts, self._run.source("mmrl_prompts"))
+        return drawn, prompts
 
     def _sample(self, draw: Draw, prompts: Sequence[Prompt], step: int, round_index: int) -> SampledGroups:
         """prompts -> rollout -> score; with `steps_ahead` in the sampling thread."""
@@ -100,9 +101,7 @@ class GroupSampler:
         self._now = step, round_index
         with run.clock("rollout"):
             groups = run.hooks.mmrl_rollout(run=run, prompts=prompts)
-        if len(groups) != len(prompts):
-            source = run.source("mmrl_rollout")
-            raise HookResultError(f"{source} returned {len(groups)} groups for {len(prompts)} prompts.")
+        check_rollouts(groups, prompts, run.source("mmrl_rollout"))
         with run.clock("rewards"):
             scores = run.hooks.mmrl_score(run=run, groups=groups)
         check_scores(scores, groups, run.source("mmrl_score"))

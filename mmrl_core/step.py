@@ -29,11 +29,19 @@ from mmrl_core.batching import (
 from mmrl_core.config import parts_of
 from mmrl_core.conversation import demonstrate
 from mmrl_core.data import Template
-from mmrl_core.errors import HookResultError, PolicyError, UnfitPromptError
+from mmrl_core.errors import HookResultError, NotFiniteError, PolicyError, UnfitPromptError
 from mmrl_core.evaluation import mean_outcomes
-from mmrl_core.plugins.hook_results import check_advantages, check_choices, check_groups, check_loss, check_scores
+from mmrl_core.plugins.hook_results import (
+    check_advantages,
+    check_choices,
+    check_groups,
+    check_loss,
+    check_scores,
+    check_token_stats,
+)
 from mmrl_core.policy import REFERENCE
 from mmrl_core.rewards import reward_view
+from mmrl_core.support import describe_weights
 from mmrl_core.types import Batch, BatchTotals, LossInputs, Prompt, RolloutGroup, Row, Scores
 
 if TYPE_CHECKING:
@@ -222,8 +230,11 @@ def micro_batch_loss(run: SteppingRun, batch: Batch, totals: BatchTotals) -> tup
         gap = (inputs.logprobs.detach() - inputs.sampler_logprobs).abs().nan_to_num()
         metrics = {**metrics, "sampler_gap": (gap * inputs.mask).sum() / (totals.num_computed or 1.0)}
     if not bool(torch.isfinite(loss)):
+        finite = bool(torch.isfinite(inputs.logprobs).all())
+        cause = "the policy's logprobs are finite" if finite else describe_weights(run.policy.module)
         raise HookResultError(
-            f"the loss is {float(loss.detach())} at step {run.state.step + 1}; training stops before the update."
+            f"the loss is {float(loss.detach())} at step {run.state.step + 1}; training stops before the update "
+            f"({cause})."
         )
     return loss, dict(metrics)
 
@@ -235,6 +246,7 @@ def loss_inputs(run: SteppingRun, batch: Batch, totals: BatchTotals) -> LossInpu
     if algorithm.entropy_coefficient:
         needs.add("entropy")
     stats = run.policy.logprobs(batch.rows, needs=needs)
+    check_token_stats(stats, batch.rows, f"logprobs of policy {run.config.model.policy.name!r}")
     given = {name for name, values in stats.extras.items() if values.shape == stats.logprobs.shape}
     if missing := needs - given - {"entropy"}:
         raise PolicyError(
@@ -290,6 +302,7 @@ def rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch
     lengths = torch.tensor([float(rollout.num_actions) for rollout in rollouts])
     spreads = torch.stack([part.nan_to_num(0.0).std() for part in scores.totals.split(sizes) if len(part) > 1])
     trained = batch.advantages[batch.mask]
+    num_tokens = max(float(lengths.sum()), 1.0)
     return {
         "reward/total": float(scores.totals.nanmean()),
         "reward/total_std": float(spreads.mean()),
@@ -297,11 +310,13 @@ def rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch
         **_totals_of_parts(groups, scores),
         **{f"failures/{name}": float(count) for name, count in scores.failures.items() if count},
         "unscored": float(scores.totals.isnan().float().mean()),
+        **_unscored_by_reward(groups, scores),
         "groups/flat": float((spreads < 1e-6).float().mean()),
         "advantage/abs_mean": float(trained.abs().mean()) if len(trained) else 0.0,
         "completion_tokens/mean": float(lengths.mean()),
         "completion_tokens/max": float(lengths.max()),
         "truncated": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+        "truncated/tokens": sum(rollout.num_actions for rollout in rollouts if rollout.truncated) / num_tokens,
         **mean_outcomes(rollouts),
     }
 
@@ -315,6 +330,17 @@ def _totals_of_parts(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
     return {name: float(torch.cat(values).nanmean()) for name, values in totals.items()}
 
 
+def _unscored_by_reward(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
+    """`unscored/<reward>`: the share that a reward did not score of its rollouts, in a mixture those of its part."""
+    parts = [group.prompt.part for group in groups for _ in group.rollouts]
+    shares = {}
+    for name, values in scores.components.items():
+        own = torch.tensor([not part or name.startswith(f"{part}/") for part in parts])
+        if bool(own.any()):
+            shares[f"unscored/{name}"] = float(values[own].isnan().float().mean())
+    return shares
+
+
 def trajectory_advantages(batch: Batch) -> list[float]:
     """Mean advantage over trained tokens of each trajectory of the batch, its rows counting alike."""
     by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
@@ -322,12 +348,14 @@ def trajectory_advantages(batch: Batch) -> list[float]:
     return (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
 
 
-def explain_memory(error: BaseException, step: int, stage: StageConfig) -> None:
-    """Raise what to lower, if a step ran out of memory: a GPU has an error of its own, a CPU's is a RuntimeError.
+def explain_failure(error: BaseException, step: int, stage: StageConfig) -> None:
+    """Raise what to lower, if a step ran out of memory (on a CPU a RuntimeError), or numbers are no longer finite.
 
     Raises:
-        PolicyError: from `error`, if it is of that kind.
+        PolicyError: from `error`, if it is of these kinds.
     """
+    if isinstance(error, NotFiniteError):
+        raise NotFiniteError(f"step {step}, after {step - 1} updates at lr {stage.optimizer.lr:g}: {error}") from error
     if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error):
         raise PolicyError(
             f"out of memory in step {step} ({str(error).splitlines()[0]}). Lower micro_batch_tokens (now "

@@ -26,7 +26,7 @@ from mmrl_core.config.schema import RunConfig, StageConfig
 from mmrl_core.conversation import Environment, make_environment
 from mmrl_core.data import training_mixture
 from mmrl_core.defaults import CoreBehaviour
-from mmrl_core.errors import ConfigError, HookResultError
+from mmrl_core.errors import ConfigError, HookResultError, NotFiniteError
 from mmrl_core.evaluation import Evaluator
 from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import attribute_hooks, load_plugins
@@ -38,7 +38,8 @@ from mmrl_core.runs import Recorder, check_trackers
 from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
-from mmrl_core.step import accept, explain_memory, grpo_step, sft_step, trajectory_advantages
+from mmrl_core.step import accept, explain_failure, grpo_step, sft_step, trajectory_advantages
+from mmrl_core.support import finite_norm
 from mmrl_core.types import Batch, RolloutGroup, Row, Sampling, Scores
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
@@ -116,7 +117,7 @@ class Trainer:
         training = self._resume() if resume else None
         if self.is_main:
             (self.output / "config.yaml").write_text(dump_config(self.config))
-        self.recorder.open(self.state.metrics_bytes)
+        self.recorder.open(self.state.metrics_bytes, finite_norm(self.policy.module, self.state.step))
         for line in self.policy.describe():
             self.recorder.print(line)
         self._evaluate("untrained")
@@ -247,12 +248,11 @@ class Trainer:
     def log_rollouts(
         self, batch: Batch, groups: Sequence[RolloutGroup], sampled: Sequence[RolloutGroup], scores: Scores
     ) -> None:
-        scored = {name: v for name, v in scores.components.items() if self.rewards.scores_any(name, sampled)}
-        self.recorder.watch(scored)
+        where = (self.state.step + 1, stage_name(self.config, self.state.stage))
+        self.recorder.watch({k: v for k, v in scores.components.items() if self.rewards.scores_any(k, sampled)}, *where)
         if self.state.stage_step % self.config.log.rollouts_every_steps == 0:
             trained = [rollout for group in groups for rollout in group.rollouts]
             advantages = zip(trained, trajectory_advantages(batch), strict=True)
-            where = (self.state.step + 1, stage_name(self.config, self.state.stage))
             self.recorder.write_rollouts(*where, sampled, scores, advantages, self.stage.rollout.temperature)
 
     # The end of a step
@@ -261,6 +261,7 @@ class Trainer:
         self.state.stage_step += 1
         self.state.step += 1
         self.counts.update(self.policy.take_counters())
+        metrics["weights/norm"] = finite_norm(self.policy.module, self.state.step)
         metrics = self.recorder.with_work(metrics, self.counts, ahead=bool(self.stage.rollout.steps_ahead))
         self.counts.clear()
         seconds = time.perf_counter() - started
@@ -278,6 +279,7 @@ class Trainer:
         }
         self.recorder.step(record, metrics, self.state.stage_step, self._num_steps)
         self.hooks.mmrl_step_end(run=self, metrics=record)
+        self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons, self._save_checkpoint)
         if self._due(self.config.eval.every_steps, self.state.stage_step):
             self._evaluate(f"{name} step {self.state.stage_step}")
         if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
@@ -359,11 +361,11 @@ class Trainer:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            if others is not None and not self._weights_moved and before.step > 0:
+            if others and not self._weights_moved and before.step > 0 and not isinstance(error, NotFiniteError):
                 self.state = before
                 self._save_checkpoint(others[0].unchanged(), others[1])
                 self.recorder.print(f"saved step {self.state.step}; go on from it with --resume")
-            explain_memory(error, before.step + 1, self.stage)
+            explain_failure(error, before.step + 1, self.stage)
             raise
 
     def close(self) -> None:

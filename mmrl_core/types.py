@@ -301,7 +301,7 @@ class TokenStats:
     """A policy's answer about rows: logprobs float32 [B, T] of their actions, and what else it was asked for.
 
     Attributes:
-        entropy: [B, T], if it was asked for.
+        entropy: [B, T], with a gradient if it was asked for; else without, or None.
         extras: the policy's own quantities that a loss asked for, by name, each [B, T]; with gradient where they
             depend on the weights.
 
@@ -341,7 +341,7 @@ class LossInputs:
         totals: counts that normalise the loss over the optimizer step.
         sampler_logprobs: [B, T], as the rollout engine reported them.
         ref_logprobs: [B, T], of the reference policy.
-        entropy: [B, T], if the loss asked for it.
+        entropy: [B, T], if the policy gave it; with a gradient if the loss asked for it.
         extras: what else the loss asked the policy for, by name, each [B, T]; see `TokenStats.extras`.
         rewards: [B], total of the trajectory.
     """

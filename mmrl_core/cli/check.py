@@ -22,7 +22,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         findings = check_task(load_config(arguments.id, arguments.overrides))
     for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.what}")
+        verdict = "FAIL" if not finding.ok else "warn" if finding.doubtful else "ok  "
+        print(f"{verdict}  {finding.what}")
     return 0 if all(finding.ok for finding in findings) else 1
 
 

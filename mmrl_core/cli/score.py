@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> int:
     from mmrl_core.config import load_reward
     from mmrl_core.plugins import load_plugins
     from mmrl_core.scoring import RewardRunner
 
     runner = RewardRunner(load_plugins(), [load_reward(arguments.reward, arguments.option)])
-    counts = {"lines": 0, "errors": 0}
+    counts = {"lines": 0, "errors": 0, "scored": 0}
     with contextlib.ExitStack() as stack:
         if arguments.file == "-":
             lines: Any = sys.stdin.buffer
@@ -51,9 +51,15 @@ def run(arguments: argparse.Namespace) -> None:
         for result in _score_lines(runner, lines):
             counts["lines"] += 1
             counts["errors"] += "error" in result
+            counts["scored"] += result["reward"] is not None
             print(json.dumps(result, allow_nan=False, ensure_ascii=False), file=out, flush=True)
     if counts["errors"]:
         print(f"mmrl: {counts['errors']} of {counts['lines']} lines could not be scored", file=sys.stderr)
+    if counts["scored"] or not counts["lines"]:
+        return 0
+    if not counts["errors"]:
+        print(f"mmrl: the reward left all {counts['lines']} lines unscored (it returned None)", file=sys.stderr)
+    return 1
 
 
 def _score_lines(runner: RewardRunner, lines: Iterator[bytes]) -> Iterator[dict[str, Any]]:

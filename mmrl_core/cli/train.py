@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything that can be checked, and do not train")
 
 
-def run(arguments: argparse.Namespace) -> None:
+ALARMED = 3  # exit code of a run that ended with alarms
+
+
+def run(arguments: argparse.Namespace) -> int:
     from mmrl_core.config import load_config
 
     config = load_config(arguments.task, arguments.overrides)
@@ -31,12 +36,19 @@ def run(arguments: argparse.Namespace) -> None:
         from mmrl_core.cli.dry_run import check_run
 
         print(*check_run(config), sep="\n")
-        return
+        return 0
     output = _run_directory(config, arguments.output, arguments.resume)
 
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash in a reward's or library's C code writes whose it was; see `isolate` of rewards
+    from mmrl_core.runs import alarms_of
     from mmrl_core.trainer import train
 
     train(config, output, arguments.resume)
+    alarms = alarms_of(output)
+    if alarms:
+        print(f"mmrl: the run ended with {len(alarms)} alarms; the first: {alarms[0]}", file=sys.stderr)
+    return ALARMED if alarms else 0
 
 
 def _run_directory(config: RunConfig, output: Path | None, resume: bool) -> Path:

@@ -121,6 +121,9 @@ class AlgorithmConfig(Strict):
         None, description="replace groups whose rewards are all equal"
     )
     overlong: OverlongConfig | None = Field(None, description="penalty near the length limit")
+    max_unscored_steps: Count | None = Field(
+        5, description="a run whose rewards score no rollout in so many steps in a row ends with their error"
+    )
     mask_truncated: bool = Field(False, description="leave truncated completions out of the loss")
     updates_per_rollout: Count = Field(1, description="optimizer steps on each rollout batch, in disjoint parts")
     epochs_per_rollout: Count = Field(1, description="passes over each rollout batch")

@@ -140,6 +140,9 @@ class RewardConfig(Component):
     weight: Factor = Field(1.0, description="factor in the total; 0 only reports it")
     label: str | None = Field(None, description="name in metrics, if one reward is used twice")
     timeout_s: Seconds = Field(60.0, description="a group not scored after this many seconds is unscored")
+    isolate: bool = Field(
+        False, description="run it in a process of its own, which may crash, or hold the interpreter, without the run"
+    )
     stop_on_failure: bool = Field(
         False, description="end the run when this reward fails; else completions are unscored"
     )

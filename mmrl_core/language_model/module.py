@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 LOGIT_CHUNK = 1 << 25
 """Logits that exist at one time: 128 MiB in float32, whatever the vocabulary and the length."""
+
+ENTROPY_TILE = 1 << 20
+"""Numbers that stay in a CPU's cache while entropies are summed up."""
 
 
 MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -87,12 +90,17 @@ class LanguageModel(nn.Module):
     # Logprobs of rows
 
     def forward(self, rows: Sequence[Row], needs: Collection[str] = ()) -> TokenStats:
-        """Logprobs [B, T] of the rows' actions, and entropies if `needs` names them. See `Policy.logprobs`."""
+        """Logprobs [B, T] of the rows' actions, and entropies. See `Policy.logprobs`.
+
+        Entropies have a gradient if `needs` names them. While training they come anyway, without one: what they are
+        made of has just been computed for the logprobs.
+        """
         if unknown := set(needs) - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
         hidden = self._packed_hidden(rows) if self.plain_reason is None else self._plain_hidden(rows)
         tokens = torch.cat([row.action for row in rows]).to(self.device)
-        logprobs, entropy = self._token_stats(hidden, tokens, "entropy" in needs)
+        watched: Literal["none", "value", "gradient"] = "value" if torch.is_grad_enabled() else "none"
+        logprobs, entropy = self._token_stats(hidden, tokens, "gradient" if "entropy" in needs else watched)
         lengths = [row.num_actions for row in rows]
         pad = lambda values: nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)  # noqa: E731
         return TokenStats(pad(logprobs), None if entropy is None else pad(entropy))
@@ -217,7 +225,9 @@ class LanguageModel(nn.Module):
             logits = torch.tanh(logits / self._softcap) * self._softcap
         return logits
 
-    def _token_stats(self, hidden: Tensor, tokens: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def _token_stats(
+        self, hidden: Tensor, tokens: Tensor, entropies_with: Literal["none", "value", "gradient"]
+    ) -> tuple[Tensor, Tensor | None]:
         """Logprobs, and entropies, of n tokens from n hidden states. LOGIT_CHUNK logits exist at one time."""
 
         def chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -225,11 +235,13 @@ class LanguageModel(nn.Module):
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if self.temperature != 1.0:
                 logits = logits / self.temperature
-            logprobs = -nn.functional.cross_entropy(logits, tokens, reduction="none")
-            if not with_entropy:
-                return logprobs, None
             normed = logits.log_softmax(-1)
-            return logprobs, -(normed.exp() * normed).sum(-1)
+            logprobs = -nn.functional.nll_loss(normed, tokens, reduction="none")
+            if entropies_with == "none":
+                return logprobs, None
+            if entropies_with == "gradient":
+                return logprobs, -(normed.exp() * normed).sum(-1)
+            return logprobs, _entropy(normed)
 
         parts: list[tuple[Tensor, Tensor | None]] = []
         size = max(1, LOGIT_CHUNK // self.base.config.get_text_config().vocab_size)
@@ -239,7 +251,7 @@ class LanguageModel(nn.Module):
             else:
                 parts.append(chunk(piece, ids))
         entropies = [entropy for _, entropy in parts if entropy is not None]
-        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if with_entropy else None
+        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.base.get_input_embeddings()(tokens)
@@ -301,6 +313,19 @@ class LanguageModel(nn.Module):
     def _encode_media(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
         self.count("media_encodes", num_media(media))
         return encode_media(self.base, {name: values.to(self.device) for name, values in media.items()})
+
+
+@torch.no_grad()
+def _entropy(normed: Tensor) -> Tensor:
+    """[n, V] logprobs of all tokens -> [n] entropies in nats, without gradient.
+
+    On a CPU a few rows at a time in one buffer: new memory for all rows costs three times the arithmetic.
+    """
+    num_rows = max(1, ENTROPY_TILE // normed.shape[1]) if normed.device.type == "cpu" else len(normed)
+    buffer = torch.empty_like(normed[:num_rows])
+    tiles = normed.split(num_rows)
+    parts = [torch.exp(tile, out=buffer[: len(tile)]).mul_(tile).sum(-1) for tile in tiles]
+    return -torch.cat(parts) if parts else normed.sum(-1)
 
 
 def _positions(positions: Tensor) -> Tensor:

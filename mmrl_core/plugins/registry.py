@@ -7,7 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ class Registry:
         """
         if kind not in self._entries:
             raise PluginError(f"plugin {self._namespace!r} registers a {kind!r}; kinds: {', '.join(KINDS)}.")
-        entry = Entry(kind, f"{self._namespace}/{name}", target, description, details)
+        entry = Entry(kind, f"{self._namespace}/{name}", target, description, _read_details(kind, name, details))
         if entry.id in self._entries[kind]:
             raise PluginError(f"plugin {self._namespace!r} registers {kind} {entry.id!r} twice.")
         self._entries[kind][entry.id] = entry
@@ -280,4 +280,21 @@ def _file_entry(kind: str, name: str) -> Entry:
     # A reward of a plugin that declares no maximum has 1; one from a file has promised nothing.
     details = {"maximum": None} if kind == "reward" else {}
     details |= {key: getattr(target, key) for key in DETAILS_OF_FILES.get(kind, ()) if hasattr(target, key)}
-    return Entry(kind, name, f"{module_name}:{attribute}", f"from {path_text}", details)
+    return Entry(kind, name, f"{module_name}:{attribute}", f"from {path_text}", _read_details(kind, name, details))
+
+
+LISTED_DETAILS = ("needs", "model_keys")
+"""Details that are lists of names."""
+
+
+def _read_details(kind: str, name: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Details with lists of names as tuples: a text is one name, where iterating it would give its letters."""
+    read = dict(details)
+    for key in LISTED_DETAILS:
+        if key not in read:
+            continue
+        value = (read[key],) if isinstance(read[key], str) else read[key]
+        if not isinstance(value, Collection) or not all(isinstance(item, str) for item in value):
+            raise PluginError(f"{kind} {name!r} is declared with {key} {value!r}, which is no list of names.")
+        read[key] = tuple(value)
+    return read

@@ -1,5 +1,6 @@
 """The run directory: metrics, sampled completions, the report."""
 
+from mmrl_core.runs.alarms import alarms_of
 from mmrl_core.runs.log import (
     MetricsLog,
     check_trackers,
@@ -17,6 +18,7 @@ __all__ = [
     "MetricsLog",
     "Recorder",
     "RolloutLog",
+    "alarms_of",
     "check_trackers",
     "evaluation_table",
     "flat_config",

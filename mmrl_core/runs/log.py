@@ -4,6 +4,10 @@ Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (wo
 `greedy/<metric>` and `t<temperature>/<metric>`. Units are in the name: `seconds`, `elapsed_s`, `peak_mib`;
 `time/<phase>` is in seconds. A mixture has `reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
 
+`unscored/<reward>` is the share of rollouts that a reward did not score, `truncated/tokens` the share of tokens in
+completions that met the length limit, `entropy` the mean over trained tokens of the entropy in nats, and `weights/norm`
+the 2-norm of the trained weights after the step. Records of kind "alarm" have a `name` and a `message`.
+
 `count/` has the work of a step: `media_encodes`; `prefill_tokens` and `decode_tokens` of sampling; `update_tokens` that
 went through the model with gradient, prompts included; `score_tokens` without (old and frozen policies);
 `padding_tokens` among these two; `rows_skipped` of the update. `time/idle` is what the model waited for data and

@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 from mmrl_core.data import in_turns
 from mmrl_core.errors import MMRLError
 from mmrl_core.processes import Processes
+from mmrl_core.runs.alarms import RunAlarms
 from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rollouts import RolloutLog
-from mmrl_core.scoring import ConstantRewardAlarm
+from mmrl_core.scoring import Alarm
 from mmrl_core.types import Rollout, RolloutGroup, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmrl_core.config import RunConfig
+    from mmrl_core.config import RunConfig, StageConfig
 
 WriteHeldOut = Callable[[Sequence[RolloutGroup], Scores, float], None]
 
@@ -42,12 +43,17 @@ class Recorder:
         self._accelerator, self._processes = accelerator, processes
         self._is_main = accelerator.is_main_process
         self._rollout_log = RolloutLog(output)
-        self.alarm = ConstantRewardAlarm()
+        self.alarms = RunAlarms()
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
-    def open(self, num_bytes: int) -> None:
-        """Continue metrics.jsonl after its first `num_bytes` bytes, and start the trackers of the config."""
+    def open(self, num_bytes: int, weights_norm: float) -> None:
+        """Continue metrics.jsonl after its first `num_bytes` bytes, and start the trackers of the config.
+
+        Args:
+            weights_norm: of the trained weights, which alarms compare with that at the start of the run.
+        """
+        self.alarms.weights.begin(weights_norm)
         if self._is_main:
             self.log.open(num_bytes)
             self._rollout_log.remove_unfinished()
@@ -107,10 +113,43 @@ class Recorder:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._broken.values()]
             (self._output / "set_aside.jsonl").write_text("".join(lines), encoding="utf-8")
 
-    def watch(self, components: Mapping[str, Tensor]) -> None:
-        """Warn when a reward has stopped telling rollouts apart."""
-        for message in self.alarm.update(components):
-            self.log.print(f"warning: {message}")
+    # Alarms
+
+    def watch(self, components: Mapping[str, Tensor], step: int, stage: str) -> None:
+        """Raise the alarm when a reward has stopped telling rollouts apart."""
+        for alarm in self.alarms.of_rewards(components):
+            self._alarm(alarm, step, stage)
+
+    def watch_step(
+        self,
+        record: Mapping[str, Any],
+        stage: StageConfig,
+        reasons: Mapping[str, Sequence[str]],
+        save: Callable[[], None],
+    ) -> None:
+        """Look at the record of a step that is done, which all processes have alike.
+
+        Args:
+            stage: its config, which says after how many steps without any score a run should stop.
+            reasons: reward -> why it failed.
+            save: writes a checkpoint, before the run is stopped.
+
+        Raises:
+            RewardError: the run should stop; says why nothing was scored. It is an alarm too.
+        """
+        for alarm in self.alarms.of_step(record):
+            self._alarm(alarm, record["step"], record["stage"])
+        if not self.alarms.unscored.update(record.get("unscored", 0.0), stage.algorithm.max_unscored_steps):
+            return
+        error = self.alarms.unscored.error(record["step"], reasons)
+        self._alarm(Alarm("unscored_run", str(error)), record["step"], record["stage"])
+        save()
+        raise error
+
+    def _alarm(self, alarm: Alarm, step: int, stage: str) -> None:
+        if self._is_main:
+            self.log.write({"kind": "alarm", "stage": stage, "step": step, **asdict(alarm)})
+            self.log.print(f"alarm: {alarm.message}")
 
     def write_rollouts(
         self,
@@ -175,11 +214,11 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"alarm": self.alarm.state(), "set_aside": dict(self._broken)}
+        return {"alarms": self.alarms.state(), "set_aside": dict(self._broken)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.alarm.load_state(state["alarm"])
+        self.alarms.load_state(state["alarms"])
         self._broken = dict(state["set_aside"])
 
     def close(self) -> None:

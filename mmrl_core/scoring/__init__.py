@@ -1,19 +1,26 @@
-"""Running reward functions: threads, time limits, failures; reading gold answers and the marks of texts."""
+"""Running reward functions, alarms about what they give; reading gold answers and the marks of texts."""
 
-from mmrl_core.scoring.alarm import ConstantRewardAlarm
+from mmrl_core.scoring.alarm import Alarm, ConstantRewardAlarm, UnscoredRunAlarm
 from mmrl_core.scoring.gold import gold_text, score_each, unusable_gold, unwrapped
 from mmrl_core.scoring.marks import bare_text, plain_text
+from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.reading import Judgement
 from mmrl_core.scoring.runner import RewardRunner
+from mmrl_core.scoring.signature import CALLED_AS, sign_of_trl
 
 __all__ = [
+    "CALLED_AS",
+    "Alarm",
     "ConstantRewardAlarm",
     "Judgement",
     "RewardRunner",
+    "UnscoredRunAlarm",
     "bare_text",
     "gold_text",
+    "own_copy",
     "plain_text",
     "score_each",
+    "sign_of_trl",
     "unusable_gold",
     "unwrapped",
 ]

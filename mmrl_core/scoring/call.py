@@ -12,8 +12,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.errors import RewardError, did_you_mean
+from mmrl_core.errors import RewardError
+from mmrl_core.scoring.isolated import DiedError, IsolatedFunction, without_observations
+from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.reading import SHAPES, Judgement, read_judgements
+from mmrl_core.scoring.signature import check_signature
 from mmrl_core.scoring.threads import CANCEL_GRACE_S, LoopThread, in_thread
 from mmrl_core.types import Rollout, RolloutGroup
 
@@ -38,6 +41,10 @@ class Call:
         rollouts = list(group.rollouts)
         samples = [{**group.prompt.sample, **rollout.outcome} for rollout in rollouts]
         return Call([rollout.completion for rollout in rollouts], samples, rollouts)
+
+    def arguments(self) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Completions and samples for one call alone: what it writes into them, nobody else sees."""
+        return [own_copy(completion) for completion in self.completions], [own_copy(dict(row)) for row in self.samples]
 
     def one(self, index: int) -> Call:
         at = slice(index, index + 1)
@@ -84,9 +91,11 @@ class Reward:
         self.function: Callable[..., Any] = entry.load()
         if not callable(self.function):
             raise RewardError(f"reward {entry.id!r} ({entry.target}) is not a function.")
-        self._takes_rollouts, self.needs_rollouts = _check_signature(entry.id, self.function, config.options)
+        self._takes_rollouts, self.needs_rollouts = check_signature(entry.id, self.function, config.options)
+        self.isolated = IsolatedFunction(entry.id, entry.target) if config.isolate else None
         is_async = inspect.iscoroutinefunction
-        self._is_async = is_async(self.function) or is_async(getattr(self.function, "__call__", None))  # noqa: B004
+        waits = is_async(self.function) or is_async(getattr(self.function, "__call__", None))  # noqa: B004
+        self._is_async = waits and self.isolated is None  # a process of its own runs one call at a time
         self._loop: LoopThread | None = None
         self._abandoned: list[threading.Thread] = []
         self._waiting: deque[tuple[Call, Future[list[Judgement]]]] = deque()
@@ -131,7 +140,7 @@ class Reward:
         except BaseException as error:
             if self.shape != "group" and count > 1:
                 return [judgement for i in range(count) for judgement in self._judge(call.one(i), deadline)]
-            failure = _raised(error)
+            failure = f"its process {error}" if isinstance(error, DiedError) else _raised(error)
         return [Judgement(None, failure=failure)] * count
 
     def _run(self, call: Call, deadline: float) -> Any:
@@ -146,12 +155,23 @@ class Reward:
         options = dict(self.config.options)
         if self._takes_rollouts and call.rollouts is not None:
             options["rollouts"] = list(call.rollouts)
-        # Lists of its own, so that a reward which changes them harms nobody.
-        arguments = (list(call.completions), list(call.samples))
+        if self.isolated is not None:
+            return self._run_isolated(call, options, left_s)
+        arguments = call.arguments()
         if self._is_async:
             return self._await(self.function(*arguments, **options), left_s)
         future, thread = in_thread(lambda: self.function(*arguments, **options))
         return self._result(future, thread, left_s)
+
+    def _run_isolated(self, call: Call, options: dict[str, Any], timeout_s: float) -> Any:
+        """The same in a process of its own, which shares nothing with the run."""
+        assert self.isolated is not None
+        if "rollouts" in options:
+            options["rollouts"] = without_observations(options["rollouts"])
+        try:
+            return self.isolated.call((list(call.completions), list(call.samples)), options, timeout_s)
+        except TimeoutError:
+            raise _HungError(self._too_long()) from None
 
     def _await(self, coroutine: Coroutine[Any, Any, Any], timeout_s: float) -> Any:
         # One loop for the life of the reward: clients and semaphores of its module are bound to the first they see.
@@ -192,26 +212,6 @@ class Reward:
 
     def _too_long(self) -> str:
         return f"took longer than {self.config.timeout_s:g} s"
-
-
-def _check_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a reward takes, and whether it needs, `rollouts`; refuses options that it does not have."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some builtins have none
-        return False, False
-    rollouts = signature.parameters.get("rollouts")
-    own = [p.name for p in list(signature.parameters.values())[2:] if p is not rollouts and p.kind != p.VAR_KEYWORD]
-    takes_any = any(p.kind == p.VAR_KEYWORD for p in signature.parameters.values())
-    for option in options:
-        if option not in own and (not takes_any or option == "rollouts"):
-            hint = did_you_mean(option, own) or f" Its options: {', '.join(own) or 'none'}."
-            raise RewardError(f"reward {name!r} has no option {option!r}.{hint}")
-    try:
-        signature.bind([], [], **options, **({"rollouts": []} if rollouts else {}))
-    except TypeError as error:
-        raise RewardError(f"reward {name!r} cannot be called as (completions, samples, **options): {error}.") from error
-    return rollouts is not None, rollouts is not None and rollouts.default is inspect.Parameter.empty
 
 
 def _raised(error: BaseException) -> str:

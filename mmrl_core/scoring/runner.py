@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,11 @@ class RewardRunner:
 
     A group has `timeout_s` of its reward. A plain function that takes longer is abandoned: Python cannot end a thread,
     so it goes on in a daemon thread, which is never joined, not even at exit. (A call that never releases the
-    interpreter lock, such as a regular expression that backtracks without end, cannot be abandoned either and stops
-    the process.) An async function is cancelled. A reward that raises for a group is called again for each of its
-    completions, in what is left of the time, so that only the culprit is unscored. A reward that judges completions
-    jointly is not called again.
+    interpreter lock, such as a regular expression that backtracks without end, cannot be abandoned either, and one that
+    crashes takes the run with it. With `isolate` a reward has a process of its own, which is ended and replaced.)
+    An async function is cancelled. A reward that raises for a group is called again for each of its completions, in
+    what is left of the time, so that only the culprit is unscored. A reward that judges completions jointly is not
+    called again.
 
     Rollouts may carry what an environment paid for their turns. The reward `environment` reads it. Where no reward of
     that kind is configured, the pay is in no total, and the first group that carries some is reported once.
@@ -79,6 +80,7 @@ class RewardRunner:
         """
         self.failure_reasons: dict[str, list[str]] = {}
         self._has_reported_pay = False
+        self._reported_unscored: set[str] = set()
         self._started: dict[int, tuple[RolloutGroup, dict[str, Future[list[Judgement]]]]] = {}
         self._rewards: dict[str, Reward] = {}
         by_part = configs if isinstance(configs, Mapping) else {None: configs}
@@ -97,6 +99,15 @@ class RewardRunner:
     def maximum(self, key: str) -> float | None:
         """The highest score that a reward declares, see `Reward.maximum`."""
         return self._reward(key).maximum
+
+    def function(self, key: str) -> Callable[..., Any]:
+        """The function of a reward."""
+        return self._reward(key).function
+
+    def restarts(self, key: str) -> int:
+        """How often the process of an isolated reward died or was ended, and was replaced."""
+        isolated = self._reward(key).isolated
+        return 0 if isolated is None else isolated.num_restarts
 
     def scores_any(self, key: str, groups: Sequence[RolloutGroup]) -> bool:
         """Whether a reward is for any of the groups, of a mixture for its part; True for a name of no reward here."""
@@ -129,6 +140,7 @@ class RewardRunner:
             {key: [own.get(key, none) for own, none in zip(started, unscored, strict=True)] for key in self._rewards}
         )
         self._started.clear()
+        self._report_unscored(groups, judged)
         return _scores(self._rewards, groups, judged)
 
     def score_samples(
@@ -189,6 +201,26 @@ class RewardRunner:
             logger.warning("%s. The completion is unscored; further failures are counted, not shown.", message)
         if reason not in reasons and len(reasons) < MAX_REASONS:
             reasons.append(reason)
+
+    def _report_unscored(
+        self, groups: Sequence[RolloutGroup], judged: Mapping[str, Sequence[Sequence[Judgement]]]
+    ) -> None:
+        """Warn once of each reward that leaves completions unscored without failing, as where it cannot read a gold.
+
+        That may be meant, in data of several kinds, but the total of such a completion is the rest or nothing.
+        """
+        for key, reward in self._rewards.items():
+            for group, judgements in zip(groups, judged[key], strict=True):
+                num_unscored = sum(judgement.value is None and judgement.failure is None for judgement in judgements)
+                if key in self._reported_unscored or not num_unscored or not reward.is_for(group):
+                    continue
+                self._reported_unscored.add(key)
+                logger.warning(
+                    "reward %r left %d of %d completions of prompt %s unscored (it returned None), so that totals are "
+                    "made of the other rewards there. If that is not meant, see that it can read the gold of such a "
+                    "row; unscored/%s in the metrics is the share of them.",
+                    key, num_unscored, len(judgements), group.prompt.id, key,
+                )  # fmt: skip
 
     def _report_unread_pay(self, groups: Sequence[RolloutGroup]) -> None:
         """Warn once where an environment pays and no reward reads it.

@@ -1,8 +1,18 @@
-"""Small helpers that know nothing of training: files written whole, names imported late, packages of an extra."""
+"""Small helpers that know nothing of training: files written whole, late imports, packages of an extra, norms."""
 
 from mmrl_core.support.extras import need
 from mmrl_core.support.files import finite, remove_unfinished, written_aside
 from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.model_paths import local_model
+from mmrl_core.support.weights import describe_weights, finite_norm
 
-__all__ = ["finite", "lazy_names", "local_model", "need", "remove_unfinished", "written_aside"]
+__all__ = [
+    "describe_weights",
+    "finite",
+    "finite_norm",
+    "lazy_names",
+    "local_model",
+    "need",
+    "remove_unfinished",
+    "written_aside",
+]

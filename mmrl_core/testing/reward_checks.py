@@ -9,12 +9,13 @@ from typing import Any
 from mmrl_core.config import RewardConfig
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import Plugins
-from mmrl_core.scoring import Judgement, RewardRunner
+from mmrl_core.scoring import CALLED_AS, Judgement, RewardRunner, sign_of_trl
 from mmrl_core.testing.hostile import READS, hostile_completions
 from mmrl_core.testing.sections import Finding, Section, some
 from mmrl_core.types import Prompt
 
 NUM_HOSTILE_ROWS = 3  # rows whose samples meet the hostile completions
+GROUP_SIZE = 3  # completions that are scored together, to see that each gets a result
 MAX_HOSTILE_S = 10.0  # a reward that needs longer for one completion would hold up a run, whatever its timeout_s
 TOLERANCE = 1e-6
 
@@ -37,10 +38,29 @@ def reward_findings(section: Section, prompts: Sequence[Prompt], plugins: Plugin
         if reads not in READS:
             findings.append(Finding(True, f"{name}: skipped: it reads {reads!r}; known: {', '.join(READS)}"))
             continue
+        if sign := sign_of_trl(runner.function(config.key), [*prompts[0].sample]):
+            findings.append(Finding(False, f"{name}: {sign}: written for TRL? {CALLED_AS}"))
+            continue
+        hostile = hostile_completions(reads)
         if reads == "text":
             findings.append(_gold_finding(name, runner, config, prompts))
-        findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], hostile_completions(reads))
+        findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], hostile)
+        findings += _group_findings(name, runner, config.key, prompts[0], list(hostile.values()))
     return findings
+
+
+def _group_findings(
+    name: str, runner: RewardRunner, key: str, prompt: Prompt, completions: Sequence[Any]
+) -> Iterator[Finding]:
+    """Whether a reward gives a group as many results as it has completions: one for all would leave all unscored.
+
+    A completion that makes it raise is found one by one, with its name, by the other checks.
+    """
+    group = list(completions[:GROUP_SIZE])
+    failures = {j.failure for j in runner.judge(key, group, [prompt.sample] * len(group)) if j.failure}
+    for failure in failures:
+        if failure.startswith("returned") and failure.endswith(f" for {len(group)} completions"):
+            yield Finding(False, f"{name}: a group of {len(group)}, on {prompt.id}: {failure}. {CALLED_AS}")
 
 
 def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt]) -> Finding:
@@ -55,11 +75,18 @@ def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts
         first = next(iter(failed))
         return Finding(False, f"{name}: gold answer: fails on {some(list(failed))}; {first}: {failed[first]}")
     scored = {key: j.value for key, j in judgements.items() if j.value is not None}
+    unscored = [prompt for prompt in answered if prompt.id not in scored]
+    left_out = (
+        f"{name}: gold answer: unscored on {len(unscored)} of {len(answered)} rows, first on {unscored[0].id} "
+        f"for {_shown(unscored[0].answer)}"
+        if unscored
+        else ""
+    )
     if not scored:
-        return Finding(True, f"{name}: gold answer: skipped, it leaves the gold answers of all rows unscored")
-    if maximum is None:
+        return Finding(False, f"{left_out}: it scores the gold answer of no row, so it would teach nothing")
+    if maximum is None and not unscored:
         return Finding(True, f"{name}: gold answer: scored on {len(scored)} rows; the reward declares no maximum")
-    if wrong := [key for key, value in scored.items() if abs(value - maximum) > TOLERANCE * max(1.0, abs(maximum))]:
+    if wrong := _below(scored, maximum):
         first = wrong[0]
         answer = next(prompt.answer for prompt in answered if prompt.id == first)
         return Finding(
@@ -67,7 +94,17 @@ def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts
             f"{name}: gold answer: not the maximum {maximum:g} on {some(wrong)}; "
             f"{first} scores {scored[first]:g} for {_shown(answer)}",
         )
+    if unscored:
+        meant = "meant if such rows are others' to score; if not, the reward cannot read their gold"
+        return Finding(True, f"{left_out}, where totals are the other rewards alone: {meant}", doubtful=True)
     return Finding(True, f"{name}: gold answer: scores the maximum, {maximum:g}, on {len(scored)} rows")
+
+
+def _below(scored: Mapping[str, float], maximum: float | None) -> list[str]:
+    """Rows whose gold answer does not score the maximum; none if there is no maximum."""
+    if maximum is None:
+        return []
+    return [key for key, value in scored.items() if abs(value - maximum) > TOLERANCE * max(1.0, abs(maximum))]
 
 
 def _hostile_findings(

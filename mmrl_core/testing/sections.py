@@ -26,11 +26,13 @@ class Finding:
         ok: whether it passed.
         what: the sentence that `mmrl check` prints.
         tolerable: whether a run could go on although it failed.
+        doubtful: passed, but something that is often a fault; the sentence says what it does to a run.
     """
 
     ok: bool
     what: str
     tolerable: bool = False
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)

@@ -888,7 +888,7 @@ def test_a_step_that_failed_does_not_count_for_the_alarm_of_constant_rewards(mak
     whole, _ = run(config)
     fail_at_step_3(make_trainer(config, whole.output.parent / "failed"), fail_in_update, monkeypatch)
     resumed, _ = run(config, whole.output.parent / "failed", resume=True)
-    assert resumed.recorder.alarm.state() == whole.recorder.alarm.state()
+    assert resumed.recorder.alarms.state() == whole.recorder.alarms.state()
 
 
 def fail_at_step_3(trainer, fail, monkeypatch):

@@ -58,7 +58,7 @@ def rollouts_of(output, pattern="step-*-train.jsonl"):
 
 def test_rollouts_are_scored_by_the_rewards_of_their_part(make_trainer, mixed):
     trainer = make_trainer(mixed())
-    trainer.recorder.alarm.patience = 2
+    trainer.recorder.alarms.constant.patience = 2
     trainer.run(resume=False)
     steps = [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
     for record, rollouts in zip(steps, rollouts_of(trainer.output), strict=True):
@@ -79,15 +79,17 @@ def test_rollouts_are_scored_by_the_rewards_of_their_part(make_trainer, mixed):
             assert record[f"reward/{part}/total"] == pytest.approx(mean, rel=1e-5)
         assert record["unscored"] == 0 and record["reward/words/never"] == 0
         assert any(rollout["advantage"] for rollout in rollouts)
-    assert trainer.recorder.alarm.state()["reported"] == ["words/never"]  # and not what other parts leave unscored
+    assert trainer.recorder.alarms.constant.state()["reported"] == [
+        "words/never"
+    ]  # and not what other parts leave unscored
 
 
 def test_a_step_without_a_part_does_not_count_against_its_rewards(make_trainer, mixed):
     """Of 4 steps of 1 prompt, each is of one part: `pictures/spread` is absent from most."""
     trainer = make_trainer(mixed({"steps": 4, "prompts_per_step": 1}))
-    trainer.recorder.alarm.patience = 1
+    trainer.recorder.alarms.constant.patience = 1
     trainer.run(resume=False)
-    assert trainer.recorder.alarm.state()["reported"] == ["words/never"]
+    assert trainer.recorder.alarms.constant.state()["reported"] == ["words/never"]
     steps = [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
     absent = [record["reward/pictures/spread"] is None for record in steps]
     assert Counter(absent) == {True: 3, False: 1}

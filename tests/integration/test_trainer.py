@@ -452,7 +452,7 @@ def test_wrappers_change_what_others_return(run, grpo, install):
     "hook, result, message",
     [
         ("mmrl_rollout(run, prompts)", "[]", "mmrl_rollout of plugin 'probe_wrong' returned 0 groups for 4 prompts"),
-        ("mmrl_score(groups)", "[1.0]", "mmrl_score of plugin 'probe_wrong' returned list; expected Scores"),
+        ("mmrl_score(groups)", "[1.0]", "mmrl_score of plugin 'probe_wrong' returned a list of 1; expected Scores"),
         (
             "mmrl_shape_rewards(scores)",
             "replace(scores, totals=torch.zeros(3))",
@@ -482,10 +482,10 @@ def test_wrappers_change_what_others_return(run, grpo, install):
         (
             "mmrl_policy_loss(inputs)",
             "inputs.logprobs, {}",
-            "mmrl_policy_loss of plugin 'probe_wrong' must return a scalar that has a gradient",
+            "mmrl_policy_loss of plugin 'probe_wrong' returned the loss a tensor .*expected a scalar with a gradient",
         ),
-        ("mmrl_policy_loss(inputs)", "inputs.logprobs.sum()", "mmrl_policy_loss of plugin 'probe_wrong' must return"),
-        ("mmrl_policy_loss(inputs)", "torch.tensor(1.0), {}", "mmrl_policy_loss of plugin 'probe_wrong' must return"),
+        ("mmrl_policy_loss(inputs)", "inputs.logprobs.sum()", "mmrl_policy_loss of plugin 'probe_wrong' .* a pair"),
+        ("mmrl_policy_loss(inputs)", "torch.tensor(1.0), {}", "'probe_wrong' returned the loss .* without a gradient"),
     ],
 )
 def test_a_hook_that_returns_the_wrong_thing_is_named(hook, result, message, make_trainer, grpo, install):

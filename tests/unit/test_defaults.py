@@ -22,8 +22,8 @@ def scores(count, **fields):
 @pytest.mark.parametrize(
     ("result", "problem"),
     [
-        (GROUPS, "returned list; expected a tuple of groups and Scores"),
-        ((GROUPS, None), "returned NoneType; expected Scores"),
+        (GROUPS, "returned a list of 2; expected a tuple of groups and Scores"),
+        ((GROUPS, None), "returned None; expected Scores"),
         (([], scores(0)), "returned no groups"),
         (([GROUPS[0], EMPTY], scores(2)), "returned a group without rollouts"),
         ((GROUPS, scores(2)), r"returned 'totals' of shape \(2,\); expected \(3,\)"),

@@ -11,10 +11,12 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from mmrl_core.errors import NotFiniteError
 from mmrl_core.language_model.decoding import Decoding
 from mmrl_core.language_model.engines.base import OnFinished, Sampled, Sampler
 from mmrl_core.language_model.module import LanguageModel
 from mmrl_core.language_model.observations import Observation
+from mmrl_core.support import describe_weights
 from mmrl_core.types import Prompt, Sampling
 
 LOOK_EVERY = {"cpu": 1}
@@ -148,6 +150,7 @@ class _Completions:
     def _finish(self, prompt: int) -> None:
         of_prompt = slice(prompt * self._num_samples, (prompt + 1) * self._num_samples)
         tokens, logprobs = self._tokens[of_prompt].cpu(), self._logprobs[of_prompt].cpu()
+        refuse_not_finite(logprobs, self._model)  # they are here now, so that looking makes no device wait
         stops = torch.isin(tokens, self._stop_ids.cpu())
         samples = []
         for index in range(self._num_samples):
@@ -157,6 +160,18 @@ class _Completions:
         self._model.count("decode_tokens", sum(len(sample.tokens) for sample in samples))
         self._finished.add(prompt)
         self._on_finished(prompt, samples)
+
+
+def refuse_not_finite(logprobs: Tensor, model: LanguageModel) -> None:
+    """Raises NotFiniteError if a sampled token has no logprob, which says where the first number fails."""
+    if bool(logprobs.isfinite().all()):
+        return
+    place = int((~logprobs.isfinite()).any(0).nonzero()[0])
+    raise NotFiniteError(
+        f"the logits of sampled token {place + 1} are NaN or infinite, and {describe_weights(model.base)}. If training "
+        "made them so, lower optimizer.lr and go on from a checkpoint before; if not, the model folder is broken, or "
+        "needs another model.precision."
+    )
 
 
 def sample(logits: Tensor, sampling: Sampling, draws: Tensor, *, banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -169,7 +184,8 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor, *, banned: Tensor 
         banned: int64 ids that are never drawn.
 
     Returns:
-        Tokens int64 [R], and float32 [R] their logprobs under softmax(logits / temperature) over all V tokens.
+        Tokens int64 [R], and float32 [R] their logprobs under softmax(logits / temperature) over all V tokens. A row
+        of logits that holds NaN or infinity gives a token without meaning, and NaN as its logprob.
     """
     logits = logits.float()
     if sampling.temperature not in (0, 1):
@@ -189,6 +205,7 @@ def sample(logits: Tensor, sampling: Sampling, draws: Tensor, *, banned: Tensor 
         total = summed[:, -1:]
         drawn = torch.minimum(draws[:, None] * total, total.nextafter(torch.zeros_like(total)))  # never past the last
         chosen = torch.searchsorted(summed, drawn, right=True)
+        chosen = chosen.clamp(max=logits.shape[-1] - 1)  # of NaN it is past the last, and its logprob says so below
     return chosen[:, 0], (logits.gather(-1, chosen) - highest - norm.log())[:, 0]
 
 

@@ -143,7 +143,7 @@ def test_reward_stats_pass_options_and_group_by_any_column():
         by="set",
     )
     assert (found["colour/mean"], found["colour/mean/1"], found["colour/mean/2"]) == (1.0, 1.0, 1.0)
-    with pytest.raises(RewardError, match="no option 'color'"):
+    with pytest.raises(PluginError, match="no option 'color'"):
         reward_stats([grey(0)], samples[:1], reward=colour, options={"color": "red"})
     with pytest.raises(PluginError, match="no installed plugin provides reward 'nowhere/reward'"):
         reward_stats([grey(0)], samples[:1], reward="nowhere/reward")

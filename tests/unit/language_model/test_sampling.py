@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from mmrl_core.language_model import module
 from mmrl_core.language_model.engines.hf import sample
 from mmrl_core.types import Sampling
 
@@ -78,3 +79,21 @@ def test_the_draw_depends_on_the_number_drawn_alone():
     logits = torch.randn(64, 11, generator=torch.Generator().manual_seed(9))
     first, again, other = (sample(logits, Sampling(), draws(64, seed))[0].tolist() for seed in (1, 1, 2))
     assert first == again != other
+
+
+@pytest.mark.parametrize("wrong", [[math.nan] * 4, [0.0, math.nan, 0.0, 0.0], [math.inf, 0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 2, "top_p": 0.5}])
+def test_logits_that_are_no_numbers_give_a_token_that_exists_and_no_logprob(wrong, settings):
+    tokens, logprobs = sample(torch.tensor([wrong, [0.0] * 4]), Sampling(**settings), draws(2))
+    assert 0 <= int(tokens[0]) < 4 and 0 <= int(tokens[1]) < 4
+    assert logprobs[0].isnan() and logprobs[1].isfinite()
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 7])
+def test_watched_entropies_are_those_of_the_distribution(num_rows, monkeypatch):
+    monkeypatch.setattr(module, "ENTROPY_TILE", 8)  # two rows at a time, and a rest
+    normed = torch.randn(num_rows, 4, generator=torch.Generator().manual_seed(0)).log_softmax(-1).requires_grad_()
+    expected = torch.distributions.Categorical(logits=normed.detach()).entropy()
+    entropies = module._entropy(normed)
+    assert not entropies.requires_grad
+    torch.testing.assert_close(entropies, expected)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmrl_core.plugins import Plugins
 from mmrl_core.plugins.registry import Registry
 from mmrl_core.scoring.call import MAX_HANGING
 from mmrl_core.scoring.runner import RewardRunner
+from mmrl_core.scoring.signature import sign_of_trl
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 
 Samples = Sequence[dict[str, Any]]
@@ -322,8 +324,9 @@ def test_rollouts_with_a_default_can_be_done_without() -> None:
 @pytest.mark.parametrize(
     ("config", "details", "message"),
     [
-        ({"facter": 2.0}, {}, "reward 'core/r' has no option 'facter'. Did you mean 'factor'?"),
-        ({}, {}, "missing a required"),
+        ({"facter": 2.0}, {}, "reward 'core/r': no option 'facter'. Did you mean 'factor'?"),
+        ({}, {}, "reward 'core/r': missing option 'factor', which has no default."),
+        ({"factor": "2"}, {}, "reward 'core/r': option 'factor' should be a number; got '2'."),
         ({"factor": 1.0}, {"shape": "words"}, "shape 'words'; shapes: completion, step, token, group"),
     ],
 )
@@ -333,9 +336,89 @@ def test_wrong_declarations_are_refused_before_the_run(
     def reward(completions: Sequence[str], samples: Samples, *, factor: float) -> list[float]:
         return [factor]
 
-    with pytest.raises(RewardError) as caught:
+    with pytest.raises((PluginError, RewardError)) as caught:
         runner_of(reward, details=details, **config)
     assert message in str(caught.value)
+
+
+def of_trl(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def of_trl_by_keywords(completions: Any, **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def of_trl_with_ids(completions: Any, solution: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def of_trl_with_a_log(completions: Any, solution: Any, log_metric: Any = None, **kwargs: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+def without_rows(completions: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+@pytest.mark.parametrize("function", [of_trl, of_trl_by_keywords, of_trl_with_ids, of_trl_with_a_log, without_rows])
+def test_a_reward_that_was_written_to_be_called_otherwise_is_refused(function: Callable[..., Any]) -> None:
+    with pytest.raises(RewardError, match=r"Rewards are called as \(completions, samples, \*\*options\)") as caught:
+        runner_of(function)
+    assert ("written for TRL?" in str(caught.value)) == (function is not without_rows)
+
+
+def test_a_column_as_second_argument_is_a_sign_of_trl() -> None:
+    def reward(completions: Any, solution: Any, **kwargs: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    assert sign_of_trl(reward) == "" and sign_of_trl(lengths, ["samples_of"]) == ""
+    assert "takes the column 'solution' as its second argument" in sign_of_trl(reward, ["problem", "solution"])
+
+
+def test_what_a_reward_writes_into_its_arguments_nobody_else_sees() -> None:
+    media, array, seen = object(), np.zeros(2), []
+
+    def writes(completions: list[Any], samples: list[dict[str, Any]]) -> list[float]:
+        for sample in samples:
+            sample["boxes"][0].append(9)
+            sample.pop("answer")
+            assert sample["image"] is media
+        for frames in completions:
+            frames.clear()
+        return [1.0] * len(completions)
+
+    def writes_into_arrays(completions: list[Any], samples: list[dict[str, Any]]) -> list[float]:
+        samples[0]["array"] += 1
+        return [1.0] * len(completions)
+
+    def reads(completions: list[Any], samples: list[dict[str, Any]]) -> list[float]:
+        seen.append((completions, samples))
+        return [1.0] * len(completions)
+
+    sample = {"boxes": [[1, 2]], "answer": "A", "image": media, "array": array}
+    group_of = RolloutGroup(Prompt("p", [], sample), [replace(r, completion=[r]) for r in group("a", "b").rollouts])
+    rewards = {"first": (writes, {}), "arrays": (writes_into_arrays, {}), "last": (reads, {})}
+    runner = RewardRunner(plugins_of(**rewards), [RewardConfig(name=name) for name in rewards])
+    for _ in range(2):  # and nothing persists from step to step
+        scores = runner.score([group_of])
+        assert scores.failures == {"first": 0, "arrays": 2, "last": 0}
+        completions, samples = seen.pop()
+        assert [(row["boxes"], row["answer"]) for row in samples] == [([[1, 2]], "A")] * 2
+        assert [len(frames) for frames in completions] == [1, 1]
+    assert sample["boxes"] == [[1, 2]] and array.sum() == 0
+    assert "read-only" in runner.failure_reasons["arrays"][0]
+
+
+def test_completions_left_unscored_without_a_failure_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    def reward(completions: Sequence[str], samples: Samples) -> list[float | None]:
+        return [None if not sample.get("gold") else 1.0 for sample in samples]
+
+    runner = runner_of(reward)
+    for _ in range(2):
+        runner.score([group("a", sample={"gold": 1}), group("a", "b")])
+    (record,) = caplog.records
+    assert "reward 'r' left 2 of 2 completions of prompt p unscored" in record.getMessage()
 
 
 def test_two_rewards_of_one_name_need_labels() -> None:

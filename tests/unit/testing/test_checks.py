@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mmrl_core.cli import main
+from mmrl_core.config import dump_config
 from mmrl_core.config.schema import RunConfig
 from mmrl_core.errors import ConfigError, PluginError
 from mmrl_core.plugins import Plugin, Plugins, TaskEntry, load_plugins
@@ -74,6 +76,21 @@ def hangs(completions, samples):
 def unscored(completions, samples):
     """Has nothing to say."""
     return [None] * len(completions)
+
+
+def one_for_all(completions, samples):
+    """Right for one completion alone."""
+    return [1.0]
+
+
+def as_columns(completions, label, **kwargs):
+    """As TRL calls it."""
+    return [1.0] * len(completions)
+
+
+def of_some(completions, samples):
+    """Cannot read the gold of every second row."""
+    return [float(c == s["label"]) if int(s["label"][-1]) % 2 == 0 else None for c, s in zip(completions, samples)]
 
 
 def brightness(completions, samples):
@@ -168,13 +185,44 @@ def test_what_is_wrong_with_a_reward_is_told(folder: Path, reward: str, expected
 
 
 def test_rewards_that_cannot_be_checked_are_skipped_aloud(folder: Path) -> None:
-    findings = check_task(config_of(folder, "unscored", "reads_rollouts"))
+    findings = check_task(config_of(folder, "reads_rollouts"))
     assert problems(findings) == []
     told = "\n".join(finding.what for finding in findings)
-    assert "reward 'unscored': gold answer: skipped, it leaves the gold answers of all rows unscored" in told
     assert "reward 'reads_rollouts': skipped" in told
     without_gold = config_of(folder, "exact", prompt={"text": "{label}"})
     assert any("skipped, the rows have none" in finding.what for finding in check_task(without_gold))
+
+
+@pytest.mark.parametrize(
+    ("reward", "expected"),
+    [
+        ("unscored", "gold answer: unscored on 4 of 4 rows, first on train:0 for 'label 0': it scores the gold answer"),
+        ("one_for_all", "a group of 3, on train:0: returned 1 results for 3 completions. Rewards are called as"),
+        ("as_columns", "takes the column 'label' as its second argument, and would get whole data rows for it"),
+    ],
+)
+def test_rewards_that_would_ruin_a_run_fail(folder: Path, reward: str, expected: str) -> None:
+    told = problems(check_task(config_of(folder, reward)))
+    assert any(what.startswith(f"reward {reward!r}: {expected}") for what in told), told
+
+
+def test_gold_that_a_reward_cannot_read_is_counted_with_its_first_row(folder: Path, capsys: Any) -> None:
+    findings = check_task(config_of(folder, "of_some"))
+    (doubt,) = [finding for finding in findings if finding.doubtful]
+    assert doubt.ok and "gold answer: unscored on 2 of 4 rows, first on train:1 for 'label 1'" in doubt.what
+    task = folder / "task.yaml"
+    task.write_text(dump_config(config_of(folder, "of_some")))
+    assert main(["check", str(task)]) == 0
+    assert "warn  reward 'of_some': gold answer: unscored on 2 of 4 rows" in capsys.readouterr().out
+
+
+def test_a_task_with_wrong_components_has_all_of_them_named(folder: Path, capsys: Any) -> None:
+    rewards = [{"name": "no/such"}, {"name": f"{folder / 'rewards.py'}:exact", "iuo": 1}]
+    task = folder / "task.yaml"
+    task.write_text(dump_config(config_of(folder, rewards=rewards, eval={"metrics": ["no/metric"]})))
+    assert main(["check", str(task)]) == 2
+    told = capsys.readouterr().err
+    assert "'no/such'" in told and "'iuo'" in told and "'no/metric'" in told
 
 
 def check_registered(folder: Path, name: str, **details: Any) -> list[str]:
