@@ -1,7 +1,8 @@
 """The command line as a whole: its parser, exit codes and errors. Each command is a module beside this one.
 
-Exit codes: 0 done, 1 a check failed, 2 something the user can fix (the message says what), 130 interrupted. A command
-that was started with SIGINT ignored, as shells start those in the background, goes on ignoring it.
+Exit codes: 0 done, 1 a check failed, 2 something the user can fix (the message says what), 128 and the number of the
+signal that stopped it: 130 after Ctrl-C, 143 after SIGTERM. A command that was started with SIGINT ignored, as shells
+start those in the background, goes on ignoring it.
 
 Commands import what is heavy when they run, so that `mmrl list` imports neither torch nor pydantic.
 """
@@ -45,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MMRLError as error:
         print(f"mmrl: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("mmrl: interrupted", file=sys.stderr)
-        return 130
+        return getattr(stop, "exit_code", 130)
     except BrokenPipeError:  # `mmrl list | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
