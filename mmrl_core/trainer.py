@@ -307,6 +307,7 @@ class Trainer:
             "set_aside": self.recorder.set_aside(name, self._set_aside),
             **metrics,
         }
+        self.recorder.failures(self.state.step, self.rewards.failure_reasons)
         self.recorder.step(record, metrics, self.state.stage_step, self._num_steps)
         self.hooks.mmrl_step_end(run=self, metrics=record)
 

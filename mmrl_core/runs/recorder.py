@@ -48,6 +48,7 @@ class Recorder:
         self._rollout_log = RolloutLog(output)
         self.alarm = ConstantRewardAlarm()
         self._resumed: dict[str, Any] = {}  # record of a resume with other keys, until the log is open
+        self._failed: set[str] = set()  # rewards whose first failure is recorded
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -185,12 +186,19 @@ class Recorder:
 
     # Failing and resuming
 
+    def failures(self, step: int, reasons: Mapping[str, Sequence[str]]) -> None:
+        """Record the first failure of each reward: reward -> why it failed, the first time first."""
+        for name, told in reasons.items():
+            if self._is_main and told and name not in self._failed:
+                self._failed.add(name)
+                self.log.write({"kind": "failure", "step": step, "name": name, "message": told[0]})
+
     def failed(self, step: int, error: Exception) -> None:
         """Record what ended the run after a step. A resumed run deletes the record with all that follows its step."""
         if self._is_main and self.log.is_open:
-            text = str(error) if isinstance(error, MMRLError) else f"{type(error).__name__}: {error}"
+            message = str(error) if isinstance(error, MMRLError) else f"{type(error).__name__}: {error}"
             with contextlib.suppress(OSError, MMRLError):  # a full disk may be why it ends
-                self.log.write({"kind": "error", "step": step, "text": text})
+                self.log.write({"kind": "error", "step": step, "message": message})
 
     def resumed(self, checkpoint: str, step: int, changes: Sequence[str]) -> None:
         """Tell where the run goes on, and which keys have changed since; these are recorded too."""
@@ -207,12 +215,13 @@ class Recorder:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"alarm": self.alarm.state(), "set_aside": dict(self._broken)}
+        return {"alarm": self.alarm.state(), "set_aside": dict(self._broken), "failed": sorted(self._failed)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.alarm.load_state(state["alarm"])
         self._broken = dict(state["set_aside"])
+        self._failed = set(state.get("failed", ()))  # 0.1.0 recorded none
 
     def close(self) -> None:
         self.log.close()
