@@ -7,8 +7,6 @@ import importlib.util
 import inspect
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from mmrl_core.config.schema import RunConfig
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.plugins.registry import Registry
+from mmrl_core.support import written_aside
 
 BUILDING_BLOCKS = "mmrl_core.testing.models"
 """Package of what the core gives to builders. It is found by name, since the core may not import it."""
@@ -69,17 +68,11 @@ def starting_model(
     folder = cache_folder() / "models" / f"{entry.id.replace('/', '-')}-{digest}"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-    try:
+    with written_aside(folder, keeps_existing=True) as aside:
         if progress is not None:
             progress(f"building the starting model {entry.id} (once; kept in {folder})")
-        given = {"directory": aside / "model"} | ({} if progress is None else {"on_progress": progress})
+        given = {"directory": aside} | ({} if progress is None else {"on_progress": progress})
         entry.call(options=options, **given)
-        if not folder.is_dir():
-            (aside / "model").rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
