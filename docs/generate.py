@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mmrl_core import hookspecs
+from mmrl_core.checkpoint import MAY_CHANGE
 from mmrl_core.cli import EXIT_CODES, make_parser
 from mmrl_core.config import schema as config
 from mmrl_core.config.limits import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, MAX_FILLED, MAX_VALUES
@@ -39,6 +40,12 @@ from class_pages import CLASSES, class_page
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"
+RESUMING = """Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGXCPU stop a run after its last whole step is saved; a second one,
+more than a second later, stops it at once. `--resume` goes on from the newest whole checkpoint: one with a file that
+has changed since it was written is passed over, by name. It takes the task and overrides of the run, and refuses data
+files that have changed. These keys may have other values, which the run notes; `*` is one part of a key, any number of
+parts at its ends. A run that is complete goes on with its last stage when that gets more steps."""
+
 HELP_WIDTH = "100"  # columns; argparse reads it from the environment
 
 
@@ -62,6 +69,8 @@ def cli_page() -> str:
     ]
     for name, command in _commands(parser).items():
         parts += [f"## mmrl {name}", _fenced(command.format_help())]
+        if name == "train":
+            parts += [RESUMING, _table(("key", "what it is"), [(f"`{key}`", what) for key, what in MAY_CHANGE])]
     return _page(parts)
 
 

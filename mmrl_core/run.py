@@ -32,6 +32,8 @@ class TrainState:
         elapsed_s: training time so far, of all processes that worked on the run one after another.
         metrics_bytes: length of metrics.jsonl; what follows it is written again after a resume.
         evaluated: labels of the evaluations that are done.
+        ended: where the last stage stood when the run was complete, so that more steps may follow it.
+        sources: fingerprints of the data files, see `mmrl_core.data.source_fingerprints`.
     """
 
     stage: int = 0
@@ -42,6 +44,8 @@ class TrainState:
     elapsed_s: float = 0.0
     metrics_bytes: int = 0
     evaluated: list[str] = field(default_factory=list)
+    ended: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Scorer(Protocol):

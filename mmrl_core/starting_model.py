@@ -65,7 +65,7 @@ def starting_model(
             shutil.rmtree(leftover, ignore_errors=True)
     tell(f"building the starting model {entry.id} (once; kept in {folder})")
     started = time.perf_counter()
-    with written_aside(folder) as aside:
+    with written_aside(folder, keeps_existing=True) as aside:
         given = {"directory": aside} | ({} if progress is None else {"on_progress": progress})
         entry.call(options=options, **given)
     tell(f"built the starting model in {time.perf_counter() - started:.0f} s")

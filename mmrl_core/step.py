@@ -175,14 +175,20 @@ def _logprobs(run: SteppingRun, batch: Batch, frozen: str | None = None) -> Tens
 
 
 def update(run: SteppingRun, batch: Batch) -> Metrics:
-    """Optimizer steps on the batch: `updates_per_rollout` disjoint parts, `epochs_per_rollout` times."""
+    """Optimizer steps on the batch: `updates_per_rollout` disjoint parts, `epochs_per_rollout` times.
+
+    Where dynamic sampling found fewer groups than parts, in any process, there are as many parts as groups.
+    """
     algorithm = run.stage.algorithm
+    num_parts = algorithm.updates_per_rollout
+    if num_parts > 1 and algorithm.dynamic_sampling is not None:
+        num_parts = min(num_parts, *run.processes.gather([len(batch.group_ids.unique())]))
     metrics: Metrics = {}
     num_updates = 0
     with run.clock("update"):
         for epoch in range(algorithm.epochs_per_rollout):
             seed = (run.config.seed, "parts", run.state.step, epoch)
-            for part in disjoint_parts(batch, algorithm.updates_per_rollout, *seed):
+            for part in disjoint_parts(batch, num_parts, *seed):
                 for name, value in optimizer_step(run, part).items():
                     metrics[name] = metrics.get(name, 0.0) + value
                 num_updates += 1
@@ -361,5 +367,6 @@ def explain_failure(error: BaseException, step: int, stage: StageConfig) -> None
             f"out of memory in step {step} ({str(error).splitlines()[0]}). Lower micro_batch_tokens (now "
             f"{stage.micro_batch_tokens}) if it was in the update; prompts_per_step (now {stage.prompts_per_step}), "
             f"group_size (now {stage.group_size}) or rollout.max_tokens (now {stage.rollout.max_tokens}) if it was "
-            "while sampling; or set model.gradient_checkpointing, model.lora or a smaller model.max_pixels."
+            "while sampling; or set model.gradient_checkpointing, model.lora or a smaller model.max_pixels. A run goes "
+            "on with --resume and another micro_batch_tokens or gradient_checkpointing; the others make a new run."
         ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmrl_core.checkpoint import (
-    PluginStates,
-    generator_states,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from mmrl_core.config import AlgorithmConfig, Component, check_components, check_trainable, dump_config, parts_of
+from mmrl_core.checkpoint import Keeper, check_space
+from mmrl_core.config import AlgorithmConfig, Component, check_components, check_trainable, parts_of
 from mmrl_core.config.schema import RunConfig, StageConfig
 from mmrl_core.conversation import Environment, make_environment
 from mmrl_core.data import training_mixture
@@ -39,7 +33,7 @@ from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
 from mmrl_core.step import accept, explain_failure, grpo_step, sft_step, trajectory_advantages
-from mmrl_core.support import finite_norm
+from mmrl_core.support import Stopping, finite_norm, locked_folder
 from mmrl_core.types import Batch, RolloutGroup, Row, Sampling, Scores
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
@@ -61,21 +55,23 @@ def train(config: RunConfig, output: Path, resume: bool = False) -> Path:
 
     Raises:
         MMRLError: something a user can fix; what was trained so far is in the newest checkpoint.
+        Interrupted: a signal has stopped the run; what was trained so far is in the newest checkpoint.
     """
-    trainer = Trainer(config, output)
-    try:
-        trainer.run(resume)
-    finally:
-        trainer.close()
-    if trainer.is_main:
-        trainer.recorder.write_report()
+    with Stopping() as stopping, locked_folder(output):
+        trainer = Trainer(config, output, stopping)
+        try:
+            trainer.run(resume)
+        finally:
+            trainer.close()
+        if trainer.is_main:
+            trainer.recorder.write_report()
     return output / "report.html"
 
 
 class Trainer:
     """A run. Hooks get it as `run`, see `mmrl_core.run.Run`; the step as `SteppingRun`."""
 
-    def __init__(self, config: RunConfig, output: Path) -> None:
+    def __init__(self, config: RunConfig, output: Path, stopping: Stopping | None = None) -> None:
         from accelerate import Accelerator
         from accelerate.utils import set_seed
 
@@ -106,7 +102,7 @@ class Trainer:
         self.evaluator = Evaluator(config, self.plugins)
         self.rewards = RewardRunner(self.plugins, [])
         self._set_aside: Sequence[Any] = ()  # rows of the stage's sources found broken so far
-        self._weights_moved = False  # in this step
+        self.keeper = Keeper(self, stopping or Stopping())
         self._published = False  # whether rollouts act with the present weights
         self._num_steps = 0  # of the stage
 
@@ -114,35 +110,64 @@ class Trainer:
 
     def run(self, resume: bool) -> None:
         """All stages from where the run stands."""
-        training = self._resume() if resume else None
-        if self.is_main:
-            (self.output / "config.yaml").write_text(dump_config(self.config))
+        training = self.keeper.resume() if resume else None
         self.recorder.open(self.state.metrics_bytes, finite_norm(self.policy.module, self.state.step))
-        for line in self.policy.describe():
-            self.recorder.print(line)
-        self._evaluate("untrained")
-        for index in range(self.state.stage, len(self.config.stages)):
-            self._run_stage(index, training)
-            training = None
-        self.recorder.print_evaluations()
+        try:
+            if self.is_main:
+                check_space(self.output, self.policy.module)
+            self.keeper.note_sources()
+            for line in self.policy.describe():
+                self.recorder.print(line)
+            self._evaluate("untrained")
+            for index in range(self.state.stage, len(self.config.stages)):
+                self._run_stage(index, training)
+                training = None
+            self.recorder.print_evaluations()
+        except Exception as error:
+            self.recorder.failed(self.state.step, error)
+            raise
 
     def _run_stage(self, index: int, training: dict[str, Any] | None) -> None:
         self._begin_stage(index, training)
         name = stage_name(self.config, index)
         self.recorder.start_stage(name, self._num_steps, self.state.stage_step)
-        while self.state.stage_step < self._num_steps:
-            started = time.perf_counter()
-            set_learning_rate(self.optimizer, self.stage, self.state.stage_step, self._num_steps)
-            with self._saved_if_it_fails():
-                metrics = STEPS[self.stage.kind](self)
-            self._end_step(name, metrics, started)
-        self._close_stage()
-        self.recorder.end_stage()
-        self.hooks.mmrl_stage_end(run=self)
-        self._evaluate(f"after {name}")
+        with self.keeper.stopping.held():
+            self._evaluate_when_due(name)  # a run that was stopped may have been so just before
+            while self.state.stage_step < self._num_steps:
+                started = time.perf_counter()
+                set_learning_rate(self.optimizer, self.stage, self.state.stage_step, self._num_steps)
+                # What is sampled ahead would be lost with the step.
+                with self.keeper.saved_if_it_fails(undoable=not self.stage.rollout.steps_ahead):
+                    metrics = self._step()
+                self._end_step(name, metrics, started)
+                self.keeper.stop_if_asked()
+                self._evaluate_when_due(name)
+                if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
+                    self.keeper.save()
+            self._end_stage(index, name)
+
+    def _step(self) -> dict[str, float]:
+        try:
+            return STEPS[self.stage.kind](self)
+        except Exception as error:
+            explain_failure(error, self.state.step + 1, self.stage)
+            raise
+
+    def _end_stage(self, index: int, name: str) -> None:
+        with self.keeper.saved_if_it_fails():
+            self._close_stage()
+            self.recorder.end_stage()
+            self.hooks.mmrl_stage_end(run=self)
+            self._evaluate(f"after {name}")
+        state, is_last = self.state, index + 1 == len(self.config.stages)
+        ended = {"stage": index, "stage_step": state.stage_step, "position": state.position, "epoch": state.epoch}
+        self.state = replace(state, stage=index + 1, stage_step=0, position=0, epoch=0, ended=ended if is_last else {})
+        if not is_last:  # more steps may follow the last one
+            self.optimizer = None
+        self.keeper.save()
         self.optimizer = None
-        self.state = replace(self.state, stage=index + 1, stage_step=0, position=0, epoch=0)
-        self._save_checkpoint()
+        if not is_last:
+            self.keeper.stop_if_asked()
 
     def _begin_stage(self, index: int, training: dict[str, Any] | None) -> None:
         """Everything that belongs to a stage: its config, data, rewards, environment, optimiser, frozen policies."""
@@ -162,6 +187,11 @@ class Trainer:
         else:
             assert self.stage.epochs is not None
             self._num_steps = max(1, math.ceil(self.stage.epochs * len(source) / self.stage.prompts_per_step))
+        if self.state.stage_step > self._num_steps:
+            raise ConfigError(
+                f"stage {stage_name(self.config, index)!r} has done {self.state.stage_step} steps already, and its "
+                f"length is {self._num_steps} now. Give it as many steps, or more."
+            )
         self.sampler = GroupSampler(self, source)
         self.rewards = RewardRunner(self.plugins, {part.name: part.rewards for part in parts})
         self.policy.set_temperature(self.stage.rollout.temperature if self.stage.kind == "grpo" else 1.0)
@@ -240,7 +270,8 @@ class Trainer:
             raise HookResultError(
                 f"the gradient's norm is {norm} at step {self.state.step + 1}; training stops before the update."
             )
-        self._weights_moved, self._published = True, False
+        self.keeper.weights_move()
+        self._published = False
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -277,13 +308,15 @@ class Trainer:
             "set_aside": self.recorder.set_aside(name, self._set_aside),
             **metrics,
         }
+        self.recorder.failures(self.state.step, self.rewards.failure_reasons)
         self.recorder.step(record, metrics, self.state.stage_step, self._num_steps)
         self.hooks.mmrl_step_end(run=self, metrics=record)
-        self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons, self._save_checkpoint)
-        if self._due(self.config.eval.every_steps, self.state.stage_step):
-            self._evaluate(f"{name} step {self.state.stage_step}")
-        if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
-            self._save_checkpoint()
+        self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons, self.keeper.save)
+
+    def _evaluate_when_due(self, name: str) -> None:
+        if self.state.stage_step and self._due(self.config.eval.every_steps, self.state.stage_step):
+            with self.keeper.saved_if_it_fails():
+                self._evaluate(f"{name} step {self.state.stage_step}")
 
     def _due(self, every: int | None, stage_step: int) -> bool:
         """Whether an interval of steps ends with this step. The end of a stage is handled apart."""
@@ -308,65 +341,6 @@ class Trainer:
         self.policy.take_counters()
         self.state.evaluated.append(label)
         self.accelerator.wait_for_everyone()
-
-    # Saving and resuming
-
-    def _save_checkpoint(
-        self, plugin_states: Mapping[str, Any] | None = None, generators: dict[str, Any] | None = None
-    ) -> None:
-        """Write a checkpoint of the present state, or with plugins and generators as they were."""
-        self.accelerator.wait_for_everyone()
-        if self.is_main:
-            self.state.metrics_bytes = self.recorder.log.num_bytes
-            save_checkpoint(
-                self.output,
-                self.state,
-                self.policy,
-                self.optimizer,
-                self._plugin_states() if plugin_states is None else plugin_states,
-                keep=self.config.checkpoint.keep,
-                generators=generators,
-            )
-        self.accelerator.wait_for_everyone()
-
-    def _plugin_states(self) -> dict[str, Any]:
-        """What plugins, and the core itself, want back after a resume."""
-        states = {impl.plugin_name: impl.function() for impl in self.hooks.mmrl_save_state.get_hookimpls()}
-        states = {name: state for name, state in states.items() if state is not None}
-        return {**states, CORE: self.recorder.state()}
-
-    def _resume(self) -> dict[str, Any] | None:
-        """Go back to the newest whole checkpoint; returns the optimiser's state."""
-        directory = latest_checkpoint(self.output)
-        if directory is None:
-            self.recorder.print(f"{self.output} has no whole checkpoint; the run starts anew.")
-            return None
-        self.state, training = load_checkpoint(directory, self.policy)
-        states = training["plugins"]
-        self.recorder.load_state(states[CORE])
-        for impl in self.hooks.mmrl_load_state.get_hookimpls():
-            if impl.plugin_name in states:
-                impl.function(*(states[impl.plugin_name] for _ in impl.argnames))
-        self.recorder.print(f"resumed from {directory.name}")
-        return training
-
-    @contextmanager
-    def _saved_if_it_fails(self) -> Iterator[None]:
-        """Around a step: if it fails, save what was trained before it, and explain running out of memory."""
-        # Several processes would have to agree that one has failed; what is sampled ahead would be lost.
-        alone = self.accelerator.num_processes == 1 and not self.stage.rollout.steps_ahead
-        before = replace(self.state)
-        others = (PluginStates(self._plugin_states()), generator_states()) if alone else None
-        self._weights_moved = False
-        try:
-            yield
-        except (Exception, KeyboardInterrupt) as error:
-            if others and not self._weights_moved and before.step > 0 and not isinstance(error, NotFiniteError):
-                self.state = before
-                self._save_checkpoint(others[0].unchanged(), others[1])
-                self.recorder.print(f"saved step {self.state.step}; go on from it with --resume")
-            explain_failure(error, before.step + 1, self.stage)
-            raise
 
     def close(self) -> None:
         self._close_stage()

@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MMRLError as error:
         print(f"mmrl: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("mmrl: interrupted", file=sys.stderr)
-        return 130
+        return getattr(stop, "exit_code", 130)
     except BrokenPipeError:  # `mmrl list | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -58,8 +58,9 @@ def _run_directory(config: RunConfig, output: Path | None, resume: bool) -> Path
             raise MMRLError("--resume needs --output, the run directory to go on with.")
         if not output.is_dir():
             raise MMRLError(f"there is no run in {output} to resume. Leave out --resume to start one.")
-        if (output / "config.yaml").is_file():
-            _refuse_other_config(config, output / "config.yaml")
+        from mmrl_core.checkpoint import refuse_other_run
+
+        refuse_other_run(output, config)
         return output
     if output is None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -68,20 +69,16 @@ def _run_directory(config: RunConfig, output: Path | None, resume: bool) -> Path
 
         output = Path("runs") / f"{config.name.replace('/', '-')}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     first_process = os.environ.get("RANK", "0") == "0"  # when the others look, the first may have begun to write
-    if output.is_file() or (first_process and output.is_dir() and any(output.iterdir())):
+    if output.is_file() or (first_process and output.is_dir() and _is_used(output)):
         raise MMRLError(f"{output} exists and is not empty. Add --resume to go on with it, or name another --output.")
     return output
 
 
-def _refuse_other_config(config: RunConfig, path: Path) -> None:
-    from mmrl_core.config import differing_keys, load_config
+def _is_used(output: Path) -> bool:
+    """Whether a folder holds anything but the lock of a run that was killed before it wrote anything."""
+    from mmrl_core.support import LOCK_FILE
 
-    if differences := differing_keys(load_config(str(path)), config):
-        listed = "\n".join(f"  {line}" for line in differences)
-        raise MMRLError(
-            f"the config is not that of the run, {path}:\n{listed}\n"
-            "Resume with the same task and overrides, or start a new run with another --output."
-        )
+    return any(path.name != LOCK_FILE for path in output.iterdir())
 
 
 COMMAND = Command(

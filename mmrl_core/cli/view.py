@@ -11,6 +11,9 @@ from mmrl_core.errors import MMRLError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that the run names as its view (default: do not)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -19,7 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mmrl_core.runs import write_report
 
-    print(write_report(arguments.run_directory))
+    print(write_report(arguments.run_directory, runs_files=arguments.trust))
 
 
 COMMAND = Command(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from mmrl_core.support import lazy_names
 
 if TYPE_CHECKING:
-    from mmrl_core.config.components import check_components, component_problems
+    from mmrl_core.config.components import check_components, component_problems, with_declared_defaults
     from mmrl_core.config.messages import find_key
     from mmrl_core.config.reading import differing_keys, dump_config, extends_chain, load_config, load_reward
     from mmrl_core.config.schema import (
@@ -48,6 +48,7 @@ __all__ = [
     "load_config",
     "load_reward",
     "parts_of",
+    "with_declared_defaults",
 ]
 
 __getattr__ = lazy_names(
@@ -64,5 +65,6 @@ __getattr__ = lazy_names(
         **{name: "schema" for name in __all__ if name.endswith(("Config", "Component"))},
         "check_trainable": "schema",
         "parts_of": "schema",
+        "with_declared_defaults": "components",
     },
 )

@@ -1,9 +1,10 @@
 """Rows of data sets, the prompts made of them, and which of them a step draws."""
 
 from mmrl_core.data.draw import Draw, Mixture, in_turns, training_mixture
-from mmrl_core.data.fingerprint import changed_sources, note_files, source_fingerprint
+from mmrl_core.data.fingerprint import refuse_changed, source_fingerprints
 from mmrl_core.data.folders import DEFAULT_SPLIT, IMAGE_SUFFIXES
 from mmrl_core.data.frames import SWAPPING, Frame, Placement, declared_size, picture_frame
+from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.option_lists import labelled_options, read_options, read_texts
 from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.prompts import PromptSource
@@ -28,7 +29,6 @@ __all__ = [
     "RowPart",
     "Rows",
     "Template",
-    "changed_sources",
     "declared_size",
     "in_turns",
     "labelled_options",
@@ -40,7 +40,8 @@ __all__ = [
     "read_options",
     "read_parquet",
     "read_texts",
-    "source_fingerprint",
+    "refuse_changed",
+    "source_fingerprints",
     "training_mixture",
     "value_of",
     "write_parquet",

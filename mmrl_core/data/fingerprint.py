@@ -1,120 +1,105 @@
-"""Whether the files of a source are those that a run began with."""
+"""Fingerprints of data files, by which a resumed run knows that its rows are still those that it began with.
+
+A file is known by its size and its content: by the whole of it up to `WHOLE_BYTES`, beyond that by `NUM_BLOCKS` blocks
+of `BLOCK_BYTES` spread evenly over it, the first and the last among them. Times of change say nothing: copies change
+them. In a folder data files count by their content, other files, such as pictures, by name and size.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.config import parts_of
+from mmrl_core.data.tables import DATA_SUFFIXES
+from mmrl_core.errors import TaskDataError
+
 if TYPE_CHECKING:
-    from mmrl_core.config import SourceConfig
-    from mmrl_core.data.prompts import PromptSource
+    from mmrl_core.config import RunConfig
 
-WHOLE_BYTES = 64 << 20  # files up to this size are hashed whole
-NUM_PIECES, PIECE_BYTES = 64, 256 << 10  # of a larger file, spread evenly from its first byte to its last
-
-_noted: ContextVar[list[Path] | None] = ContextVar("files of the source that is being opened", default=None)
+WHOLE_BYTES = 1 << 30  # a second or two to read
+BLOCK_BYTES = 1 << 20
+NUM_BLOCKS = 512
 
 
-def note_files(paths: Iterable[Path]) -> None:
-    """Say that a reader takes rows from files."""
-    files = _noted.get()
-    if files is not None:
-        files += paths
+def source_fingerprints(config: RunConfig, first_stage: int = 0) -> dict[str, str]:
+    """Fingerprint of every local file or folder that a run's data sources name, by its path as they name it.
 
-
-@contextmanager
-def noted_files(source: SourceConfig) -> Iterator[list[Path]]:
-    """The files that are read while a source is opened, and those that its options name; complete at the end."""
-    files: list[Path] = []
-    token = _noted.set(files)
-    try:
-        yield files
-    finally:
-        _noted.reset(token)
-    split = source.split.partition("[")[0]
-    named = [Path(text.replace("{split}", split)).expanduser() for text in _texts(source.options)]
-    files += [path for path in named if _is_file(path)]
-    files[:] = sorted({path.absolute() for path in files})
-
-
-def source_fingerprint(source: PromptSource) -> dict[str, Any]:
-    """What tells a source whose files have changed from the same source; plain data, for JSON.
-
-    Media that rows name are not part of it.
-
-    Returns:
-        "rows": their number; "files": for each file that rows come from its "path", its "bytes", a "sha256", and
-        "hashed", whether that is of the "whole" file or, above 64 MiB, of "parts": 64 pieces of 256 KiB, spread from
-        its first byte to its last. A source that makes its rows has no files.
-    """
-    return {"rows": len(source), "files": [_file_fingerprint(path) for path in source.files if _is_file(path)]}
-
-
-def changed_sources(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A sentence for each source whose data are not what they were. Files may have moved to another folder.
+    Options of any source count, of whatever plugin: each text that is the path of something. Data of the hub are not
+    here; `revision` pins them.
 
     Args:
-        before, now: `source_fingerprint` of each source, by its name.
+        config: of the run.
+        first_stage: rows trained on in earlier stages are left out. Held-out rows count always.
     """
-    changes = []
-    for name, fingerprint in now.items():
-        if name not in before:
-            continue
-        old, new = _by_name(before[name]), _by_name(fingerprint)
-        if differing := sorted(file for file in old.keys() | new.keys() if old.get(file) != new.get(file)):
-            sizes = [_size(states.get(differing[0], [])) for states in (old, new)]
-            how = f"{sizes[0]}, now {sizes[1]}" if sizes[0] != sizes[1] else f"{sizes[0]}, but others"
-            more = f", and {len(differing) - 1} more files" if len(differing) > 1 else ""
-            changes.append(f"data.{name}: {differing[0]} is not what it was ({how}){more}")
-        elif before[name]["rows"] != fingerprint["rows"]:
-            changes.append(f"data.{name} has {fingerprint['rows']} rows and had {before[name]['rows']}")
-    return changes
+    sources = [part.data.train for stage in config.stages[first_stage:] for part in parts_of(stage)]
+    sources += [part.data.held_out for part in parts_of(config)]
+    paths = dict.fromkeys(path for source in sources if source is not None for path in _texts(source.options))
+    return {path: fingerprint(Path(path).expanduser()) for path in paths if _exists(path)}
 
 
-def _by_name(fingerprint: Mapping[str, Any]) -> dict[str, list[tuple[int, str]]]:
-    """File name -> (bytes, hash) of each file of that name."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for file in fingerprint["files"]:
-        found.setdefault(Path(file["path"]).name, []).append((file["bytes"], file["sha256"]))
-    for states in found.values():
-        states.sort()
-    return found
+def refuse_changed(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on with other data than a run began with.
+
+    Raises:
+        TaskDataError: names the files that have changed since or are gone.
+    """
+    faults = []
+    for path, was in before.items():
+        found = now.get(path)
+        if found is None and not _exists(path):
+            faults.append(f"  {path} is gone")
+        elif found not in (None, was):  # None: of a stage that is done
+            told = " and ".join(print_.partition(" ")[0] for print_ in (was, str(found)))
+            faults.append(f"  {path} has changed (bytes then and now: {told})")
+    if faults:
+        raise TaskDataError(
+            "data files are not those that the run began with:\n" + "\n".join(faults) + "\nPut them back as they were, "
+            "or start a new run with another --output."
+        )
 
 
-def _size(states: list[tuple[int, str]]) -> str:
-    return f"{sum(size for size, _ in states)} bytes" if states else "not there"
+def fingerprint(path: Path) -> str:
+    """Of a file or folder: "<bytes> <checksum>"."""
+    if path.is_file():
+        return f"{path.stat().st_size} {_digest_of_file(path)}"
+    digest, total = hashlib.sha256(), 0
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+            size = file.stat().st_size
+            content = _digest_of_file(file) if file.suffix.lower() in DATA_SUFFIXES else ""
+            digest.update(repr((file.relative_to(path).as_posix(), size, content)).encode())
+            total += size
+    return f"{total} {digest.hexdigest()}"
 
 
-def _file_fingerprint(path: Path) -> dict[str, Any]:
+def _digest_of_file(path: Path) -> str:
     size = path.stat().st_size
-    whole = size <= WHOLE_BYTES
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        if whole:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
-            pieces = hashlib.sha256()
-            for number in range(NUM_PIECES):
-                file.seek((size - PIECE_BYTES) * number // (NUM_PIECES - 1))
-                pieces.update(file.read(PIECE_BYTES))
-            digest = pieces.hexdigest()
-    return {"path": str(path), "bytes": size, "sha256": digest, "hashed": "whole" if whole else "parts"}
+        if size <= WHOLE_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        for number in range(NUM_BLOCKS):
+            file.seek(number * (size - BLOCK_BYTES) // (NUM_BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in the options of a source."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+    elif isinstance(value, Mapping):
+        yield from (text for item in value.values() for text in _texts(item))
+    elif isinstance(value, Sequence):
+        yield from (text for item in value for text in _texts(item))
 
 
-def _is_file(path: Path) -> bool:
+def _exists(text: str) -> bool:
+    """Whether an option is the path of a file or folder. A FIFO or device is none: it would be read for ever."""
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # a text that is no path
+        path = Path(text).expanduser()
+        return bool(text) and (path.is_file() or path.is_dir())
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown user
         return False

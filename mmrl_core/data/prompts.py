@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from mmrl_core.data.fingerprint import noted_files
+from mmrl_core.data.noted_files import noted_files
 from mmrl_core.data.marks import MarksOff
 from mmrl_core.data.media_folders import MAX_PATH
 from mmrl_core.data.plain_text import plain_text
@@ -46,7 +46,7 @@ class PromptSource:
     Attributes:
         name: of the source ("train"); prompt ids start with it.
         set_aside: the broken rows met so far.
-        files: that the rows were read from, see `source_fingerprint`.
+        files: that the rows were read from.
     """
 
     def __init__(

@@ -16,6 +16,8 @@ rewards.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import sys
@@ -28,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.support import finite
+from mmrl_core.support import finite, writes_to
 
 if TYPE_CHECKING:
     import torch
@@ -57,16 +59,28 @@ class MetricsLog:
         self._file = self.path.open("a")
 
     @property
+    def is_open(self) -> bool:
+        return self._file is not None
+
+    @property
     def num_bytes(self) -> int:
         assert self._file is not None
-        self._file.flush()
-        return self.path.stat().st_size
+        with writes_to(self.path.parent, self.path.name):
+            self._file.flush()
+            return self.path.stat().st_size
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record; numbers that are not finite become null."""
+        """Append a record; numbers that are not finite become null.
+
+        Raises:
+            MMRLError: the disk is full, or the file is not where it was opened any more.
+        """
         assert self._file is not None
-        self._file.write(json.dumps({key: finite(value) for key, value in record.items()}) + "\n")
-        self._file.flush()
+        with writes_to(self.path.parent, self.path.name):
+            if not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path)):
+                raise FileNotFoundError(errno.ENOENT, "another file has taken its place")
+            self._file.write(json.dumps({key: finite(value) for key, value in record.items()}) + "\n")
+            self._file.flush()
 
     def start_stage(self, name: str, total: int, done: int) -> None:
         """Show the progress of a stage."""
@@ -104,12 +118,17 @@ class MetricsLog:
             self._progress = None
 
     def print(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        """A line on the console, with marks for what it cannot show, such as lone surrogates."""
+        encoding = getattr(self.console.file, "encoding", None) or "utf-8"
+        shown = message.encode(encoding, "backslashreplace").decode(encoding)
+        self.console.print(shown, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         self.end_stage()
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what was not written has been reported
+                self._file.close()
+            self._file = None
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -179,9 +198,11 @@ def evaluation_table(records: Sequence[Mapping[str, Any]]) -> Table:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Records of metrics.jsonl; a torn last line is left out."""
     records = []
-    for line in (run / "metrics.jsonl").read_text().splitlines():
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if isinstance(record, dict):
+            records.append(record)
     return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -12,14 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.config import dump_config, with_declared_defaults
 from mmrl_core.data import in_turns
 from mmrl_core.errors import MMRLError
+from mmrl_core.plugins import load_plugins
 from mmrl_core.processes import Processes
 from mmrl_core.runs.alarms import RunAlarms
 from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rollouts import RolloutLog
 from mmrl_core.scoring import Alarm
+from mmrl_core.support import writes_to, written_aside
 from mmrl_core.types import Rollout, RolloutGroup, Scores
 
 if TYPE_CHECKING:
@@ -44,19 +48,27 @@ class Recorder:
         self._is_main = accelerator.is_main_process
         self._rollout_log = RolloutLog(output)
         self.alarms = RunAlarms()
+        self._resumed: dict[str, Any] = {}  # record of a resume with other keys, until the log is open
+        self._failed: set[str] = set()  # rewards whose first failure is recorded
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def open(self, num_bytes: int, weights_norm: float) -> None:
-        """Continue metrics.jsonl after its first `num_bytes` bytes, and start the trackers of the config.
+        """Continue metrics.jsonl after its first `num_bytes` bytes, write the config, start its trackers.
 
         Args:
             weights_norm: of the trained weights, which alarms compare with that at the start of the run.
         """
         self.alarms.weights.begin(weights_norm)
         if self._is_main:
-            self.log.open(num_bytes)
-            self._rollout_log.remove_unfinished()
+            with writes_to(self._output, "config.yaml"), written_aside(self._output / "config.yaml") as aside:
+                text = dump_config(with_declared_defaults(self._config, load_plugins()))
+                aside.write_text(text, encoding="utf-8")
+            with writes_to(self._output, "metrics.jsonl"):
+                self.log.open(num_bytes)
+                self._rollout_log.remove_unfinished()
+                if self._resumed:
+                    self.log.write(self._resumed)
         if self._config.log.trackers:
             self._accelerator.init_trackers(self._config.name, config=flat_config(self._config.model_dump()))
 
@@ -110,8 +122,9 @@ class Recorder:
         self.log.step(record, stage_step, num_steps)
         self._accelerator.log(dict(metrics), step=record["step"])
         if self._broken:
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in self._broken.values()]
-            (self._output / "set_aside.jsonl").write_text("".join(lines), encoding="utf-8")
+            lines = [json.dumps(row) + "\n" for row in self._broken.values()]
+            with writes_to(self._output, "set_aside.jsonl"):
+                (self._output / "set_aside.jsonl").write_text("".join(lines), encoding="utf-8")
 
     # Alarms
 
@@ -210,16 +223,44 @@ class Recorder:
         except MMRLError as error:
             self.log.print(f"no report: {error}")
 
-    # Resuming
+    # Failing and resuming
+
+    def failures(self, step: int, reasons: Mapping[str, Sequence[str]]) -> None:
+        """Record the first failure of each reward: reward -> why it failed, the first time first."""
+        for name, told in reasons.items():
+            if self._is_main and told and name not in self._failed:
+                self._failed.add(name)
+                self.log.write({"kind": "failure", "step": step, "name": name, "message": told[0]})
+
+    def failed(self, step: int, error: Exception) -> None:
+        """Record what ended the run after a step. A resumed run deletes the record with all that follows its step."""
+        if self._is_main and self.log.is_open:
+            message = str(error) if isinstance(error, MMRLError) else f"{type(error).__name__}: {error}"
+            with contextlib.suppress(OSError, MMRLError):  # a full disk may be why it ends
+                self.log.write({"kind": "error", "step": step, "message": message})
+
+    def resumed(self, checkpoint: str, step: int, changes: Sequence[str]) -> None:
+        """Tell where the run goes on, and which keys have changed since; these are recorded too."""
+        self.print(f"resumed from {checkpoint}")
+        for line in changes:
+            self.print(f"  changed since the run began: {line}")
+        if changes:
+            self._resumed = {"kind": "resume", "step": step, "changes": list(changes)}
+
+    @property
+    def num_bytes(self) -> int:
+        """Length of metrics.jsonl; 0 in processes that do not write it."""
+        return self.log.num_bytes if self._is_main else 0
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"alarms": self.alarms.state(), "set_aside": dict(self._broken)}
+        return {"alarms": self.alarms.state(), "set_aside": dict(self._broken), "failed": sorted(self._failed)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.alarms.load_state(state["alarms"])
         self._broken = dict(state["set_aside"])
+        self._failed = set(state.get("failed", ()))  # 0.1.0 recorded none
 
     def close(self) -> None:
         self.log.close()

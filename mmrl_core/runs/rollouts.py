@@ -45,6 +45,8 @@ FILM_SUFFIX = ".webp"
 MAX_SOUND_S = 30  # seconds kept of a sound, as much as the audio encoders of the field hear
 SOUND_SUFFIX = ".flac"
 MAX_LOSSLESS_SIDE = 64  # side of a film in pixels; in small ones every pixel is seen
+MAX_LINE_BYTES = 64 << 20  # of a line that is read: a completion of millions of tokens has room
+MAX_FILE_BYTES = 1 << 30  # of a file that is read
 MAX_DEPTH = 12  # depth of a sample; deeper values are written as text
 MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
 
@@ -197,7 +199,9 @@ class RolloutLog:
 
 
 def _file_stem(key: str) -> str:
-    return key if re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key) else hashlib.sha256(key.encode()).hexdigest()
+    if re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key):
+        return key
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_film(completion: Any) -> bool:
@@ -242,18 +246,31 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """JSON objects of a file, none if it is missing. Torn lines are left out: a killed run may end in one."""
+    """JSON objects of a file, none if it is missing or no regular file.
+
+    Torn lines are left out, since a killed run may end in one; so are lines longer than `MAX_LINE_BYTES`, and what
+    follows the first `MAX_FILE_BYTES` of a file.
+    """
+    if not path.is_file():  # a FIFO would be waited for, a device read, without end
+        return
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open(path, "rb") as file:
+            is_rest = False  # of a line that is too long
+            while (line := file.readline(MAX_LINE_BYTES)) and file.tell() <= MAX_FILE_BYTES:
+                is_whole = line.endswith(b"\n") or len(line) < MAX_LINE_BYTES
+                if is_whole and not is_rest and (record := _json_object(line)) is not None:
+                    yield record
+                is_rest = not is_whole
     except OSError:
         return
-    for line in text.split("\n"):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            yield record
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def prompt_text(prompt: Prompt) -> str:

@@ -1,18 +1,26 @@
 """Small helpers that know nothing of training: files written whole, late imports, packages of an extra, norms."""
 
 from mmrl_core.support.extras import need
-from mmrl_core.support.files import finite, remove_unfinished, written_aside
+from mmrl_core.support.files import finite, remove_unfinished, writes_to, written_aside
 from mmrl_core.support.lazy import lazy_names
+from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
 from mmrl_core.support.model_paths import local_model
+from mmrl_core.support.stopping import Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm
 
 __all__ = [
+    "LOCK_FILE",
+    "FolderLock",
+    "Interrupted",
+    "Stopping",
     "describe_weights",
     "finite",
     "finite_norm",
     "lazy_names",
     "local_model",
+    "locked_folder",
     "need",
     "remove_unfinished",
+    "writes_to",
     "written_aside",
 ]

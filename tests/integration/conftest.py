@@ -313,12 +313,17 @@ def train(task, output, resume, environment):
 
     from mmrl_core.trainer import Trainer
     from mmrl_core.config import load_config
+    from mmrl_core.support import Interrupted, Stopping, locked_folder
 
-    trainer = Trainer(load_config(str(task)), Path(output))
     try:
-        trainer.run(resume)
-    finally:
-        trainer.close()
+        with Stopping() as stopping, locked_folder(Path(output)):
+            trainer = Trainer(load_config(str(task)), Path(output), stopping)
+            try:
+                trainer.run(resume)
+            finally:
+                trainer.close()
+    except Interrupted as stop:
+        raise SystemExit(stop.exit_code)
 """
 
 PRELOADED = (

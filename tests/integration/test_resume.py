@@ -176,10 +176,27 @@ def test_a_torn_checkpoint_is_skipped_for_the_one_before(runs):
     assert_same_run(output, runs.whole, "newest checkpoint without training.pt")
 
 
-def test_a_run_without_a_whole_checkpoint_starts_anew(runs):
-    output = runs.copy("all-torn")
-    for number, checkpoint in enumerate(sorted((output / "checkpoints").iterdir())):
-        weights = checkpoint / "model" / "model.safetensors"
-        os.truncate(weights, weights.stat().st_size - 1 - number)
+def test_one_altered_bit_is_noticed_and_the_checkpoint_before_is_used(runs):
+    output = runs.copy("altered")
+    weights = output / "checkpoints" / "step-10" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    header = output / "checkpoints" / "step-9" / "model" / "model.safetensors"
+    kept = header.read_bytes()
     runs.finish(output, resume=True)
-    assert_same_run(output, runs.whole, "all checkpoints torn")
+    assert_same_run(output, runs.whole, "newest checkpoint with one bit altered")
+
+    weights.write_bytes(content)
+    header.write_bytes(b"x" * 20 + kept[20:])  # as long, and no safetensors any more
+    process = runs.start(output, resume=True)
+    process.join(120)
+    assert process.exitcode == 1, "none of them is whole"
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-10", "step-9"]
+
+
+def test_a_run_whose_checkpoints_were_deleted_starts_anew(runs):
+    output = runs.copy("without")
+    shutil.rmtree(output / "checkpoints")
+    runs.finish(output, resume=True)
+    assert_same_run(output, runs.whole, "no checkpoints")

@@ -119,6 +119,17 @@ def test_dynamic_sampling_stops_after_max_rounds(make_trainer, grpo, install):
     assert [record["loss"] for record in read_metrics(trainer.output) if record["kind"] == "step"] == [0, 0]
 
 
+def test_dynamic_sampling_that_finds_fewer_groups_than_updates_makes_fewer_updates(run, grpo, install):
+    """It goes on with what there is, as it says: here with none that varies, and then with one."""
+    install("probe_batches", BATCHES)
+    few = {"dynamic_sampling": {"max_rounds": 1}, "updates_per_rollout": 4}
+    _, steps = run(grpo("sometimes_flat", algorithm=few, stage={"steps": 3}, plugins=["probe_batches"]))
+    import probe_batches
+
+    numbers = [len(batch.group_ids.unique()) for batch in probe_batches.BATCHES]
+    assert len(steps) == 3 and min(numbers) < 4
+
+
 POSITION = """
 from mmrl_core import hookimpl
 

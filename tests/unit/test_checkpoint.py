@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or not there, the newest kept, everything back bit for bit."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -11,14 +12,17 @@ import torch
 
 from mmrl_core.checkpoint import (
     PluginStates,
-    TrainState,
+    check_space,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
+    load_newest,
     read_state,
     save_checkpoint,
+    split_changes,
 )
 from mmrl_core.errors import CheckpointError, HookResultError
+from mmrl_core.run import TrainState
 
 
 class OneWeight:
@@ -30,6 +34,7 @@ class OneWeight:
 
     def save(self, directory):
         torch.save(self.weight.detach(), directory / "weight.pt")
+        (directory / "tokenizer.json").write_text('{"vocabulary": ["a", "b"]}')
 
     def load(self, directory):
         self.weight.data.copy_(torch.load(directory / "weight.pt", weights_only=True))
@@ -107,13 +112,31 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path)
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
-    assert steps(tmp_path) == [".unfinished-step-4", "step-2"]
+    unfinished, kept = steps(tmp_path)
+    assert unfinished.startswith(".step-4.") and unfinished.endswith(".unfinished") and kept == "step-2"
     assert latest_checkpoint(tmp_path).name == "step-2"
     save(tmp_path, 4)
     assert steps(tmp_path) == ["step-2", "step-4"]
 
 
+def flip(path):
+    """One bit of the byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def other_step(folder):
+    path = folder / "state.json"
+    path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
+
+
 DAMAGE = {
+    "a bit of the weights": lambda folder: flip(folder / "model/weight.pt"),
+    "a bit of the optimiser": lambda folder: flip(folder / "training.pt"),
+    "a bit of a frozen policy": lambda folder: flip(folder / "frozen/frozen.pt"),
+    "a bit of the tokenizer": lambda folder: flip(folder / "model/tokenizer.json"),
+    "a number of the state": other_step,
     "weights missing": lambda folder: (folder / "model/weight.pt").unlink(),
     "weights cut short": lambda folder: os.truncate(folder / "model/weight.pt", 100),
     "training missing": lambda folder: (folder / "training.pt").unlink(),
@@ -129,11 +152,101 @@ def test_a_torn_checkpoint_is_passed_over_and_never_loaded(tmp_path, damage):
     save(tmp_path, 2)
     torn = save(tmp_path, 4)
     DAMAGE[damage](torn)
-    assert latest_checkpoint(tmp_path).name == "step-2" and find_checkpoint(tmp_path).name == "step-2"
+    assert latest_checkpoint(tmp_path).name == "step-2"
     with pytest.raises(CheckpointError, match="torn"):
         read_state(torn)
     with pytest.raises(CheckpointError, match="step-4"):
         load_checkpoint(torn, OneWeight())
+    told = []
+    directory, state, _ = load_newest(tmp_path, OneWeight(), told.append)
+    assert directory.name == "step-2" and state.step == 2
+    assert len(told) == 1 and told[0].startswith("passed over: ") and "step-4" in told[0]
+
+
+@pytest.mark.parametrize("damage", ["a bit of the weights", "a bit of the tokenizer", "weights missing"])
+def test_an_evaluation_passes_over_damaged_weights_and_asks_for_no_more(tmp_path, damage):
+    save(tmp_path, 2)
+    torn = save(tmp_path, 4)
+    flip(torn / "training.pt")
+    assert find_checkpoint(tmp_path) == find_checkpoint(torn) == torn, "the optimiser is not evaluated"
+    DAMAGE[damage](torn)
+    assert find_checkpoint(tmp_path).name == "step-2"
+    with pytest.raises(CheckpointError, match="torn"):
+        find_checkpoint(torn)
+
+
+def test_a_run_none_of_whose_checkpoints_is_whole_is_not_started_over(tmp_path):
+    """Starting over would delete them, and a copy may yet bring one back."""
+    assert load_newest(tmp_path, OneWeight(), pytest.fail) is None
+    for step in (2, 4):
+        flip(save(tmp_path, step) / "training.pt")
+    told = []
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is whole(.|\n)*step-4.*(.|\n)*step-2"):
+        load_newest(tmp_path, OneWeight(), told.append)
+    assert len(told) == 2 and steps(tmp_path) == ["step-2", "step-4"]
+
+
+def test_a_checkpoint_with_sizes_alone_still_loads(tmp_path):
+    """As 0.1.0 wrote them."""
+    folder = save(tmp_path, 4)
+    values = json.loads((folder / "state.json").read_text())
+    values["files"] = {name: told["bytes"] for name, told in values["files"].items()}
+    for key in ("sha256", "sources", "ended"):
+        del values[key]
+    (folder / "state.json").write_text(json.dumps(values))
+    policy = OneWeight()
+    assert load_checkpoint(folder, policy)[0].step == 4 and policy.weight[0] == 4
+    (folder / "training.pt").write_bytes(bytes((folder / "training.pt").stat().st_size))
+    with pytest.raises(CheckpointError, match=r"training.pt cannot be read"):
+        load_checkpoint(folder, policy)
+
+
+def test_a_disk_without_room_for_one_checkpoint_is_refused_with_both_numbers(tmp_path):
+    module = torch.nn.Linear(10, 10)
+    check_space(tmp_path, module)
+    with torch.device("meta"):  # takes no memory
+        module = torch.nn.Linear(1 << 24, 1 << 24)
+    with pytest.raises(CheckpointError, match=r"at least 3377\d\d\d\.\d GB, and .* has room for \d+\.\d GB"):
+        check_space(tmp_path, module)
+
+
+CHANGES = {
+    "stages.0.steps": True,
+    "stages.12.epochs": True,
+    "stages.0.micro_batch_tokens": True,
+    "stages.0.micro_batch_rows": True,
+    "model.policy.gradient_checkpointing": True,
+    "model.policy.max_prompt_tokens": True,
+    "data.max_broken": True,
+    "stages.0.mixture.1.data.max_broken": True,
+    "rewards.0.timeout_s": True,
+    "stages.0.rewards.2.stop_on_failure": True,
+    "rollout.engine.memory_gib": True,
+    "stages.1.rollout.engine.gpus": True,
+    "checkpoint.every_steps": True,
+    "log.view.name": True,
+    "eval.every_steps": True,
+    "seed": False,
+    "eval.limit": False,
+    "stages": False,
+    "stages.0.group_size": False,
+    "stages.0.prompts_per_step": False,
+    "stages.0.rollout.environment.steps": False,
+    "stages.0.optimizer.lr": False,
+    "stages.0.optimizer.warmup_steps": False,
+    "model.policy.max_pixels": False,
+    "model.policy.lora.rank": False,
+    "rewards.0.weight": False,
+    "rollout.engine.name": False,
+    "rollout.max_tokens": False,
+    "logs.every": False,
+}
+
+
+@pytest.mark.parametrize("key", CHANGES)
+def test_keys_that_change_nothing_computed_may_change_on_resume(key):
+    line = f"{key}: 1 there, 2: two here"
+    assert split_changes([line]) == (([line], []) if CHANGES[key] else ([], [line]))
 
 
 def test_torn_checkpoints_of_later_steps_do_not_push_out_sound_ones(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -15,7 +16,7 @@ from mmrl_core.media import IMAGE_FORMATS, load_audio, load_image
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs.charts import draw_spectrogram
 from mmrl_core.runs.report.reading import Record, at, list_of, mapping_of
-from mmrl_core.runs.report.text import format_seconds, number_of
+from mmrl_core.runs.report.text import format_seconds, name_of, number_of
 from mmrl_core.runs.rollouts import FILM_SUFFIX, MAX_MADE_FRAMES, MAX_SOUND_S, SOUND_SUFFIX, encode_film
 from mmrl_core.support import need
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 MAX_PICTURES_OF_MESSAGE = 8
 MAX_SHAPES_OF_COMPLETION = 100
+MAX_VIEWED_CHARS = 100_000  # of a completion that a view is given
+MAX_MEDIUM_BYTES = 256 << 20
+MAX_PIXELS = 50_000_000  # of a picture that is decoded: 200 MB
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
 MAX_SMALL_SIDE = 256  # smaller pictures are shown with their pixels
 SOUND_HZ = 16_000  # sounds are played, and drawn, as audio encoders hear them
@@ -39,7 +44,7 @@ class Media:
         has_areas, has_spans: whether the view drew on pictures, and stretches of time.
     """
 
-    def __init__(self, root: Path, config: Any) -> None:
+    def __init__(self, root: Path, config: Any, *, runs_files: bool = True) -> None:
         self.embedded: list[dict[str, Any]] = []
         self.problem = ""
         self.has_areas = self.has_spans = False
@@ -51,6 +56,12 @@ class Media:
         component = {"name": component} if isinstance(component, str) else component
         if isinstance(component, Mapping):
             options = {str(key): value for key, value in component.items() if key != "name"}
+            if not runs_files and ".py:" in str(component.get("name")):
+                self.problem = (
+                    f"Nothing is drawn on the pictures: the view is a file, {name_of(component.get('name'))}, and "
+                    "opening a run does not run files that it names. With --trust it does."
+                )
+                return
             try:
                 self._view = partial(load_plugins().registry.get("view", str(component.get("name"))).load(), **options)
             except Exception as error:  # a plugin that is missing or broken: the report does without it
@@ -60,6 +71,7 @@ class Media:
         """id, width, height and uri of a picture; None if it cannot be read or is outside of the rollouts folder."""
         if str(path) not in self._known:
             try:
+                self._refuse_unsafe(str(path))
                 self._known[str(path)] = self._embed(load_image(str(path), root=self._root))
             except MediaError:
                 self._known[str(path)] = None
@@ -71,6 +83,7 @@ class Media:
             return None
         if path not in self._sounds:
             try:
+                self._refuse_unsafe(path, is_picture=False)
                 sound = load_audio(path, root=self._root, sampling_rate=SOUND_HZ, max_seconds=MAX_SOUND_S + 1)
             except MediaError:
                 self._sounds[path] = None
@@ -90,6 +103,7 @@ class Media:
         from PIL import Image, ImageSequence
 
         try:
+            self._refuse_unsafe(path)
             load_image(path, root=self._root)  # refuses what is no picture, too large, or elsewhere
             frames: list[Image.Image] = []
             with Image.open(self._root / path, formats=IMAGE_FORMATS) as film:
@@ -101,6 +115,30 @@ class Media:
         except Exception:  # format plugins raise anything on torn data
             return None
         return {"width": width, "height": height, "is_small": max(width, height) <= MAX_SMALL_SIDE, "uri": uri}
+
+    def _refuse_unsafe(self, path: str, *, is_picture: bool = True) -> None:
+        """Refuse, before anything is decoded, what no run writes.
+
+        Raises:
+            MediaError: no regular file, more bytes or pixels than the media of a run have, or a format that runs code.
+        """
+        from PIL import Image
+
+        try:
+            file = self._root / path
+            if not file.is_file() or file.stat().st_size > MAX_MEDIUM_BYTES:
+                raise MediaError(f"{name_of(path)} is no regular file, or too large.")
+            if is_picture:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                    with Image.open(file, formats=PICTURE_FORMATS) as picture:
+                        width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise MediaError(f"{name_of(path)} has {width} x {height} pixels.")
+        except MediaError:
+            raise
+        except Exception as error:  # format plugins raise anything on hostile headers; paths may be absurd
+            raise MediaError(f"{name_of(path)}: {error}") from error
 
     def _embed(self, image: Image) -> dict[str, Any]:
         from PIL.Image import Resampling
@@ -126,7 +164,7 @@ class Media:
             return []
         try:
             sample = {**mapping_of(rollout, "sample"), **mapping_of(rollout, "outcome")}
-            found = list(self._view(rollout["completion"], sample))
+            found = list(islice(self._view(rollout["completion"][:MAX_VIEWED_CHARS], sample), MAX_SHAPES_OF_COMPLETION))
         except Exception as error:  # third-party code on untrusted text
             self.problem = f"The view failed on a completion: {type(error).__name__}: {error}"
             return []

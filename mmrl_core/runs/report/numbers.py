@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from mmrl_core.runs.charts import Series, Stage, chart_uri, draw_chart
 from mmrl_core.runs.report.reading import Evaluation, Points
-from mmrl_core.runs.report.text import SMALLEST_CHANGE, readable, visible
+from mmrl_core.runs.report.text import SMALLEST_CHANGE, name_of, readable, visible
 
 MAX_CHARTS = 36  # of a section
 MAX_CURVES = 6  # of a chart
+MAX_COUNTERS = 200
 
 TRAINING, UPDATE, COMPLETIONS, OTHER = "Reward in training", "Update", "Completions and time", "Other numbers"
 
@@ -48,7 +47,8 @@ _STEP_LABEL = re.compile(r"step \d+")
 def counters_of(columns: Mapping[str, Points]) -> list[tuple[str, float, float, float]]:
     """(name, sum over steps, mean over the steps that logged it, last value) of each counter."""
     chosen = {key: list(points.values()) for key, points in sorted(columns.items()) if key.startswith(COUNTER_PREFIXES)}
-    return [(key.removeprefix("count/"), math.fsum(v), fmean(v), v[-1]) for key, v in chosen.items()]
+    shown = list(chosen.items())[:MAX_COUNTERS]
+    return [(name_of(key.removeprefix("count/")), sum(v), sum(v) / len(v), v[-1]) for key, v in shown]
 
 
 def milestones_of(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -151,16 +151,17 @@ def draw_training(columns: Mapping[str, Points], stages: Sequence[Stage]) -> lis
     """(section, charts) pairs of the logged metrics. A metric without a known chart comes last, under its own name."""
     rewards = [key for key in columns if key.startswith("reward/") and key not in ("reward/total", "reward/total_std")]
     names = readable(rewards)
-    parts = [rewards[first : first + MAX_CURVES] for first in range(0, len(rewards), MAX_CURVES)]
+    parts = [rewards[first : first + MAX_CURVES] for first in range(0, len(rewards), MAX_CURVES)][:MAX_CHARTS]
+    losses = [key for key in columns if key.startswith("loss (")][:MAX_CHARTS]
     charts = [
         *TRAINING_CHARTS[:1],
         *((TRAINING, "Each reward", "before its weight", {key: names[key] for key in part}) for part in parts),
-        *((UPDATE, key.capitalize(), "", {key: ""}) for key in columns if key.startswith("loss (")),
+        *((UPDATE, key.capitalize(), "", {key: ""}) for key in losses),
         *TRAINING_CHARTS[1:],
     ]
     known = {*NOT_DRAWN, *(key for *_, metrics in charts for key in metrics)}
     unknown = [key for key in columns if key not in known and not key.startswith(COUNTER_PREFIXES)]
-    charts += [(OTHER, key, "", {key: ""}) for key in unknown[:MAX_CHARTS]]
+    charts += [(OTHER, name_of(key), "", {key: ""}) for key in unknown[:MAX_CHARTS]]
     sections: dict[str, list[dict[str, Any]]] = {TRAINING: [], UPDATE: [], COMPLETIONS: [], OTHER: []}
     for section, title, told, metrics in charts:
         drawn = [(label, columns[key]) for key, label in metrics.items() if key in columns]

@@ -21,18 +21,33 @@ from mmrl_core.runs.report.numbers import (
     milestones_of,
     story_of,
 )
-from mmrl_core.runs.report.reading import Record, at, columns_of, read_config, read_metrics, stages_of
+from mmrl_core.runs.report.problems import problems_of, resumes_of
+from mmrl_core.runs.report.reading import Record, at, columns_of, read_config, sorted_records, stages_of
 from mmrl_core.runs.report.samples import compared_prompts, training_steps
-from mmrl_core.runs.report.text import format_change, format_number, format_seconds, number_of, visible
+from mmrl_core.runs.report.text import (
+    format_change,
+    format_number,
+    format_seconds,
+    name_of,
+    number_of,
+    shortened,
+    visible,
+)
 from mmrl_core.runs.rollouts import FOLDER, read_json_lines, rollout_files
-from mmrl_core.support import need, written_aside
+from mmrl_core.support import need, writes_to, written_aside
 
 TEMPLATE = "report.html.j2"
 MAX_SET_ASIDE_ROWS = 200
+MAX_STEP_S = 1e7  # of a step; more is not time, and a sum of it no date
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, *, runs_files: bool = True) -> Path:
     """Write `report.html` into a run directory, from whatever the run has left so far.
+
+    Args:
+        run: the directory.
+        runs_files: load a view that the config names as `file.py:function`, which runs that file. Not for a directory
+            from a stranger.
 
     Returns:
         Path of the report.
@@ -51,29 +66,32 @@ def write_report(run: Path) -> Path:
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(number=format_number, change=format_change, seconds=format_seconds, visible=visible)
-    html = environment.get_template(TEMPLATE).render(_contents(run))
+    environment.filters |= {"name": name_of, "short": shortened}
+    html = environment.get_template(TEMPLATE).render(_contents(run, runs_files))
     path = run / "report.html"
-    with written_aside(path) as aside:
+    with writes_to(run, "the report"), written_aside(path) as aside:
         aside.write_text(html, encoding="utf-8", errors="replace")
     return path
 
 
-def _contents(run: Path) -> dict[str, Any]:
+def _contents(run: Path, runs_files: bool) -> dict[str, Any]:
     """Everything that the template shows."""
     name = run.resolve().name
-    config_text, config = read_config(run / "config.yaml")
-    steps, evaluations = read_metrics(run / "metrics.jsonl")
+    config_text, config, unreadable = read_config(run / "config.yaml")
+    records = list(read_json_lines(run / "metrics.jsonl"))
+    steps, evaluations = sorted_records(records)
     milestones, columns, stages = milestones_of(evaluations), columns_of(steps), stages_of(steps)
     files = rollout_files(run)
-    media = Media(run / FOLDER, config)
+    media = Media(run / FOLDER, config, runs_files=runs_files)
     held_out_charts = draw_held_out(evaluations, stages)
     set_aside = list(read_json_lines(run / "set_aside.jsonl"))
     return {
         "run_name": name,
-        "task": str(at(config, "name") or name),
-        "description": str(at(config, "description") or ""),
+        "task": name_of(at(config, "name") or name),
+        "description": shortened(str(at(config, "description") or "")),
+        "problems": problems_of(records, columns, len(set_aside), [unreadable] if unreadable else []),
         "story": story_of(milestones, held_out_charts),
-        "facts": _facts(run, config, steps, stages),
+        "facts": [*_facts(run, config, steps, stages), *(("Resumed", line) for line in resumes_of(records))],
         "command": f"mmrl train {shlex.quote(name + '/config.yaml')} --output {shlex.quote(name + '-again')}",
         "milestones": milestones,
         "table": held_out_table(milestones),
@@ -92,11 +110,13 @@ def _contents(run: Path) -> dict[str, Any]:
 
 def _facts(run: Path, config: Any, steps: Sequence[Record], stages: Sequence[Stage]) -> list[tuple[str, str]]:
     """(name, value) pairs that say what the run is and how far it came. Unknown values are left out."""
-    planned = [at(stage, "steps") for stage in at(config, "stages") or []] if steps else []
+    of_config = at(config, "stages")
+    planned = [at(stage, "steps") for stage in of_config] if steps and isinstance(of_config, list) else []
     progress = f"{len(steps):,}"
     if planned and all(isinstance(count, int) for count in planned):  # None where a stage counts in epochs
         progress = f"{steps[-1]['step']:,} of {sum(planned):,}"
-    seconds = math.fsum(number_of(record.get("seconds")) or 0.0 for record in steps)
+    measured = (number_of(record.get("seconds")) or 0.0 for record in steps)
+    seconds = math.fsum(min(max(value, 0.0), MAX_STEP_S) for value in measured)
     checkpoints = [path.name for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
     seed = at(config, "seed")
     facts = {
@@ -108,7 +128,7 @@ def _facts(run: Path, config: Any, steps: Sequence[Record], stages: Sequence[Sta
         "Seed": "" if seed is None else str(seed),
         "Checkpoints": ", ".join(sorted(checkpoints, key=lambda name: int(name[5:]))),
     }
-    return [(name, value) for name, value in facts.items() if value]
+    return [(name, shortened(value)) for name, value in facts.items() if value]
 
 
 def _model(config: Any) -> str:

@@ -9,26 +9,57 @@ from pathlib import Path
 from typing import Any
 
 from mmrl_core.runs.charts import Stage
-from mmrl_core.runs.report.text import number_of, visible
-from mmrl_core.runs.rollouts import read_json_lines
+from mmrl_core.runs.report.text import MAX_SHOWN_CHARS, name_of, number_of
 
 _TEMPERATURE_METRIC = re.compile(r"(greedy|t[0-9][0-9.]*)/(.+)")
+
+MAX_CONFIG_BYTES = 1 << 20
+MAX_CONFIG_DEPTH = 40
+MAX_COLUMNS = 2_000  # metrics that are looked at; a run has a few hundred
+MAX_STEP = 1 << 53
+MAX_STAGES = 50
 
 Record = Mapping[str, Any]
 Points = dict[int, float]  # step -> number
 
 
-def read_config(path: Path) -> tuple[str, Any]:
-    """The text of a config, "" if there is none, and the config, None if it cannot be read."""
+def read_config(path: Path) -> tuple[str, Any, str]:
+    """The text of a config, "" if there is none; the config, None if it cannot be read; and why, or ""."""
+    if not path.exists() and not path.is_symlink():
+        return "", None, ""
+    if not path.is_file() or path.is_symlink():
+        return "", None, f"{path.name} is not shown: it is no regular file."
+    try:
+        with open(path, "rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1).decode("utf-8", errors="replace")
+    except OSError as error:
+        return "", None, f"{path.name} cannot be read: {error.strerror}."
+    if len(text) > MAX_CONFIG_BYTES:
+        return (
+            text[:MAX_SHOWN_CHARS],
+            None,
+            f"{path.name} is longer than {MAX_CONFIG_BYTES:,} bytes, so it is not read.",
+        )
+    try:
+        return text, _plain_yaml(text), ""
+    except Exception as error:  # numbers, dates and keys made by hand raise anything
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return text[:MAX_CONFIG_BYTES], None, f"{path.name} cannot be read: {reason[0][:200]}."
+
+
+def _plain_yaml(text: str) -> Any:
+    """YAML without aliases, which may stand for more than any memory holds, and not deeper than a config is."""
     import yaml
 
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-        return text, yaml.safe_load(text)
-    except OSError:
-        return "", None
-    except yaml.YAMLError:
-        return text, None
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1} has an alias (*{event.anchor}), which no run writes")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_CONFIG_DEPTH:
+            raise ValueError(f"line {event.start_mark.line + 1} is nested more than {MAX_CONFIG_DEPTH} deep")
+    return yaml.load(text, Loader=loader)
 
 
 def at(tree: Any, *keys: str) -> Any:
@@ -62,13 +93,13 @@ class Evaluation:
     values: Mapping[tuple[str, str], float]
 
 
-def read_metrics(path: Path) -> tuple[list[Record], list[Evaluation]]:
+def sorted_records(records: Sequence[Record]) -> tuple[list[Record], list[Evaluation]]:
     """Step records and evaluations, by step. The last record of a repeated step or evaluation counts."""
     steps: dict[int, Record] = {}
     evaluations: dict[tuple[int, str], Evaluation] = {}
-    for record in read_json_lines(path):
-        step, label = record.get("step"), str(record.get("label", ""))
-        if not isinstance(step, int):
+    for record in records:
+        step, label = record.get("step"), name_of(record.get("label", ""))
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < MAX_STEP:
             continue
         if record.get("kind") == "step":
             steps[step] = record
@@ -87,13 +118,14 @@ def columns_of(steps: Sequence[Record]) -> dict[str, Points]:
     columns: dict[str, Points] = {}
     for record in steps:
         for key, number in numbers_of(record):
-            name = f"loss ({record.get('stage_kind', '')})" if key == "loss" else key
-            columns.setdefault(name, {})[record["step"]] = number
+            name = f"loss ({name_of(record.get('stage_kind', ''))})" if key == "loss" else key
+            if name in columns or len(columns) < MAX_COLUMNS:
+                columns.setdefault(name, {})[record["step"]] = number
     return columns
 
 
 def stages_of(steps: Sequence[Record]) -> list[Stage]:
     by_name: dict[str, list[int]] = {}
     for record in steps:
-        by_name.setdefault(visible(str(record.get("stage", ""))), []).append(record["step"])
-    return [Stage(name, numbers[0], numbers[-1]) for name, numbers in by_name.items()]
+        by_name.setdefault(name_of(record.get("stage", "")), []).append(record["step"])
+    return [Stage(name, numbers[0], numbers[-1]) for name, numbers in list(by_name.items())[:MAX_STAGES]]

@@ -10,7 +10,16 @@ from typing import Any
 
 from mmrl_core.runs.report.media import Media, is_area, percent
 from mmrl_core.runs.report.reading import Evaluation, Record, list_of, mapping_of
-from mmrl_core.runs.report.text import format_seconds, number_of, readable, shortened, told_apart, told_outcome, visible
+from mmrl_core.runs.report.text import (
+    format_seconds,
+    name_of,
+    number_of,
+    readable,
+    shortened,
+    told_apart,
+    told_outcome,
+    visible,
+)
 from mmrl_core.runs.rollouts import RolloutFile, read_rollouts
 
 MAX_COMPARED_PROMPTS = 6
@@ -19,6 +28,7 @@ MAX_TRAINING_STEPS = 4
 MAX_GROUPS_OF_STEP = 2
 MAX_COMPLETIONS_OF_GROUP = 32
 MAX_TURNS_OF_COMPLETION = 12
+MAX_REWARDS = 60
 
 
 def timeline(rollouts: Sequence[Record], shapes: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any] | None:
@@ -78,17 +88,17 @@ def _shown_rollout(rollout: Record, media: Media) -> dict[str, Any]:
         "outcome": told_outcome(mapping_of(rollout, "outcome")),
         "made": media.picture(made) if isinstance(made, str) and film is None else None,
         "film": film,
-        "rewards": {name: number_of(rewards[key]) for key, name in readable(rewards).items()},
+        "rewards": {name: number_of(rewards[key]) for key, name in readable(list(rewards)[:MAX_REWARDS]).items()},
         "total": number_of(rollout.get("total")),
         "advantage": number_of(rollout.get("advantage")),
         "truncated": rollout.get("truncated") is True,
-        "num_tokens": rollout.get("num_tokens"),
+        "num_tokens": number_of(rollout.get("num_tokens")) and rollout["num_tokens"],
     }
 
 
 def _shown_prompt(rollout: Record) -> dict[str, str]:
     return {
-        "id": str(rollout.get("prompt_id", "")),
+        "id": name_of(rollout.get("prompt_id", "")),
         "text": shortened(str(rollout.get("prompt", ""))),
         "answer": shortened(str(rollout.get("answer") or "")),
         "sample": shortened(json.dumps(rollout.get("sample"), indent=2, ensure_ascii=False)),
@@ -161,7 +171,7 @@ def _training_group(rollouts: Sequence[Record], media: Media) -> dict[str, Any]:
         shapes.append([{**shape, **marked} if shape["style"] == "predicted" else shape for shape in own])
     totals = [shown["total"] for shown in told if shown["total"] is not None]
     return {
-        "stage": str(rollouts[0].get("stage", "")),
+        "stage": name_of(rollouts[0].get("stage", "")),
         "temperature": number_of(rollouts[0].get("temperature")),
         "prompt": _shown_prompt(rollouts[0]),
         "panels": media.panels(rollouts[0], [shape for own in shapes for shape in own]),

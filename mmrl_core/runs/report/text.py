@@ -11,6 +11,7 @@ from typing import Any
 
 MAX_FACTS_OF_COMPLETION = 12
 MAX_FACT_CHARS = 40
+MAX_NAME_CHARS = 300  # of a prompt's id, a metric, a file
 MAX_SHOWN_CHARS = 8_000  # of a prompt or completion; a runaway one would hide all others
 SMALLEST_CHANGE = 5e-4  # less rounds to 0.000
 
@@ -74,6 +75,12 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def name_of(value: Any) -> str:
+    """A name as the page shows it, cut where it is longer than any name."""
+    text = value if isinstance(value, str) else str(value) if number_of(value) is not None else json.dumps(value)
+    return visible(text if len(text) <= MAX_NAME_CHARS else f"{text[:MAX_NAME_CHARS]}…")
+
+
 def shortened(text: str) -> str:
     left_out = len(text) - MAX_SHOWN_CHARS
     return visible(text if left_out <= 0 else f"{text[:MAX_SHOWN_CHARS]}\n[{left_out:,} more characters]")
@@ -85,9 +92,9 @@ def readable(names: Iterable[str]) -> dict[str, str]:
     >>> readable(["reward/visual_rft/iou", "a/format", "b/format"])
     {'reward/visual_rft/iou': 'iou', 'a/format': 'a/format', 'b/format': 'b/format'}
     """
-    ends = {name: visible(name.rpartition("/")[2].replace("_", " ")) for name in names}
+    ends = {name: name_of(name.rpartition("/")[2].replace("_", " ")) for name in names}
     counts = Counter(ends.values())
-    return {name: end if counts[end] == 1 else visible(name) for name, end in ends.items()}
+    return {name: end if counts[end] == 1 else name_of(name) for name, end in ends.items()}
 
 
 def told_apart(text: str) -> list[tuple[str, str]]:

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mmrl_core.checkpoint import TrainState
 from mmrl_core.config import RunConfig
 from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.run import TrainState
 from mmrl_core.testing import make_group, make_scores
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 from mmrl_find.pipeline import PromptEmbedding

@@ -1,84 +1,84 @@
-"""A run that goes on can tell that its data are others."""
+"""Fingerprints of data files: the same for a copy, another for a change anywhere."""
 
-from __future__ import annotations
-
-import json
+import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mmrl_core.config.schema import DataConfig, PromptConfig, SourceConfig
-from mmrl_core.data import PromptSource, changed_sources, source_fingerprint
-from mmrl_core.data import fingerprint as fingerprint_module
-from mmrl_core.plugins import load_plugins
-from tests.source_cases import CASES
-
-PLUGINS = load_plugins()
+from mmrl_core.config import load_config
+from mmrl_core.data import fingerprint as module
+from mmrl_core.data import refuse_changed, source_fingerprints
+from mmrl_core.data.fingerprint import fingerprint
+from mmrl_core.errors import TaskDataError
 
 
-def fingerprints(path: Path, **options: Any) -> dict[str, Any]:
-    config = SourceConfig(name="rows", path=str(path), **options)
-    source = PromptSource(PLUGINS, config, PromptConfig(text="x"), DataConfig(), name="train")
-    return json.loads(json.dumps({"train": source_fingerprint(source)}))  # as a checkpoint keeps it
+def test_a_copy_has_the_same_and_times_do_not_count(tmp_path: Path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text('{"n": 1}\n')
+    os.utime(tmp_path / "b.jsonl", (0, 0))
+    assert fingerprint(tmp_path / "a.jsonl") == fingerprint(tmp_path / "b.jsonl")
+    assert fingerprint(tmp_path / "a.jsonl").startswith("9 ")
 
 
-def test_the_same_file_is_the_same_wherever_it_lies(tmp_path: Path) -> None:
-    first, second = tmp_path / "a" / "rows.jsonl", tmp_path / "b" / "rows.jsonl"
-    for path in (first, second):
-        path.parent.mkdir()
-        path.write_text('{"q": 1}\n')
-    assert changed_sources(fingerprints(first), fingerprints(second)) == []
-    assert fingerprints(first)["train"]["files"][0] | {"sha256": ""} == {
-        "path": str(first),
-        "bytes": 9,
-        "sha256": "",
-        "hashed": "whole",
-    }
+CHANGES = {
+    "grown": lambda folder: (folder / "rows.jsonl").write_text('{"n": 1}\n{"n": 2}\n'),
+    "one digit": lambda folder: (folder / "rows.jsonl").write_text('{"n": 2}\n'),
+    "a file more": lambda folder: (folder / "more.csv").write_text("n\n1\n"),
+    "a file less": lambda folder: (folder / "picture.png").unlink(),
+    "another size of a picture": lambda folder: (folder / "picture.png").write_bytes(b"123"),
+}
 
 
-@pytest.mark.parametrize(
-    ("content", "change"),
-    [
-        ('{"q": 1}\n{"q": 2}\n{"q": 3}\n', "rows.jsonl is not what it was (18 bytes, now 27 bytes)"),
-        ('{"q": 1}\n{"q": 3}\n', "rows.jsonl is not what it was (18 bytes, but others)"),
-    ],
-)
-def test_a_file_that_has_grown_or_changed_is_named(tmp_path: Path, content: str, change: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"q": 1}\n{"q": 2}\n')
-    before = fingerprints(path)
-    path.write_text(content)
-    assert changed_sources(before, fingerprints(path)) == [f"data.train: {change}"]
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_folder_changes_with_what_is_in_it(tmp_path: Path, change: str):
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}\n')
+    (tmp_path / "picture.png").write_bytes(b"12")
+    (tmp_path / ".hidden").touch()
+    before = fingerprint(tmp_path)
+    (tmp_path / ".hidden").write_text("of no source")
+    assert fingerprint(tmp_path) == before
+    CHANGES[change](tmp_path)
+    assert fingerprint(tmp_path) != before
 
 
-def test_a_large_file_is_hashed_in_parts_its_ends_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint_module, "WHOLE_BYTES", 1000)
-    monkeypatch.setattr(fingerprint_module, "PIECE_BYTES", 16)
-    path = tmp_path / "rows.jsonl"
-    lines = [json.dumps({"q": number}) for number in range(500)]
-    path.write_text("\n".join(lines))
-    before = fingerprints(path)
-    assert before["train"]["files"][0]["hashed"] == "parts"
-    for changed in (0, 499):
-        path.write_text("\n".join(line.replace("q", "p") if n == changed else line for n, line in enumerate(lines)))
-        assert len(changed_sources(before, fingerprints(path))) == 1
+def test_of_a_large_file_blocks_at_both_ends_and_between_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"WHOLE_BYTES": 100, "BLOCK_BYTES": 10, "NUM_BLOCKS": 5}.items():
+        monkeypatch.setattr(module, name, value)
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(bytes(210))
+    before = fingerprint(path)
+    for place, is_read in {0: True, 9: True, 15: False, 55: True, 105: True, 209: True}.items():
+        path.write_bytes(bytes(place) + b"x" + bytes(209 - place))
+        assert (fingerprint(path) != before) is is_read, place
 
 
-def test_other_rows_of_the_same_file_are_a_change_of_rows(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"q": 1}\n{"q": 2}\n')
-    assert changed_sources(fingerprints(path), fingerprints(path, split="train[:1]")) == [
-        "data.train has 1 rows and had 2"
-    ]
+TASK = """
+name: t
+model: {path: m}
+data: {train: {name: rows, path: one.jsonl}, held_out: {name: rows, path: held.jsonl}}
+prompt: {text: "{n}"}
+rewards: [exact_match]
+stages:
+  - {kind: sft, steps: 1}
+  - {kind: grpo, steps: 1, data: {train: {name: rows, path: two.jsonl}}}
+"""
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_files_of_every_source_are_known(name: str, tmp_path: Path) -> None:
-    case = CASES[name][0]
-    options = case.write(tmp_path, "a.mp4" if case.kind == "video" else "a.png")
-    written = {path for path in tmp_path.iterdir() if path.is_file()}
-    config = SourceConfig(name=name, split=case.split, **options)
-    prompt = PromptConfig(text="x")
-    files = set(PromptSource(PLUGINS, config, prompt, DataConfig(), name="train").files)
-    assert files == written, "read files with mmrl_core.data, or name them in an option of the source"
+def test_files_of_all_stages_to_come_and_of_held_out_rows_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "held"):
+        Path(f"{name}.jsonl").write_text('{"n": 1}\n')
+    Path("task.yaml").write_text(TASK.replace("rewards: [exact_match]", "rewards: ['r.py:pay']"))
+    Path("r.py").write_text("def pay(completions, samples):\n    return [1.0 for _ in completions]\n")
+    config = load_config("task.yaml")
+    before = source_fingerprints(config)
+    assert list(before) == ["one.jsonl", "two.jsonl", "held.jsonl"]
+    assert list(source_fingerprints(config, 1)) == ["two.jsonl", "held.jsonl"]
+    refuse_changed(before, source_fingerprints(config))
+    Path("one.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    refuse_changed(before, source_fingerprints(config, 1))
+    with pytest.raises(TaskDataError, match=r"one.jsonl has changed \(bytes then and now: 9 and 18\)\nPut them back"):
+        refuse_changed(before, source_fingerprints(config))
+    Path("held.jsonl").unlink()
+    with pytest.raises(TaskDataError, match=r"held\.jsonl is gone"):
+        refuse_changed(before, source_fingerprints(config, 1))
