@@ -20,7 +20,7 @@ from mmrl_core.config.schema import RunConfig, StageConfig
 from mmrl_core.conversation import Environment, make_environment
 from mmrl_core.data import training_mixture
 from mmrl_core.defaults import CoreBehaviour
-from mmrl_core.errors import ConfigError, HookResultError, NotFiniteError
+from mmrl_core.errors import ConfigError, HookResultError
 from mmrl_core.evaluation import Evaluator
 from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import attribute_hooks, load_plugins

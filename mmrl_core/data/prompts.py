@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from mmrl_core.data.noted_files import noted_files
 from mmrl_core.data.marks import MarksOff
 from mmrl_core.data.media_folders import MAX_PATH
+from mmrl_core.data.noted_files import noted_files
 from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.row_media import Medium, RowMedia, decoded_bytes, place_media
 from mmrl_core.data.set_aside import BrokenRow, SetAside

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
-from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.folders import choose_split, file_parts, folder_parts
+from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.parquet_rows import ParquetRows, Table, cause
 from mmrl_core.data.rows_in_memory import Row
 from mmrl_core.data.tables import DATA_SUFFIXES, RowPart

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mmrl_core.data.delimited import read_delimited
-from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.lines import LONGEST_LINE, bounded_lines, too_long
+from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.parquet_rows import Files, ParquetRows, Table, cause
 from mmrl_core.data.rows_in_memory import Items, Row, as_row
 from mmrl_core.errors import TaskDataError

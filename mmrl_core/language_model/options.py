@@ -36,9 +36,7 @@ class LanguageModelOptions(Strict):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     min_pixels: Count | None = Field(None, description="images are scaled up to this many pixels")
     max_pixels: Count | None = Field(None, description="images are scaled down to this many pixels")
-    max_prompt_tokens: Count = Field(
-        8192, description="longer prompts are never cut; data.on_long says what happens"
-    )
+    max_prompt_tokens: Count = Field(8192, description="longer prompts are never cut; data.on_long says what happens")
     feature_cache: str | None = Field(
         None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
     )
