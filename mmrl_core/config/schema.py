@@ -68,7 +68,21 @@ class DataConfig(Strict):
     held_out: Annotated[SourceConfig, Registered("source")] | None = Field(
         None, description="rows that `eval` scores; never trained on"
     )
-    media_root: str | None = Field(None, description="folder that media paths are relative to, and may not leave")
+    media_root: str | None = Field(
+        None,
+        description="folder that media paths are relative to, and may not leave; default: that of the data file, or "
+        "the one that the source's options name",
+    )
+    max_image_pixels: int = Field(
+        51_380_224,
+        ge=1,
+        le=178_956_970,
+        description="larger images break their row before they are decoded; a JPEG of up to four times as many is "
+        "decoded at half its sides",
+    )
+    image_formats: list[Literal["AVIF", "ICO", "JPEG2000", "PCX", "PPM", "TGA"]] = Field(
+        [], description="formats that are opened beside PNG, JPEG, WebP, GIF, BMP and TIFF"
+    )
     max_broken: float = Field(0.05, ge=0.0, le=1.0, description="share of rows that may be set aside as broken")
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl_core.data.rows_in_memory import Items, Row
 from mmrl_core.data.tables import (
     DATA_SUFFIXES,
-    Items,
-    Row,
     RowPart,
     is_json_lines,
     load_saved,
@@ -18,6 +17,7 @@ from mmrl_core.data.tables import (
     read_json,
 )
 from mmrl_core.errors import TaskDataError, did_you_mean
+from mmrl_core.media import leads_out
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = ("train", "validation", "valid", "val", "dev", "test", "eval")
@@ -60,6 +60,7 @@ def folder_parts(folder: Path, split: str | None) -> list[RowPart]:
     metadata = [path for path in files if path.name in ("metadata.jsonl", "metadata.csv")]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     data = [path for path in files if path.suffix.lower() in DATA_SUFFIXES]
+    _refuse_links(folder, [*metadata, *data])
     if metadata and images:
         chosen = _files_of_split(metadata, folder, split)
         return [_ImagesWithMetadata(part, path.parent) for path in chosen for part in read_files([path])]
@@ -74,6 +75,15 @@ def folder_parts(folder: Path, split: str | None) -> list[RowPart]:
     raise TaskDataError(
         f"{folder} holds no data files ({', '.join(DATA_SUFFIXES)}), no images and no saved data set. It holds: {shown}"
     )
+
+
+def _refuse_links(folder: Path, files: Sequence[Path]) -> None:
+    """A folder from elsewhere may hold links to any file of this machine; images are looked at when they are read."""
+    for file in files:
+        if leads_out(file.resolve(), folder.resolve()):
+            raise TaskDataError(
+                f"{file} is a link to {file.resolve()}, out of {folder}; if that is meant, name the file itself as path"
+            )
 
 
 class _ImagesWithMetadata:

@@ -7,17 +7,14 @@ points ask here, and get a frame in which these are right, or an error that brea
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.errors import MediaError, TaskDataError
-from mmrl_core.media import media_file
-from mmrl_core.support import need
+from mmrl_core.errors import TaskDataError
+from mmrl_core.media import image_header
 
-ORIENTATION_TAG = 274
 SWAPPING = (5, 6, 7, 8)  # orientations that swap the sides
 SIZE_COLUMNS = (("img_size",), ("image_size",), ("width", "height"), ("img_width", "img_height"))
 
@@ -120,21 +117,8 @@ def picture_frame(image: Any, root: Path | None) -> Frame:
     Raises:
         MediaError: it is no picture that can be read.
     """
-    need("PIL.Image", "vision", "reading images")
-    from PIL import Image
-
-    if isinstance(image, Image.Image):
-        return _frame(image)
-    file = media_file(image, root=root, what="image")
-    stored = image["bytes"] if isinstance(image, Mapping) and file is None else image
-    try:
-        with Image.open(io.BytesIO(stored) if file is None else file) as opened:
-            if opened.format == "PNG" and "exif" not in opened.info and not _holds(stored, file, b"eXIf"):
-                return Frame(*opened.size)  # asked for its tags, Pillow would decode the whole picture
-            return _frame(opened)
-    except Exception as error:  # format plugins raise anything on hostile files
-        name = "in the row" if file is None else Path(file).name
-        raise MediaError(f"cannot read image {name}: {error}") from error
+    width, height, orientation = image_header(image, root=root)
+    return Frame(width, height, orientation)
 
 
 def declared_size(row: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -147,18 +131,6 @@ def declared_size(row: Mapping[str, Any]) -> tuple[float, float] | None:
         if len(sides) == len(values) == 2:
             return sides[0], sides[1]
     return None
-
-
-def _frame(image: Any) -> Frame:
-    width, height = image.size
-    orientation = image.getexif().get(ORIENTATION_TAG, 1)
-    if orientation not in range(1, 9):
-        orientation = 1
-    return Frame(*((height, width) if orientation in SWAPPING else (width, height)), orientation)
-
-
-def _holds(stored: Any, file: str | Path | None, mark: bytes) -> bool:
-    return mark in (bytes(stored) if file is None else Path(file).read_bytes())
 
 
 def _is_alike(size: tuple[float, float], other: tuple[float, float]) -> bool:

@@ -11,6 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from mmrl_core.data.fingerprint import noted_files
+from mmrl_core.data.marks import MarksOff
+from mmrl_core.data.media_folders import MAX_PATH
+from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.row_media import Medium, RowMedia, decoded_bytes, place_media
 from mmrl_core.data.set_aside import BrokenRow, SetAside
 from mmrl_core.data.templates import Template, is_media, no_column
@@ -38,6 +42,7 @@ class PromptSource:
     Attributes:
         name: of the source ("train"); prompt ids start with it.
         set_aside: the broken rows met so far.
+        files: that the rows were read from, see `source_fingerprint`.
     """
 
     def __init__(
@@ -68,17 +73,18 @@ class PromptSource:
         self.part = part
         self.set_aside = SetAside(self.name, data.max_broken)
         at = f"mixture.{part}." if part else ""  # for messages
-        root = Path(data.media_root).expanduser() if data.media_root is not None else None
         self._system = Template(prompt.system, f"{at}prompt.system")
         self._text = Template(prompt.text, f"{at}prompt.text")
         self._answer = Template(prompt.answer, f"{at}prompt.answer")
-        self._media = RowMedia(prompt, at, root)
+        self._media = RowMedia(prompt, at, data)
         self._marks = {mark: kind for kind, mark in prompt.marks.items()}
+        self._marks_off = MarksOff(self.name, prompt.marks.keys())
         self._environment = environment
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
-        self._rows = _load_rows(plugins, source, f"{at}data.{name}")
+        with noted_files(source) as self.files:
+            self._rows = _load_rows(plugins, source, f"{at}data.{name}")
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
         if self._num_rows == 0:
             raise TaskDataError(f"data source {source.name!r}, split {source.split!r}, has no rows ({at}data.{name}).")
@@ -95,6 +101,16 @@ class PromptSource:
         source = getattr(part.data, split)
         return cls(plugins, source, part.prompt, part.data, name=split, part=part.name, environment=environment)
 
+    @property
+    def marks_off(self) -> str | None:
+        """What is wrong if texts hold marks of media that `prompt.marks` leaves out, as far as rows have been read."""
+        return self._marks_off.found
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the source makes its rows: it has read no file, and names no folder of media."""
+        return not self.files and getattr(self._rows, "media_root", None) is None
+
     def __len__(self) -> int:
         """Number of rows, broken ones included."""
         return self._num_rows
@@ -105,7 +121,8 @@ class PromptSource:
         Messages are a system message, if the template is not empty, and a user message whose content is the images, the
         videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. A media
         column may hold one medium, a list of them, or null for none. Paths are relative to `data.media_root`, which
-        they may not leave; without it to the data file's folder, or to the working folder.
+        they may not leave; without it to the folder of the data file or of the source's options. Where there is none,
+        as for most hub data sets, it is the working folder.
 
         Raises:
             IndexError: there is no such row.
@@ -129,11 +146,30 @@ class PromptSource:
         except Exception as error:  # sources decode rows with libraries that raise anything on broken files
             known = isinstance(error, TaskDataError)
             reason = str(error) if known else f"cannot read the row: {type(error).__name__}: {error}"
-            self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, self._file(index, reading), reason))
+            self._set_aside(index, reading, reason)
             return None
         self.set_aside.add_sound(index)
         self._keep(index, prompt)
         return prompt
+
+    def look(self, index: int) -> str | None:
+        """Why a row is broken, as far as it shows without decoding media; None if it does not. It is not set aside.
+
+        The row is read and its text rendered; of images and audios the headers are read, videos have to be there.
+        """
+        try:
+            row = self._row(index)
+            self._media.look(row, getattr(self._rows, "media_root", None))
+            self._text.render(row)
+        except MissingPackageError:  # no fault of the row
+            raise
+        except Exception as error:  # as in `prompt`
+            return f"{self.name}:{index}: {plain_text(str(error) or type(error).__name__)}"
+        return None
+
+    def _set_aside(self, index: int, reading: Sequence[Any], reason: str) -> None:
+        file = self._file(index, reading)
+        self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, plain_text(file), plain_text(reason)))
 
     def _keep(self, index: int, prompt: Prompt) -> None:
         """Keep a decoded prompt for the next epoch, in place of those used longest ago."""
@@ -146,12 +182,15 @@ class PromptSource:
         row = self._rows[index]
         if not isinstance(row, Mapping):
             raise TaskDataError(f"the row is {type(row).__name__}, not a mapping of columns")
-        return row
+        # Paths may hold bytes that are no UTF-8; what is shown and written may not.
+        return {name: value if name in self._media.columns else plain_text(value) for name, value in row.items()}
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
         row = self._row(index)
         media = self._media.read(row, getattr(self._rows, "media_root", None), reading)
-        placed = place_media(media, self._text.render(row), self._marks)
+        text = self._text.render(row)
+        self._marks_off.look(index, text, {medium.kind for medium in media})
+        placed = place_media(media, text, self._marks)
         media = [item for item in placed if isinstance(item, Medium)]
         content = [item.part if isinstance(item, Medium) else {"type": "text", "text": item} for item in placed]
         messages: list[dict[str, Any]] = []
@@ -179,7 +218,7 @@ class PromptSource:
         value = reading[0] if reading else None
         if isinstance(value, Mapping):
             value = value.get("path")
-        if isinstance(value, str | Path):
+        if isinstance(value, str | Path) and len(str(value)) <= MAX_PATH:  # a longer one is the medium itself
             return str(value)
         where = getattr(self._rows, "where", None)
         return str(where(index)) if where is not None else ""

@@ -10,12 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.data.media_folders import located
 from mmrl_core.data.templates import Template, value_of
 from mmrl_core.errors import TaskDataError
-from mmrl_core.media import content_hash, load_audio, load_image, load_video, media_file
+from mmrl_core.media import (
+    audio_seconds,
+    check_image_pixels,
+    content_hash,
+    image_size,
+    load_audio,
+    load_image,
+    load_video,
+    media_file,
+)
 
 if TYPE_CHECKING:
-    from mmrl_core.config import PromptConfig
+    from mmrl_core.config import DataConfig, PromptConfig
     from mmrl_core.media import Video
     from mmrl_core.types import Prompt
 
@@ -41,12 +51,12 @@ class RowMedia:
         columns: those that hold media and nothing else.
     """
 
-    def __init__(self, prompt: PromptConfig, at: str, root: Path | None) -> None:
+    def __init__(self, prompt: PromptConfig, at: str, data: DataConfig) -> None:
         """
         Args:
             prompt: the templates, and how much of a video or an audio is read.
             at: config key of the mixture's part, with a dot, for messages; empty outside of a mixture.
-            root: folder that paths start from and may not leave; None: they start from the data file's folder.
+            data: the folder that paths start from and may not leave, and which images are opened.
 
         Raises:
             TaskDataError: a template is malformed.
@@ -56,7 +66,8 @@ class RowMedia:
         self._audios = [Template(text, f"{at}prompt.audios") for text in prompt.audios]
         self._video = prompt.video
         self._max_audio_s = prompt.max_audio_s
-        self._root = root
+        self._root = Path(data.media_root).expanduser() if data.media_root is not None else None
+        self._max_image_pixels, self._image_formats = data.max_image_pixels, data.image_formats
         self.templates = [*self._images, *self._videos, *self._audios]
         self.columns = {template.only_column for template in self.templates}
 
@@ -65,7 +76,7 @@ class RowMedia:
 
         Args:
             row: a row of the data.
-            folder: of the data file, if it has one.
+            folder: that the source keeps media in, which no path may leave unless `data.media_root` names another.
             reading: holds the medium that is being read, as the row gives it; empty at the end.
 
         Raises:
@@ -73,30 +84,49 @@ class RowMedia:
             TaskDataError: the row lacks a column.
         """
         media: list[Medium] = []
-        for value in self._values(self._images, row, folder):
-            reading[:] = [value]
-            media.append(self._medium(value, {"type": "image", "image": load_image(value, root=self._root)}))
-        for value in self._values(self._videos, row, folder):
-            reading[:] = [value]
-            video = self._load_video(value)
+        for value, root in self._located(self._images, row, folder, reading):
+            media.append(self._medium(value, root, {"type": "image", "image": self._load_image(value, root)}))
+        for value, root in self._located(self._videos, row, folder, reading):
+            video = self._load_video(value, root)
             part = {"type": "video", "video": video.frames, "metadata": video.metadata, "times_s": video.times_s}
-            media.append(self._medium(value, part, key=self._video_key(value)))
-        for value in self._values(self._audios, row, folder):
-            reading[:] = [value]
-            audio = load_audio(value, root=self._root, max_seconds=self._max_audio_s)
+            media.append(self._medium(value, root, part, key=self._video_key(value, root)))
+        for value, root in self._located(self._audios, row, folder, reading):
+            audio = load_audio(value, root=root, max_seconds=self._max_audio_s)
             heard = {"type": "audio", "audio": audio.samples, "sampling_rate": audio.sampling_rate}
-            media.append(self._medium(value, heard))
+            media.append(self._medium(value, root, heard))
         reading.clear()
         return media
 
-    def _medium(self, value: Any, part: dict[str, Any], key: str | None = None) -> Medium:
-        return Medium(part, key or content_hash(value, root=self._root), media_file(value, root=self._root))
+    def look(self, row: Mapping[str, Any], folder: Path | None) -> None:
+        """Read no more of a row's media than their headers, and raise what they show; see `read`."""
+        reading: list[Any] = []
+        for value, root in self._located(self._images, row, folder, reading):
+            width, height = image_size(value, root=root, formats=self._image_formats)
+            check_image_pixels(width, height, self._max_image_pixels)
+        for value, root in self._located(self._videos, row, folder, reading):
+            media_file(value, root=root, what="video", must_exist=True)
+        for value, root in self._located(self._audios, row, folder, reading):
+            audio_seconds(value, root=root, max_seconds=self._max_audio_s)
 
-    def _load_video(self, value: Any) -> Video:
+    def _located(
+        self, templates: Sequence[Template], row: Mapping[str, Any], folder: Path | None, reading: list[Any]
+    ) -> Iterator[tuple[Any, Path]]:
+        """Each medium, with the folder that it may not leave; it stands in `reading` meanwhile."""
+        for value in self._values(templates, row):
+            reading[:] = [value]
+            yield (value, self._root) if self._root is not None else located(value, folder)
+
+    def _medium(self, value: Any, root: Path, part: dict[str, Any], key: str | None = None) -> Medium:
+        return Medium(part, key or content_hash(value, root=root), media_file(value, root=root))
+
+    def _load_image(self, value: Any, root: Path) -> Any:
+        return load_image(value, root=root, max_pixels=self._max_image_pixels, formats=self._image_formats)
+
+    def _load_video(self, value: Any, root: Path) -> Video:
         options = self._video
         return load_video(
             value,
-            root=self._root,
+            root=root,
             fps=options.fps,
             num_frames=options.num_frames,
             min_frames=options.min_frames,
@@ -107,31 +137,20 @@ class RowMedia:
             reader=options.reader,
         )
 
-    def _video_key(self, value: Any) -> str:
+    def _video_key(self, value: Any, root: Path) -> str:
         """Hash of what the model is shown of a video: other frames of the same file have other features."""
-        shown = f"{content_hash(value, root=self._root)} {self._video.model_dump_json()}"
+        shown = f"{content_hash(value, root=root)} {self._video.model_dump_json()}"
         return hashlib.sha256(shown.encode()).hexdigest()
 
-    def _values(self, templates: Sequence[Template], row: Mapping[str, Any], folder: Path | None) -> Iterator[Any]:
-        """Each medium as the row gives it, with its path from the folder of the data file."""
+    def _values(self, templates: Sequence[Template], row: Mapping[str, Any]) -> Iterator[Any]:
+        """Each medium as the row gives it."""
         for template in templates:
             if template.only_column is None:
-                yield self._located(template.render(row), folder)  # a path made of columns
+                yield template.render(row)  # a path made of columns
                 continue
             value = value_of(row, template.only_column, template.key)
             if value is not None:
-                for item in value if isinstance(value, list | tuple) else [value]:
-                    yield self._located(item, folder)
-
-    def _located(self, value: Any, folder: Path | None) -> Any:
-        """The medium, with the path from the data file's folder if no `data.media_root` is set."""
-        if self._root is not None or folder is None:
-            return value
-        if isinstance(value, Mapping) and value.get("bytes") is None and value.get("path"):
-            return {**value, "path": self._located(value["path"], folder)}
-        if isinstance(value, str | Path) and (path := Path(folder) / value).exists():
-            return str(path)
-        return value
+                yield from value if isinstance(value, list | tuple) else [value]
 
 
 def place_media(media: Sequence[Medium], text: str, kinds: Mapping[str, str]) -> list[Medium | str]:

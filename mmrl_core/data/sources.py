@@ -11,12 +11,15 @@ import bisect
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
+from mmrl_core.data.fingerprint import note_files
 from mmrl_core.data.folders import choose_split, file_parts, folder_parts
-from mmrl_core.data.tables import DATA_SUFFIXES, Row, RowPart, Table, cause
+from mmrl_core.data.parquet_rows import ParquetRows, Table, cause
+from mmrl_core.data.rows_in_memory import Row
+from mmrl_core.data.tables import DATA_SUFFIXES, RowPart
 from mmrl_core.errors import TaskDataError, did_you_mean
 
 NUM_ROWS_SHOWING_COLUMNS = 100  # rows of a text file that are looked at to learn its columns
@@ -26,7 +29,7 @@ class Rows(Sequence[Row]):
     """Rows of one split in a fixed order. Reading a broken row raises TaskDataError that names file and line.
 
     Attributes:
-        media_root: folder that relative media paths in the rows start from; None for hub data sets.
+        media_root: folder that media paths in the rows start from and may not leave; None for hub data sets.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Rows(Sequence[Row]):
 
         A row that lacks one has None there.
         """
-        parts = [part.select_columns(names) if isinstance(part, Table) else part for part in self._parts]
+        parts = [part.select_columns(names) if isinstance(part, Table | ParquetRows) else part for part in self._parts]
         return Rows(parts, columns=names, media_root=self.media_root, selection=self._selection)
 
     def select_range(self, first: str | None, last: str | None) -> Rows:
@@ -82,6 +85,18 @@ class Rows(Sequence[Row]):
         position = self._selection[index]
         number = bisect.bisect_right(self._ends, position)
         return self._parts[number], position - (self._ends[number - 1] if number else 0)
+
+
+class ListedRows(list[Row]):
+    """Rows in memory whose media lie in a folder, which their paths may not leave: what a source may return.
+
+    Attributes:
+        media_root: the folder.
+    """
+
+    def __init__(self, rows: Iterable[Row], *, media_root: Path) -> None:
+        super().__init__(rows)
+        self.media_root = media_root
 
 
 def load_rows(
@@ -167,7 +182,9 @@ def _load_hub(name: str, split: str | None, revision: str | None, subset: str | 
         if split is None:
             names = get_dataset_split_names(name, subset, revision=revision)
             split = choose_split(names, None, f"hub data set {name!r}", default_ok=False)
-        return Table(load_dataset(name, subset, split=split, revision=revision), f"{name} {split}")
+        dataset = load_dataset(name, subset, split=split, revision=revision)
+        note_files(Path(file["filename"]) for file in dataset.cache_files)
+        return Table(dataset, f"{name} {split}")
     except TaskDataError:
         raise
     except Exception as error:
@@ -194,7 +211,7 @@ def _range_end(end: str | None, num_rows: int) -> int | None:
 def _check_columns(parts: Sequence[RowPart], columns: Sequence[str], where: str) -> None:
     known: dict[str, None] = {}
     for part in parts:
-        if isinstance(part, Table):
+        if isinstance(part, Table | ParquetRows):
             known |= dict.fromkeys(part.column_names)
             continue
         for index in range(min(len(part), NUM_ROWS_SHOWING_COLUMNS)):

@@ -85,9 +85,22 @@ def _text_of(value: Any, column: str, key: str) -> str:
         raise TaskDataError(f"{key}: column {column!r} holds a medium; list it under prompt.images, videos or audios")
     if hasattr(value, "tolist"):  # numpy
         value = value.tolist()
+    if _is_chat(value):
+        raise TaskDataError(
+            f"{key}: column {column!r} holds the messages of a chat, not a text; name a column with the question, or a "
+            "source that reads conversations"
+        )
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
+
+
+def _is_chat(value: Any) -> bool:
+    """Whether a value is a list of turns, in one of the two forms in use."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    turns = [turn.keys() if isinstance(turn, Mapping) else () for turn in value]
+    return all({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn) for turn in turns)
 
 
 def is_media(value: Any) -> bool:

@@ -40,6 +40,8 @@ class LanguageModelOptions(Strict):
 
     @model_validator(mode="after")
     def _whole_or_adapted(self) -> Self:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
         if self.quantization is not None and self.lora is not None:
             raise ValueError("'quantization' is of whole models; take 'lora' out, or merge the adapter first")
         return self

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmrl_core.media.audio import decoded_audio, is_decoded_audio
-from mmrl_core.media.files import media_error, stored_bytes_or_path
+from mmrl_core.media.files import media_error, regular_file, shown, stored_bytes_or_path
 from mmrl_core.media.images import decoded_image, is_picture
 
 MAX_FILE_HASHES = 1 << 16  # about 20 MB
@@ -33,7 +33,7 @@ def content_hash(value: Any, *, root: Path | None = None) -> str:
     """
     digest = hashlib.sha256()
     if is_picture(value):
-        image = decoded_image(value, "<PIL image>")
+        image = decoded_image(value, "<PIL image>", value.width * value.height)
         digest.update(f"RGB pixels {image.size}".encode())
         digest.update(image.tobytes())
         return digest.hexdigest()
@@ -52,10 +52,10 @@ def content_hash(value: Any, *, root: Path | None = None) -> str:
         digest.update(data)
         return digest.hexdigest()
     try:
-        stat = os.stat(name)
-        return _file_hash(os.path.abspath(name), stat.st_mtime_ns, stat.st_size)
+        found = regular_file(name, "media file")
+        return _file_hash(os.path.abspath(name), found.st_mtime_ns, found.st_size)
     except OSError as error:
-        raise media_error("media file", name, error.strerror or str(error)) from error
+        raise media_error("media file", shown(name), error.strerror or str(error)) from error
 
 
 @functools.lru_cache(maxsize=MAX_FILE_HASHES)
@@ -65,13 +65,14 @@ def _file_hash(name: str, mtime_ns: int, num_bytes: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def media_file(value: Any, *, root: Path | None, what: str = "media file") -> str | None:
+def media_file(value: Any, *, root: Path | None, what: str = "media file", must_exist: bool = False) -> str | None:
     """The file that a medium is read from, as an absolute path; None where the row holds bytes or a decoded object.
 
     Args:
         value: whatever ``load_image``, ``load_audio`` or ``load_video`` takes.
         root: as in ``load_image``.
         what: to call it in errors.
+        must_exist: whether to look if it is there and a regular file.
 
     Raises:
         MediaError: as ``load_image`` does for paths, and for values of another type.
@@ -79,4 +80,6 @@ def media_file(value: Any, *, root: Path | None, what: str = "media file") -> st
     if is_picture(value) or is_decoded_audio(value):
         return None
     data, name = stored_bytes_or_path(value, root, what)
+    if data is None and must_exist:
+        regular_file(name, what)
     return os.path.abspath(name) if data is None else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FPS = 2.0
 FRAME_FACTOR = 2  # frames come in pairs: the models merge two into one temporal patch
+MAX_DECODED_PIXELS = 768 * 3840 * 2160  # as many frames as the models take, of an ultra-high definition
 # qwen_vl_utils: image tokens of a frame, and of all frames (0.9 of a context of 128000).
 MIN_FRAME_TOKENS, MAX_FRAME_TOKENS, MAX_VIDEO_TOKENS = 128, 768, 115_200
 
@@ -98,6 +99,7 @@ def load_video(
         if count < FRAME_FACTOR:
             raise video_error(video.name, "it has fewer than two frames to sample")
         indices = torch.linspace(first, last, count).round().long().tolist()
+        _check_decoded(video, count)
         size = _frame_size(video, count, min_pixels, max_pixels, patch_size)
         # The middle of a frame's time, so that rounded time stamps find the same frame.
         frames, times = video.frames_at([(index + 0.5) / video.average_fps for index in indices], size=size)
@@ -110,6 +112,13 @@ def load_video(
         "video_backend": reader,
     }
     return Video(torch.from_numpy(frames), metadata, count / total * video.average_fps, times.tolist())
+
+
+def _check_decoded(video: VideoReader, count: int) -> None:
+    """As many frames of this size can be decoded in reasonable time."""
+    if count * video.width * video.height > MAX_DECODED_PIXELS:
+        why = f"{count} frames of {video.width} x {video.height} are more than {MAX_DECODED_PIXELS} pixels to decode; "
+        raise video_error(video.name, f"{why}sample fewer of them, or scale it down with ffmpeg")
 
 
 def _check_options(

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from mmrl_core.errors import MediaError, MMRLError
 from mmrl_core.media.files import CONVERT
 from mmrl_core.media.frame_cache import FRAME_CACHE
-from mmrl_core.media.images import MAX_IMAGE_PIXELS
 from mmrl_core.support import need
 
 if TYPE_CHECKING:
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 Reader = Literal["pyav", "decord", "torchcodec"]
 
 LARGEST_TIME_ERROR_S = 1e-3  # between the times that two libraries give one frame
+MAX_FRAME_PIXELS = 8192 * 4320  # the largest format of cameras and encoders in use
+MAX_FRAMES = 1 << 20  # of a file; almost five hours at 60 frames a second
 DECODER_THREADS = 4  # FFmpeg's own choice is one for each core, and each decodes a frame ahead after every seek
 # Other demuxers of FFmpeg take text for pictures, or open further files and addresses that a playlist names.
 FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
@@ -102,10 +103,7 @@ class PyAVFile:
 
         stream, unit_s = self._stream, float(self._stream.time_base)
         coded_width, coded_height = stream.codec_context.width, stream.codec_context.height
-        if coded_width * coded_height > MAX_IMAGE_PIXELS:
-            raise video_error(
-                self._name, f"{coded_width} x {coded_height} is more than {MAX_IMAGE_PIXELS} pixels a frame"
-            )
+        check_frame_pixels(coded_width, coded_height, self._name)
         durations: dict[int, int] = {}
         keys: dict[int, int] = {}
         for packet in self._container.demux(stream):
@@ -119,6 +117,8 @@ class PyAVFile:
             # Of those cut off by an edit list others may depend; corrupt is the last one of a torn file.
             if not packet.is_discard and not packet.is_corrupt:
                 durations[pts] = packet.duration or 0
+            if len(durations) > MAX_FRAMES:
+                raise video_error(self._name, f"it has more than {MAX_FRAMES} frames; cut it into parts")
         first_key = min(keys, default=math.inf)
         # Those before the first key frame cannot be decoded.
         pts_of_frames = array("q", sorted(pts for pts in durations if pts >= first_key))
@@ -197,7 +197,10 @@ class DecordFile:
         starts, ends = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64).T
         if (starts < 0).any() or (np.diff(starts) <= 0).any():
             raise video_error(self._name, "decord gives its frames no rising time stamps")
+        if len(reader) > MAX_FRAMES:
+            raise video_error(self._name, f"it has more than {MAX_FRAMES} frames; cut it into parts")
         height, width, channels = reader[0].shape
+        check_frame_pixels(width, height, self._name)
         if channels != 3:
             raise video_error(self._name, "decord cannot rotate it")
         return FrameIndex(starts - starts[0], float(ends[-1] - starts[0]), float(reader.get_avg_fps()), width, height)
@@ -259,6 +262,14 @@ def open_file(name: str, reader: Reader) -> VideoFile:
         raise
     except Exception as error:
         raise video_error(name, f"torn or not a video ({short_reason(error)}). {CONVERT}") from error
+
+
+def check_frame_pixels(width: int, height: int, name: str) -> None:
+    """Raises a MediaError where a frame is too large to be decoded in reasonable time."""
+    if width * height > MAX_FRAME_PIXELS:
+        raise video_error(
+            name, f"{width} x {height} is more than {MAX_FRAME_PIXELS} pixels a frame; scale it down with ffmpeg"
+        )
 
 
 def video_error(name: str, why: str) -> MediaError:

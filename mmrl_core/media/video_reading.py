@@ -7,12 +7,11 @@ that a clip of a long video costs what a short video does. Frames are kept, and 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Self
 
 from mmrl_core.errors import MMRLError
-from mmrl_core.media.files import CONVERT
+from mmrl_core.media.files import CONVERT, regular_file
 from mmrl_core.media.frame_cache import FRAME_CACHE
 from mmrl_core.media.hashing import content_hash, media_file
 from mmrl_core.media.video_libraries import (
@@ -130,14 +129,10 @@ def open_video(path: str | Path, *, root: Path | None = None, reader: Reader = "
     name = media_file(path, root=root, what="video")
     if name is None:
         raise video_error("of bytes in the row", "videos are read from files only; store it as one")
-    try:
-        stat = os.stat(name)
-    except OSError as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise video_error(name, why) from error
-    if not os.path.isfile(name) or not stat.st_size:
-        raise video_error(name, "torn or not a video (it is empty)" if os.path.isfile(name) else "no such file")
-    index = _index_of(name, stat.st_mtime_ns, stat.st_size, reader)
+    found = regular_file(name, "video")
+    if not found.st_size:
+        raise video_error(name, "torn or not a video (it is empty)")
+    index = _index_of(name, found.st_mtime_ns, found.st_size, reader)
     return VideoReader(name, index, f"{reader} {content_hash(name)}", reader)
 
 

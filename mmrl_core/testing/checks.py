@@ -14,6 +14,7 @@ from mmrl_core.plugins import Plugins, TaskEntry, load_plugins
 from mmrl_core.plugins.registry import KINDS
 from mmrl_core.testing.prompt_cost import length_finding, load_preview
 from mmrl_core.testing.reward_checks import reward_findings
+from mmrl_core.testing.row_checks import further_row_findings
 from mmrl_core.testing.sections import Finding, Section, Split, component_findings, sections, some
 from mmrl_core.types import Prompt
 
@@ -24,7 +25,8 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     """Check a task without a model.
 
     The promise: everything that the config names exists and takes its options; the data sources load; the first
-    `NUM_ROWS` rows of each can be read, with their media, and every one that cannot is named with file and reason; each
+    `NUM_ROWS` rows of each can be read, with their media, and every one that cannot is named with file and reason; of
+    the others, up to `row_checks.MAX_LOOKED` of them, nothing is broken that shows without decoding media; each
     reward gives the gold answer its maximum (the detail `maximum` of its registration, 1.0 if it declares none; None is
     "has none", which a function from a file has unless it has an attribute `maximum`); and on each completion in
     `HOSTILE` it gives, within its time, the same finite number twice, not above its maximum, or leaves it unscored, and
@@ -51,7 +53,8 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
         prompts: list[Prompt] = []
         part = section.part
         for split in section.splits:
-            made_of = (getattr(part.data, split), part.data.media_root, part.prompt)
+            limits = (part.data.media_root, part.data.max_image_pixels, part.data.image_formats)
+            made_of = (getattr(part.data, split), limits, part.prompt)
             if all(made_of != other for other, _ in read):
                 read.append((made_of, _data_findings(section, split, plugins, encoder, findings)))
             prompts += next(known for other, known in read if made_of == other)
@@ -129,6 +132,7 @@ def _data_findings(
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"
     findings.append(Finding(bool(prompts), f"{where}: {read}"))
+    findings += further_row_findings(where, source, num_read, section.part.data.max_broken)
     shown = section.part.prompt
     templates = [*shown.images, *shown.videos, *shown.audios]
     if without := [p.id for p in prompts if not p.media_keys] if templates else []:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.errors import MediaError
-from mmrl_core.media import load_audio, load_image
+from mmrl_core.media import IMAGE_FORMATS, load_audio, load_image
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs.charts import draw_spectrogram
 from mmrl_core.runs.report.reading import Record, at, list_of, mapping_of
@@ -106,7 +106,7 @@ class Media:
             self._refuse_unsafe(path)
             load_image(path, root=self._root)  # refuses what is no picture, too large, or elsewhere
             frames: list[Image.Image] = []
-            with Image.open(self._root / path) as film:
+            with Image.open(self._root / path, formats=IMAGE_FORMATS) as film:
                 for frame in islice(ImageSequence.Iterator(film), MAX_MADE_FRAMES):
                     frames.append(frame.convert("RGB"))
                     frames[-1].thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)

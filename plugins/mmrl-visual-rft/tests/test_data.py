@@ -417,7 +417,7 @@ def test_a_missing_or_broken_lisa_image_breaks_its_row(tmp_path):
     rows = lisa("train", path=str(tmp_path))
     with pytest.raises(TaskDataError, match="no image of that name"):
         rows[0]
-    with pytest.raises(TaskDataError, match=r"cannot read image b.jpg"):
+    with pytest.raises(TaskDataError, match=r"cannot read image .*b\.jpg: not an image"):
         rows[1]
 
 

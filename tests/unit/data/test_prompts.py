@@ -396,3 +396,124 @@ def test_one_sound_row_is_found_and_none_is_an_error(tmp_path: Path) -> None:
     assert [prompt.sample["i"] for prompt in Mixture([one]).draw(5, 12, seed=0).prompts] == [11] * 12
     with pytest.raises(TaskDataError, match="none of the 12 rows of 'train' can be read"):
         Mixture([numbered(tmp_path, 12, range(12))]).draw(0, 2, seed=0)
+
+
+# Texts
+
+
+def test_halves_of_characters_in_data_become_replacement_characters(tmp_path: Path) -> None:
+    text = '{"q": "a\\ud800b \\ud83d\\ude00", "list": [{"k\\udfff": "\\udc00"}], "gold": "\\ud812"}'
+    prompt = source_of(jsonl(tmp_path, [text]), {"answer": "{gold}"}).prompt(0)
+    assert prompt is not None
+    assert prompt.messages[0]["content"][0]["text"] == "a\ufffdb \U0001f600"
+    assert prompt.sample["list"] == [{"k\ufffd": "\ufffd"}] and prompt.answer == "\ufffd"
+    json.dumps([prompt.messages, prompt.sample], ensure_ascii=False).encode()
+
+
+def test_halves_of_characters_from_any_source_and_in_reasons_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "def rows(split):\n"
+        "    return [{'q': 'a\\ud800'}, {'q': None, 'image': '\\ud801.png'}, {'q': 'x', 'image': 5}]\n"
+    )
+    config = SourceConfig(name=f"{tmp_path}/own.py:rows")
+    prompt = PromptConfig(text="{q}", images=["{image}"])
+    source = PromptSource(PLUGINS, config, PromptConfig(text="{q}"), DataConfig(max_broken=1.0), name="train")
+    first = source.prompt(0)
+    assert first is not None and first.sample == {"q": "a\ufffd"}
+    source = PromptSource(PLUGINS, config, prompt, DataConfig(max_broken=1.0), name="train")
+    assert [source.prompt(index) for index in range(3)] == [None, None, None]
+    for row in source.set_aside:
+        (row.reason + row.file).encode()
+
+
+@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
+def test_messages_of_a_chat_are_no_text(tmp_path: Path, keys: tuple[str, str]) -> None:
+    turns = [dict(zip(keys, turn, strict=True)) for turn in (("user", "Why?"), ("assistant", "So."))]
+    source = source_of(jsonl(tmp_path, [{"q": turns}, {"q": [{"role": "x"}]}]), max_broken=1.0)
+    assert source.prompt(0) is None
+    assert "column 'q' holds the messages of a chat, not a text" in next(iter(source.set_aside)).reason
+    assert source.prompt(1) is not None  # another list of objects is written as JSON
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "said"),
+    [
+        (
+            {"q": "<image>What?", "image": "a.png"},
+            {"images": ["{image}"]},
+            "the model reads it as text, behind the image",
+        ),
+        (
+            {"q": "Hear <audio>", "image": None},
+            {},
+            "and the row has no audio. Set prompt.marks to {audio: '<audio>'}, and",
+        ),
+        ({"q": "<image>What?", "image": "a.png"}, {"images": ["{image}"], "marks": {"image": "<image>"}}, None),
+        ({"q": "What?", "image": "a.png"}, {"images": ["{image}"]}, None),
+    ],
+)
+def test_marks_that_nobody_set_are_noticed_once(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    row: dict[str, Any],
+    prompt: dict[str, Any],
+    said: str | None,
+) -> None:
+    (tmp_path / "a.png").write_bytes(png("red"))
+    source = source_of(jsonl(tmp_path, [row, row]), prompt)
+    assert source.prompt(0) is not None and source.prompt(1) is not None
+    assert caplog.text.count("marks are off") == (said is not None)
+    assert said is None or (source.marks_off is not None and said in source.marks_off)
+
+
+def test_the_limits_of_images_are_keys(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png("red", (20, 10)))
+    path = jsonl(tmp_path, [{"q": "x", "image": "a.png"}])
+    source = source_of(path, {"images": ["{image}"]}, max_image_pixels=199, max_broken=1.0)
+    assert source.prompt(0) is None
+    assert "20 x 10 is more than 199 pixels" in next(iter(source.set_aside)).reason
+    assert source_of(path, {"images": ["{image}"]}, max_image_pixels=200).prompt(0) is not None
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PPM")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    assert source_of(path, {"images": ["{image}"]}).prompt(0) is None
+    assert source_of(path, {"images": ["{image}"]}, image_formats=["PPM"]).prompt(0) is not None
+
+
+def test_a_path_from_the_working_folder_has_to_lead_into_that_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("data/in.png", "out.png"):
+        (tmp_path / name).write_bytes(png("red"))
+    monkeypatch.chdir(tmp_path)
+    source = source_of(
+        jsonl(tmp_path / "data", [{"q": "x", "image": name} for name in ("data/in.png", "out.png")]),
+        {"images": ["{image}"]},
+        max_broken=1.0,
+    )
+    assert source.prompt(0) is not None and source.prompt(1) is None
+    assert "leads out of the folder" in next(iter(source.set_aside)).reason
+
+
+def test_rows_of_the_hub_reach_what_datasets_has_unpacked_and_no_other_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    cache, work = tmp_path / "cache", tmp_path / "work"
+    for folder in (cache, work):
+        folder.mkdir()
+        (folder / "a.png").write_bytes(png("red"))
+    (tmp_path / "a.png").write_bytes(png("red"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
+    monkeypatch.chdir(work)
+    images = [str(cache / "a.png"), {"path": "a.png", "bytes": None}, str(tmp_path / "a.png"), "../a.png"]
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([{"q": "x", "image": images[number]}])
+    )
+    for number, is_read in enumerate((True, True, False, False)):
+        config = SourceConfig(name="rows", path="owner/name")
+        prompt = PromptConfig(text="{q}", images=["{image}"])
+        source = PromptSource(PLUGINS, config, prompt, DataConfig(max_broken=1.0), name="train")
+        assert (source.prompt(0) is not None) == is_read, images[number]

@@ -337,6 +337,20 @@ def test_image_paths_hold_whatever_folder_they_are_read_from(tmp_path, monkeypat
     assert load_image(row["image"], root=tmp_path).size == load_image(row["image"], root=None).size == (2, 2)
 
 
+def test_a_data_file_that_is_a_link_out_of_its_folder_is_refused(tmp_path):
+    write_jsonl(tmp_path / "elsewhere.jsonl", TABLE)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(
+        TaskDataError, match=r"train\.jsonl is a link to .*elsewhere\.jsonl, out of .*data; if that is meant"
+    ):
+        load_rows(tmp_path / "data")
+    assert list(load_rows(tmp_path / "data" / "train.jsonl")) == TABLE  # named by the user
+    (tmp_path / "data" / "train.jsonl").unlink()
+    (tmp_path / "data" / "train.jsonl").symlink_to(write_jsonl(tmp_path / "data" / ".files" / "1", TABLE))
+    assert list(load_rows(tmp_path / "data")) == TABLE
+
+
 def test_media_root_is_the_folder_of_the_data(tmp_path):
     path = write_jsonl(tmp_path / "data" / "rows.jsonl", TABLE)
     assert load_rows(path).media_root == load_rows(path.parent).media_root == path.parent

@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 
 from mmrl_core.errors import MediaError
-from mmrl_core.media import content_hash, images, load_audio, load_image, media_file, resample_audio, resized_size
+from mmrl_core.media import content_hash, load_audio, load_image, media_file, resample_audio, resized_size
 
 
 def encoded(image, **options):
@@ -130,7 +130,7 @@ def test_a_value_that_is_no_medium_is_a_media_error(value):
         load_image(value, root=None)
 
 
-@pytest.mark.parametrize("address", ["https://host/a.png", "file:///etc/hostname", "data:image/png;base64,AAAA"])
+@pytest.mark.parametrize("address", ["https://host/a.png", "file:///etc/hostname", {"url": "http://host/b"}])
 def test_addresses_are_not_fetched(address):
     with pytest.raises(MediaError, match="not fetched"):
         load_image(address, root=None)
@@ -158,16 +158,15 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [12_000, 60_000])
-def test_a_decompression_bomb_is_refused_before_decoding(side):
-    with pytest.raises(MediaError, match="more than 128000000 pixels"):
+@pytest.mark.parametrize(("side", "limit"), [(12_000, 51_380_224), (60_000, 178_956_970)])
+def test_a_decompression_bomb_is_refused_before_decoding(side, limit):
+    with pytest.raises(MediaError, match=f"more than {limit} pixels"):
         load_image(png_header(side, side), root=None)
 
 
-def test_the_limit_also_holds_for_decoded_images(red, monkeypatch):
-    monkeypatch.setattr(images, "MAX_IMAGE_PIXELS", 20)
+def test_the_limit_also_holds_for_decoded_images(red):
     with pytest.raises(MediaError, match="6 x 4 is more than 20 pixels"):
-        load_image(red, root=None)
+        load_image(red, root=None, max_pixels=20)
 
 
 # Content hashes

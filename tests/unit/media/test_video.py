@@ -177,8 +177,8 @@ def test_a_broken_video_is_a_media_error_with_its_cause(clip, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(MediaError, match=f"{name}.*torn or not a video"):
             load_video(name, root=tmp_path)
-    for missing in ("missing.mp4", "."):
-        with pytest.raises(MediaError, match="no such file"):
+    for missing, why in (("missing.mp4", "no such file"), (".", "it is a folder")):
+        with pytest.raises(MediaError, match=why):
             load_video(missing, root=tmp_path)
     for elsewhere, why in (("../a.mp4", "leads out"), ("http://host/a.mp4", "not fetched"), ({"bytes": data}, "files")):
         with pytest.raises(MediaError, match=why):

@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 from mmrl_audio_aqa.prompts import Style, gold_completion, listed_options, question_prompt
 from mmrl_core.data import Row, Rows, Template, load_rows, read_options, value_of
 from mmrl_core.errors import TaskDataError
+from mmrl_core.media import inline_bytes, load_audio
 from mmrl_core.scoring import gold_text, unwrapped
 
 logger = logging.getLogger(__name__)
@@ -210,13 +211,11 @@ class _QuestionRows:
         audio = template.render(record) if column is None else value_of(record, column, template.key)
         if not audio:
             raise TaskDataError(f"{column} is {audio!r}, not a sound or its path")
-        if isinstance(audio, str) and self.folder is not None:
+        if isinstance(audio, str) and self.folder is not None and inline_bytes(audio, "audio") is None:
             audio = str(self.folder / audio)
         if cut_to_s is None:
             return audio
-        from mmrl_core.media import load_audio
-
-        sound = load_audio(audio, root=None)
+        sound = load_audio(audio, root=self.folder or Path.cwd())
         if sound.seconds <= cut_to_s:
             return audio
         logger.warning("%s: a sound of %.1f s is cut to %g s", where, sound.seconds, cut_to_s)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mmrl_audio_aqa.prompts import question_prompt
+from mmrl_core.data import ListedRows
 from mmrl_core.errors import TaskDataError
 from mmrl_core.starting_model import cache_folder
 from mmrl_core.testing import write_aside
@@ -87,7 +88,7 @@ class Melody:
 
 def melodies(
     split: Split, *, num_rows: int, seed: int = 0, wrong_share: float = 0.5, cache_dir: str | Path | None = None
-) -> list[dict[str, Any]]:
+) -> ListedRows:
     """Rows of one split: four for each sound, a wav file (2 s, 16 kHz, 16 bit, mono), written when first asked for.
 
     A row depends on (seed, split, its index) only, so a longer set starts with the rows of a shorter one.
@@ -125,7 +126,7 @@ def melodies(
         rows.append(
             _row(path, melody, list(QUESTIONS)[index % len(QUESTIONS)], wrong_share, random.Random(f"{name}/{index}"))
         )
-    return rows
+    return ListedRows(rows, media_root=folder)
 
 
 def _row(path: Path, melody: Melody, task: str, wrong_share: float, rng: random.Random) -> dict[str, Any]:

@@ -337,6 +337,8 @@ def _form(
     except ValueError as error:
         names = ", ".join(known.value for known in BoxConvention)
         raise TaskDataError(f"completion_convention is one of {names}, not {convention!r}") from error
+    if not 0 < min_pixels <= max_pixels:
+        raise TaskDataError(f"min_pixels {min_pixels} is more than max_pixels {max_pixels}, or not positive")
     kept = frozenset(action_name(name) or "" for name in only or ())
     return _Form(form, actions or (), kept, thinking, convention, min_pixels, max_pixels)
 
@@ -404,7 +406,7 @@ def make_row(gold: _Gold, form: _Form, root: Path | None) -> dict[str, Any]:
         ValueError: the position is missing, or of another convention.
         TaskDataError: the picture is not the one that was annotated, or nothing tells how it is to be turned.
     """
-    frame = picture_frame(gold.image, root)
+    frame = picture_frame(gold.image, root or Path.cwd())
     width, height = frame.width, frame.height
     resized = resized_size(width, height, min_pixels=form.min_pixels, max_pixels=form.max_pixels)
     name = action_name(gold.action) or ""

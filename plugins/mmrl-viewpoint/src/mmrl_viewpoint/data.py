@@ -21,8 +21,6 @@ Data licences differ from the code's.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import json
 import random
@@ -366,15 +364,15 @@ def _group(id: Any) -> str:
     return str(int(text) % CIRCULAR_STEP) if text.isascii() and text.isdigit() and len(text) < 20 else text
 
 
-def _items(rows: Rows, item: Callable[[int], _Item], circular: bool) -> Rows:
-    """A row for each item, or for each rotation of each item."""
+def _items(rows: Rows, item: Callable[[int], _Item], circular: bool, images: Path | None = None) -> Rows:
+    """A row for each item, or for each rotation of each item; `images`: their folder, if it is not that of the rows."""
     places = list(_rotations(rows, item)) if circular else [(index, 0) for index in range(len(rows))]
     built = _Built(
         len(places),
         lambda number: item(places[number][0]).row(places[number][1]),
         lambda number: rows.where(places[number][0]),
     )
-    return Rows([built], media_root=rows.media_root)
+    return Rows([built], media_root=images or rows.media_root)
 
 
 def _rotations(rows: Rows, item: Callable[[int], _Item]) -> Iterator[tuple[int, int]]:
@@ -436,7 +434,7 @@ def benchmark(
     hub, read = _BENCHMARKS[benchmark]
     rows = load_rows(path or hub, split=split, subset=subset, revision=revision)
     folder = None if images is None else Path(images).expanduser().absolute()
-    return _items(rows, lambda index: read(rows[index], folder), circular)
+    return _items(rows, lambda index: read(rows[index], folder), circular, folder)
 
 
 def _stored_images(row: Row, folder: Path | None) -> list[Any]:
@@ -448,17 +446,7 @@ def _stored_images(row: Row, folder: Path | None) -> list[Any]:
         if folder is None:
             raise TaskDataError("the image is an internet address; download the images and name their folder: images")
         values = [folder / str(row["image_url"]).rpartition("/")[2]]
-    return [_decoded(value) for value in values if value is not None]
-
-
-def _decoded(value: Any) -> Any:
-    """A base64 text as bytes; everything else, paths included, as it is."""
-    if not isinstance(value, str) or len(value) < 64 or "." in value:
-        return value
-    try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise TaskDataError("an image is neither a path nor base64") from error
+    return [value for value in values if value is not None]
 
 
 def _column_options(row: Row) -> list[str] | None:

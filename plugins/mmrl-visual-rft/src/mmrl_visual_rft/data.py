@@ -20,7 +20,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mmrl_core.data import IMAGE_SUFFIXES, Frame, Placement, Row, Rows, load_rows, parse_split, picture_frame
+from mmrl_core.data import (
+    IMAGE_SUFFIXES,
+    Frame,
+    Placement,
+    Row,
+    Rows,
+    load_rows,
+    note_files,
+    parse_split,
+    picture_frame,
+)
 from mmrl_core.errors import MediaError, TaskDataError
 from mmrl_core.scoring import unusable_gold
 from mmrl_visual_rft.parsing import answer_text, parse_boxes, parse_detections
@@ -169,7 +179,7 @@ def _upright(image: Any, root: Path | None) -> None:
         TaskDataError: its file has an EXIF orientation.
     """
     try:
-        frame = picture_frame(image, root)
+        frame = picture_frame(image, root or Path.cwd())
     except MediaError:  # the run says so, when it loads the picture
         return
     frame.place(None)
@@ -347,7 +357,7 @@ class _CocoRows:
         crowds: list[BoxPx] = []
         try:
             path = self._image_path(image)
-            placement = _placement(path, image["width"], image["height"])
+            placement = _placement(path, self.folder, image["width"], image["height"])
             width, height = placement.width, placement.height
             for annotation in self.of_pair.get((image_id, category_id), []):
                 x, y, box_width, box_height = map(float, annotation["bbox"])
@@ -381,14 +391,14 @@ class _CocoRows:
         return in_set if in_set.is_file() else self.folder / name
 
 
-def _placement(path: Path, width: float, height: float) -> Placement:
+def _placement(path: Path, folder: Path, width: float, height: float) -> Placement:
     """How boxes of an annotation lie in the picture; as they are where there is no picture, which breaks the row later.
 
     Raises:
         TaskDataError: see `Frame.place`.
     """
     try:
-        frame = picture_frame(str(path), None)
+        frame = picture_frame(str(path), folder)
     except MediaError:
         frame = Frame(round(width), round(height))
     return frame.place((width, height))
@@ -467,7 +477,7 @@ class _LisaRows:
         if image is None:
             raise TaskDataError(f"{file}: no image of that name beside it")
         try:
-            placement = picture_frame(str(image), None).place(_lisa_size(content))
+            placement = picture_frame(str(image), file.parent).place(_lisa_size(content))
         except (MediaError, TaskDataError) as error:
             raise TaskDataError(f"{file}: {error}") from error
         width, height = round(placement.width), round(placement.height)
@@ -564,6 +574,7 @@ def _path(name: str) -> Path:
 
 
 def _load_json(file: Path) -> Any:
+    note_files([file])
     try:
         data = file.read_bytes()
     except OSError as error:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,12 +120,15 @@ def published(
         raise TaskDataError(f"data_sources: no reward scores {unknown[0]!r}; the tasks are: {', '.join(TASKS)}")
     root = _published_folder(path, part, revision)
     parts = [
-        _published_file(
-            file, _absolute(media.replace("{file}", file.stem)) if media else file.parent, table, max_tool_calls
-        )
+        _published_file(file, _media_folder(file, media), table, max_tool_calls)
         for file in _published_files(root, files)
     ]
-    return Rows(parts).select_range(*ends)
+    folders = [_media_folder(file, media) for file in _published_files(root, files)]
+    return Rows(parts, media_root=Path(os.path.commonpath(folders))).select_range(*ends)
+
+
+def _media_folder(file: Path, media: str | None) -> Path:
+    return _absolute(media.replace("{file}", file.stem)) if media else file.parent
 
 
 def _published_folder(path: str, part: str | None, revision: str | None) -> Path:
@@ -313,7 +317,7 @@ def charades_sta(
         row = _grounding_row(folder, video, sentence, (start, end), duration, max_tool_calls)
         return row | {"id": f"{video}:{number}"}
 
-    return Rows([_Records(lines, build, lambda entry: f"{file}:{entry[0]}")]).select_range(*ends)
+    return Rows([_Records(lines, build, lambda entry: f"{file}:{entry[0]}")], media_root=folder).select_range(*ends)
 
 
 def activitynet(split: str, *, annotations: str, videos: str, max_tool_calls: int = 0) -> Rows:
@@ -345,7 +349,8 @@ def activitynet(split: str, *, annotations: str, videos: str, max_tool_calls: in
         row = _grounding_row(folder, video, sentence, span, float(item["duration"]), max_tool_calls)
         return row | {"id": f"{video}:{number}"}
 
-    return Rows([_Records(entries, build, lambda entry: f"{file} {entry[0]} sentence {entry[1]}")]).select_range(*ends)
+    part = _Records(entries, build, lambda entry: f"{file} {entry[0]} sentence {entry[1]}")
+    return Rows([part], media_root=folder).select_range(*ends)
 
 
 def nextgqa(
@@ -390,7 +395,7 @@ def nextgqa(
         )
         return row | {"id": f"{video}:{record['qid']}", "question_type": record["type"]}
 
-    return Rows([_Records(range(len(records)), build, records.where)]).select_range(*ends)
+    return Rows([_Records(range(len(records)), build, records.where)], media_root=folder).select_range(*ends)
 
 
 def rextime(split: str, *, annotations: str, videos: str, max_tool_calls: int = 0) -> Rows:
@@ -427,7 +432,7 @@ def rextime(split: str, *, annotations: str, videos: str, max_tool_calls: int = 
         )
         return row | {"id": record["qid"], "category": record.get("category")}
 
-    return Rows([_Records(range(len(records)), build, records.where)])
+    return Rows([_Records(range(len(records)), build, records.where)], media_root=folder)
 
 
 def video_mme(
@@ -485,7 +490,7 @@ def video_mme(
             "task_type": record.get("task_type"),
         }
 
-    return Rows([_Records(indices, build, records.where)])
+    return Rows([_Records(indices, build, records.where)], media_root=folder)
 
 
 def _grounding_row(

@@ -30,6 +30,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mmrl_core.data import ListedRows
 from mmrl_core.errors import TaskDataError
 from mmrl_core.starting_model import cache_folder
 from mmrl_core.testing import (
@@ -149,7 +150,7 @@ def tool_videos(
     wide_share: float = 0.5,
     direct_share: float = 0.3,
     cache_dir: str | Path | None = None,
-) -> list[dict[str, Any]]:
+) -> ListedRows:
     """Rows of one split; their videos are encoded when first asked for.
 
     A row depends on (options, seed, split, its index) only, so a longer set starts with the rows of a shorter one.
@@ -239,7 +240,7 @@ def tool_videos(
                     "demonstration_without_tools": final_turn(answer),
                 }
             )
-    return rows[:num_rows]
+    return ListedRows(rows[:num_rows], media_root=folder)
 
 
 def problem(duration_s: float, asked_s: float, num_classes: int) -> str:
