@@ -33,7 +33,7 @@ class TrainState:
         metrics_bytes: length of metrics.jsonl; what follows it is written again after a resume.
         evaluated: labels of the evaluations that are done.
         ended: where the last stage stood when the run was complete, so that more steps may follow it.
-        sources: fingerprints of the data files, see `mmrl_core.data.source_fingerprints`.
+        sources: fingerprints of the data files, see `mmrl_core.checkpoint.data_files`.
     """
 
     stage: int = 0

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mmrl_core.checkpoint.data_files import refuse_changed, source_fingerprints
 from mmrl_core.checkpoint.reading import load_newest
 from mmrl_core.checkpoint.resuming import refuse_other_run, reopened
 from mmrl_core.checkpoint.states import PluginStates, Snapshot, generator_states
 from mmrl_core.checkpoint.writing import save_checkpoint
-from mmrl_core.data import refuse_changed, source_fingerprints
 from mmrl_core.errors import NotFiniteError
 from mmrl_core.plugins.registry import CORE
 from mmrl_core.run import TrainState

@@ -1,7 +1,6 @@
 """Rows of data sets, the prompts made of them, and which of them a step draws."""
 
 from mmrl_core.data.draw import Draw, Mixture, in_turns, training_mixture
-from mmrl_core.data.fingerprint import refuse_changed, source_fingerprints
 from mmrl_core.data.folders import DEFAULT_SPLIT, IMAGE_SUFFIXES
 from mmrl_core.data.frames import SWAPPING, Frame, Placement, declared_size, picture_frame
 from mmrl_core.data.noted_files import note_files
@@ -40,8 +39,6 @@ __all__ = [
     "read_options",
     "read_parquet",
     "read_texts",
-    "refuse_changed",
-    "source_fingerprints",
     "training_mixture",
     "value_of",
     "write_parquet",

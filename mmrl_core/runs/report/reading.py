@@ -54,11 +54,12 @@ def _plain_yaml(text: str) -> Any:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     depth = 0
     for event in yaml.parse(text, Loader=loader):
+        line = event.start_mark.line + 1 if event.start_mark is not None else 0
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"line {event.start_mark.line + 1} has an alias (*{event.anchor}), which no run writes")
+            raise ValueError(f"line {line} has an alias (*{event.anchor}), which no run writes")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_CONFIG_DEPTH:
-            raise ValueError(f"line {event.start_mark.line + 1} is nested more than {MAX_CONFIG_DEPTH} deep")
+            raise ValueError(f"line {line} is nested more than {MAX_CONFIG_DEPTH} deep")
     return yaml.load(text, Loader=loader)
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mmrl_core.checkpoint import data_files as module
+from mmrl_core.checkpoint.data_files import fingerprint, refuse_changed, source_fingerprints
 from mmrl_core.config import load_config
-from mmrl_core.data import fingerprint as module
-from mmrl_core.data import refuse_changed, source_fingerprints
-from mmrl_core.data.fingerprint import fingerprint
 from mmrl_core.errors import TaskDataError
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.config import parts_of
-from mmrl_core.data.tables import DATA_SUFFIXES
 from mmrl_core.errors import TaskDataError
 
 if TYPE_CHECKING:
     from mmrl_core.config import RunConfig
 
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 WHOLE_BYTES = 1 << 30  # a second or two to read
 BLOCK_BYTES = 1 << 20
 NUM_BLOCKS = 512
