@@ -75,22 +75,9 @@ class Evaluator:
         prompts = self._load(policy)
         config = self._config
         runner = RewardRunner(self._plugins, {part.name: part.rewards for part in self._parts})
-        strategy = config.rollout.strategy
-        rollout = self._plugins.registry.get("strategy", strategy.name)
-        given = {} if self._environment is None else {"environment": self._environment}
         metrics: dict[str, float] = {}
         for temperature in config.eval.temperatures:
-            groups: list[RolloutGroup] = []
-            sampling = Sampling(
-                max_tokens=config.eval.max_tokens or config.rollout.max_tokens,
-                temperature=temperature,
-                seed=EVALUATION_SEED,
-            )
-            for start in range(0, len(prompts), config.eval.batch_size):
-                batch = prompts[start : start + config.eval.batch_size]
-                sampled = rollout.call(policy, batch, 1, sampling, options=strategy.options, **given)
-                check_rollouts(sampled, batch, f"rollout strategy {strategy.name!r}")
-                groups += sampled
+            groups = self._sampled(policy, prompts, temperature)
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             totals = []
@@ -110,6 +97,21 @@ class Evaluator:
         if self._environment is not None:
             self._environment.close()
         return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
+
+    def _sampled(self, policy: Policy, prompts: Sequence[Prompt], temperature: float) -> list[RolloutGroup]:
+        """A group of one rollout for each prompt."""
+        config, strategy = self._config, self._config.rollout.strategy
+        rollout = self._plugins.registry.get("strategy", strategy.name)
+        given = {} if self._environment is None else {"environment": self._environment}
+        max_tokens = config.eval.max_tokens or config.rollout.max_tokens
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=EVALUATION_SEED)
+        groups: list[RolloutGroup] = []
+        for start in range(0, len(prompts), config.eval.batch_size):
+            batch = prompts[start : start + config.eval.batch_size]
+            sampled = rollout.call(policy, batch, 1, sampling, options=strategy.options, **given)
+            check_rollouts(sampled, batch, f"rollout strategy {strategy.name!r}")
+            groups += sampled
+        return groups
 
     def _measure(self, part: PartConfig, groups: Sequence[RolloutGroup], scores: Scores) -> dict[str, float]:
         """Metrics of the groups of a part, with scores of just these."""

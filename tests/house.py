@@ -46,6 +46,7 @@ OPEN_MODULES = {
     "config.component": "config.schema",
     "config.algorithm": "config.schema",
     "config.numbers": "config.schema",
+    "config.rows": "config.schema",
     "config.options": "config.options",
     "config.limits": "config.options",
     "config.words": "config.options",

@@ -15,7 +15,7 @@ from types import ModuleType
 import pytest
 
 from mmrl_core.cli import make_parser
-from mmrl_core.config import algorithm, component, component_problems, load_config, load_reward, schema
+from mmrl_core.config import algorithm, component, component_problems, load_config, load_reward, rows, schema
 from mmrl_core.plugins import builtin, load_plugins, presets
 from mmrl_core.plugins.registry import KINDS, Registry
 from mmrl_core.scoring import RewardRunner
@@ -78,7 +78,7 @@ def test_every_config_key_is_documented(generate):
 def test_every_section_of_the_schema_is_reached(generate):
     sections = {
         value
-        for module in (component, algorithm, schema)
+        for module in (component, algorithm, rows, schema)
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, generate.BaseModel) and value.__module__ == module.__name__
     }

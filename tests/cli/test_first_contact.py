@@ -180,6 +180,9 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("absent", "there is no run in absent"),
         ("task.yaml", "there is no run in task.yaml"),
     ],
+    "view --trust": [
+        ("run --trust=yes", "ignored explicit argument 'yes'"),
+    ],
     "tiny kind": [
         ("qwen2vl model", "Did you mean 'qwen2_vl'?"),
     ],

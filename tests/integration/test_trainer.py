@@ -290,7 +290,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
         assert record["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
     expected = dict(plain.model.named_parameters())
     for name, parameter in trainer.policy.model.base.named_parameters():
-        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=3e-6)  # float32, by machine
 
 
 def test_learning_rates_follow_the_schedule(run, base_config):
@@ -424,6 +424,7 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_stage_start",
         *step,
         *step,
+        "mmrl_save_state",  # kept in case the end of the stage fails
         "mmrl_stage_end",
         "mmrl_evaluated",
         "mmrl_save_state",
