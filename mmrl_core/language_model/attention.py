@@ -104,7 +104,7 @@ def _difference(model: Any) -> str | None:
     return None if difference < limit else f"a shared prompt changes its results (by {difference:.1g} of their size)"
 
 
-def run_decoder(decoder: Any, embeddings: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+def run_decoder(decoder: Any, embeddings: Tensor, positions: Tensor, layout: Layout, **besides: Any) -> Tensor:
     """Hidden states [b, s, hidden] of a text decoder that `share_prefix` prepared.
 
     Args:
@@ -112,10 +112,16 @@ def run_decoder(decoder: Any, embeddings: Tensor, positions: Tensor, layout: Lay
         embeddings: [b, s, hidden].
         positions: int64 [b, s], or [axes, b, s].
         layout: computes the attention of each layer.
+        besides: what else the decoder takes, such as features that enter its layers.
     """
     no_mask = embeddings.new_zeros(1, 1, 1, 1)  # a mask of four dimensions is passed on as it is; layouts need none
     return decoder(
-        inputs_embeds=embeddings, position_ids=positions, attention_mask=no_mask, use_cache=False, layout=layout
+        inputs_embeds=embeddings,
+        position_ids=positions,
+        attention_mask=no_mask,
+        use_cache=False,
+        layout=layout,
+        **besides,
     ).last_hidden_state
 
 

@@ -203,9 +203,9 @@ def steps_alike(model: Any) -> bool:
             for step in (DecodeStep(decoder), LayerStep(decoder)):
                 attention = PackedAttention(Packing([7], [0, 0], [0, 0], device), keep_keys=True)
                 run_decoder(decoder, embed(ids[None]), torch.arange(7, device=device)[None], attention)
-                decoding = SharedDecoding(attention, torch.tensor([7, 7], device=device), step)
-                tokens = torch.tensor([[1], [2]], device=device) % num_ids
-                found.append(torch.cat([decoding.advance(embed(tokens)), decoding.advance(embed(tokens.flip(0)))], 1))
+                decoding = SharedDecoding(attention, torch.tensor([7, 7], device=device), step, embed)
+                tokens = torch.tensor([1, 2], device=device) % num_ids
+                found.append(torch.cat([decoding.advance(tokens), decoding.advance(tokens.flip(0))], 1))
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # another form of decoder
         return False
     finally:

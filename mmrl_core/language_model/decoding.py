@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -23,8 +24,8 @@ class Decoding(Protocol):
 
     rows: Tensor
 
-    def advance(self, embeddings: Tensor) -> Tensor:
-        """Append a token to each, [R, 1, hidden], and return the decoder's hidden states, [R, 1, hidden]."""
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append a token to each, int64 [R], and return the hidden states that predict the next, [R, hidden]."""
         ...
 
     def compact(self, live: Tensor) -> Tensor:
@@ -67,14 +68,18 @@ class SharedDecoding:
         rows: int64 [N * L], the sequence of each slot, -1 where a slot only fills the grid.
     """
 
-    def __init__(self, attention: PackedAttention, next_position: Tensor, step: Step) -> None:
+    def __init__(
+        self, attention: PackedAttention, next_position: Tensor, step: Step, embed: Callable[[Tensor], Tensor]
+    ) -> None:
         """Take over the keys that an attention over N prompts and R sequences kept.
 
         Args:
             attention: made with `keep_keys`, after a forward of the decoder.
             next_position: int64 [R], position of the first token that is sampled.
             step: runs the decoder.
+            embed: int64 [N * L, 1] tokens -> [N * L, 1, hidden].
         """
+        self._embed = embed
         packing, device = attention.packing, next_position.device
         self._step = step
         self._lengths = torch.tensor(packing.prompt_lengths, device=device)
@@ -91,13 +96,13 @@ class SharedDecoding:
         self._own = attention.keys_at(starts[:, None] + steps) if self._num_steps else {}
         self._next_position = next_position[slots]
 
-    def advance(self, embeddings: Tensor) -> Tensor:
-        """Append a token to each completion, [N * L, 1, hidden], and return the hidden states, [N * L, 1, hidden]."""
-        hidden = self._step(embeddings, self._next_position[:, None], self)
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Append a token to each completion, int64 [N * L], and return the hidden states, [N * L, hidden]."""
+        hidden = self._step(self._embed(tokens[:, None]), self._next_position[:, None], self)
         self._num_steps += 1
         self._own_lengths = self._own_lengths + 1
         self._next_position = self._next_position + 1
-        return hidden
+        return hidden[:, 0]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Attention of one new token for each completion. See `Layout.attend`."""
@@ -201,42 +206,3 @@ def _grid(packing: Packing, device: torch.device) -> tuple[Tensor, Tensor]:
 def _padding(is_token: Tensor) -> Tensor | None:
     """Bool [n, places] -> bias of scores [n, queries, places] that hides padding. None if there is none."""
     return None if bool(is_token.all()) else torch.where(is_token, 0.0, -torch.inf)[:, None]
-
-
-class PlainDecoding:
-    """A key/value cache of transformers with a row for each completion, where a model cannot share prompts."""
-
-    def __init__(self, decoder: Any, cache: Any, rows: Tensor, next_position: Tensor, mask: Tensor) -> None:
-        """Take over a prefilled cache of N sequences.
-
-        Args:
-            decoder: of transformers.
-            cache: of transformers, N rows.
-            rows: int64 [R], ascending: the sequence that each slot continues.
-            next_position: int64 [N].
-            mask: bool [N, P], False on padding.
-        """
-        cache.batch_select_indices(rows)
-        self._decoder = decoder
-        self.rows = torch.arange(len(rows), device=rows.device)
-        self._cache = cache
-        self._next_position = next_position[rows]
-        self._mask = mask[rows]
-
-    def advance(self, embeddings: Tensor) -> Tensor:
-        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=True)
-        hidden = self._decoder(
-            inputs_embeds=embeddings,
-            position_ids=self._next_position[:, None],
-            attention_mask=self._mask,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-        self._next_position = self._next_position + 1
-        return hidden
-
-    def compact(self, live: Tensor) -> Tensor:
-        index = live.nonzero()[:, 0]
-        self._cache.batch_select_indices(index)
-        self._next_position, self._mask = self._next_position[index], self._mask[index]
-        return index

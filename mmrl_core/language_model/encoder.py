@@ -6,14 +6,14 @@ import hashlib
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mmrl_core.errors import MissingPackageError, TaskDataError, UnfitPromptError
+from mmrl_core.errors import MissingPackageError, PolicyError, TaskDataError, UnfitPromptError
 from mmrl_core.language_model.chat import ChatTemplate, policy_turn
 from mmrl_core.language_model.observations import Continuation, Encoded, Observation
 from mmrl_core.media import content_hash, resample_audio
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 CACHE_BYTES = 2 << 30
 """Encoded prompts kept between steps, in bytes."""
+
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+"""Processor outputs that say of each token what it stands for: text, an image, a video."""
 
 PROCESSOR_PARTS = {"images": "image_processor", "videos": "video_processor", "audios": "feature_extractor"}
 """The part of a processor that each kind of medium needs. Without it, the media would be ignored in silence."""
@@ -65,9 +68,10 @@ class PromptEncoder:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self._model = model
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self.chat = ChatTemplate(processor)
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
+        self.blind: Collection[str] = ()  # kinds of media whose content changes nothing, which are refused
         self._grown = False  # since the cache was last trimmed
         self._lock = threading.Lock()  # of the cache: prompts are also encoded ahead, in another thread
 
@@ -75,6 +79,10 @@ class PromptEncoder:
     def audio_rate_hz(self) -> int | None:
         """Sampling rate that the model hears audio at, or None if it takes none."""
         return getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", None)
+
+    def takes(self, kind: str) -> bool:
+        """Whether the processor takes media of a kind: image, video or audio."""
+        return getattr(self.processor, PROCESSOR_PARTS[f"{kind}s"], None) is not None
 
     def stop_ids(self) -> set[int]:
         """The token that ends a turn as the chat template writes it, if any: what was taught ends a rollout."""
@@ -178,20 +186,29 @@ class PromptEncoder:
         for kind, part in PROCESSOR_PARTS.items():
             if getattr(media, kind) and getattr(self.processor, part, None) is None:
                 raise TaskDataError(f"prompt {name!r} holds {kind}, but the model takes none. Take out prompt.{kind}.")
-        if self.tokenizer is self.processor or continues:
+            if getattr(media, kind) and kind[:-1] in self.blind:
+                raise PolicyError(
+                    f"the model does not see {kind}: with others in the same prompt each token of a completion has "
+                    "the same logprob. Its template may leave them out, or its weights be unfinished. Take another "
+                    "model, or set model.blind_check to off."
+                )
+        opening = self.tokenizer.bos_token
+        if self.tokenizer is self.processor or continues or (opening is not None and text.startswith(opening)):
             arguments["add_special_tokens"] = False  # the chat template wrote them
         outputs = self._process(name, media, arguments)
         input_ids = outputs.pop("input_ids")[0]
         outputs.pop("attention_mask", None)
-        token_types = outputs.pop("mm_token_type_ids", None)
-        if not continues and len(input_ids) > self._max_tokens:
+        token_types = {name: outputs.pop(name)[0] for name in TOKEN_TYPES if name in outputs}
+        if not continues and len(input_ids) > self.max_tokens:
             raise UnfitPromptError(
-                f"prompt {name!r} has {len(input_ids)} tokens, over model.max_prompt_tokens={self._max_tokens}. "
+                f"prompt {name!r} has {len(input_ids)} tokens, over model.max_prompt_tokens={self.max_tokens}. "
                 "Raise the limit, shorten the prompt, or lower model.max_pixels; prompts are never cut."
             )
-        position_ids, next_position = self._positions(input_ids, outputs, token_types)
+        position_ids, next_position = self._positions(input_ids, outputs, token_types.get("mm_token_type_ids"))
         sizes = self._image_sizes(outputs)
-        return Encoded(key, media_key, input_ids, position_ids, next_position, outputs, image_sizes_px=sizes)
+        return Encoded(
+            key, media_key, input_ids, position_ids, next_position, outputs, token_types, image_sizes_px=sizes
+        )
 
     def _process(self, name: str, media: PromptMedia, arguments: dict[str, Any]) -> dict[str, Any]:
         """Outputs of the processor for a text with media.
@@ -241,28 +258,35 @@ class PromptEncoder:
 
     def _positions(self, input_ids: Tensor, media: dict[str, Any], token_types: Tensor | None) -> tuple[Tensor, int]:
         """Positions of the prompt [axes, P], and of what follows it."""
-        backbone: Any = getattr(self._model, "model", self._model)
         length = len(input_ids)
-        if not hasattr(backbone, "get_rope_index"):
+        backbone: Any = next(
+            (part for part in (getattr(self._model, "model", None), self._model) if hasattr(part, "get_rope_index")),
+            None,
+        )
+        if backbone is None:
             return torch.arange(length)[None], length
         if not media:
             return torch.arange(length).expand(3, -1), length
         if token_types is None:
             assert self._model is not None
-            token_types = torch.zeros_like(input_ids)[None]
+            token_types = torch.zeros_like(input_ids)
             for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
-                token_types[0, input_ids == getattr(self._model.config, name, -1)] = kind
+                token_types[input_ids == getattr(self._model.config, name, -1)] = kind
         arguments = {
             **media,
-            "mm_token_type_ids": token_types,
+            "mm_token_type_ids": token_types[None],
             "attention_mask": torch.ones_like(input_ids)[None],
         }
         if "second_per_grid_ts" in media:
             arguments["second_per_grid_ts"] = torch.as_tensor(media["second_per_grid_ts"])
+        if "video_second_per_grid" in media:
+            arguments["second_per_grids"] = torch.as_tensor(media["video_second_per_grid"])
+        if "feature_attention_mask" in media:
+            arguments["audio_seqlens"] = media["feature_attention_mask"].sum(-1)
         accepted = inspect.signature(backbone.get_rope_index).parameters
         arguments = {name: value for name, value in arguments.items() if name in accepted}
         position_ids, delta = backbone.get_rope_index(input_ids[None], **arguments)
-        return position_ids[:, 0], length + int(delta.flatten()[0])
+        return position_ids[:, 0].long(), length + int(delta.flatten()[0])
 
 
 def media_of(messages: Sequence[Mapping[str, Any]]) -> PromptMedia:

@@ -100,7 +100,14 @@ def load_model(
         arguments = _hub_arguments(options, revision)
         if options.quantization == "int8":
             arguments["quantization_config"] = _int8_weights()
-        return loader.from_pretrained(path, dtype=dtype, attn_implementation=options.attention, **arguments)
+        try:
+            return loader.from_pretrained(path, dtype=dtype, attn_implementation=options.attention, **arguments)
+        except ValueError as error:
+            if "does not support an attention implementation" not in str(error) or not kinds:
+                raise
+            # One of its media towers; the text decoder gets what is asked for.
+            attention = {"text_config": options.attention, **{f"{kind}_config": "eager" for kind in kinds}}
+            return loader.from_pretrained(path, dtype=dtype, attn_implementation=attention, **arguments)
 
 
 def load_processor(path: str | Path, options: LanguageModelOptions, *, revision: str | None = None) -> Any:
@@ -122,8 +129,9 @@ def load_processor(path: str | Path, options: LanguageModelOptions, *, revision:
     _set_pixel_limits(processor, options)
     if (video_processor := getattr(processor, "video_processor", None)) is not None:
         # `load_video` has given frames the size that the task asks for, which may be below the processor's least.
-        side_px = video_processor.patch_size * video_processor.merge_size
-        video_processor.size = {**dict(video_processor.size), "shortest_edge": side_px**2}
+        side_px = getattr(video_processor, "patch_size", 1) * getattr(video_processor, "merge_size", 1)
+        if "longest_edge" in (size := dict(video_processor.size or {})) and side_px > 1:
+            video_processor.size = {**size, "shortest_edge": side_px**2}
     return processor
 
 

@@ -6,6 +6,7 @@ of its group.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from mmrl_core.errors import PolicyError
 from mmrl_core.language_model.attention import PackedAttention, run_decoder
 from mmrl_core.language_model.decode_step import DecodeStep
-from mmrl_core.language_model.decoding import Decoding, LayerStep, PlainDecoding, SharedDecoding
-from mmrl_core.language_model.observations import Encoded, Observation, Stretch, root, tail, whole
+from mmrl_core.language_model.decoding import Decoding, LayerStep, SharedDecoding
+from mmrl_core.language_model.observations import Encoded, Observation, Stretch, root, segments, tail
+from mmrl_core.language_model.own_forward import JoinedDecoding, OwnDecoding, OwnForward, alike, collate
 from mmrl_core.language_model.packing import Packing, Sequences, each_once
-from mmrl_core.language_model.towers import FeatureCache, encode_media, num_media, towers_frozen
+from mmrl_core.language_model.towers import FeatureCache, encode_media, num_media, placeholder_id, towers_frozen
 from mmrl_core.types import Row, TokenStats
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ ENTROPY_TILE = 1 << 20
 """Numbers that stay in a CPU's cache while entropies are summed up."""
 
 
-MEDIA_TOKENS = ("image_token_id", "video_token_id", "audio_token_id", "vision_start_token_id", "vision_end_token_id")
-"""Config attributes with ids of media placeholders. No completion may hold them, since no medium belongs to them."""
+MEDIA_MARKS = re.compile(r"(image|video|audio|vision|bo[iav]|eo[iav])_(start_|end_)?token_(id|index)")
+"""Config attributes with ids of media: placeholders and their brackets. A completion may hold none of them."""
 
 
 class LanguageModel(nn.Module):
@@ -47,6 +49,7 @@ class LanguageModel(nn.Module):
         lean_decoding: sampling runs the decoder by a `DecodeStep`.
         feature_cache: where features of frozen towers are kept on disk, if anywhere.
         counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
+        own: the model's own forward.
     """
 
     banned_ids: Tensor
@@ -66,10 +69,9 @@ class LanguageModel(nn.Module):
         generation = base.generation_config
         eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
         self.stop_ids = {eos} if isinstance(eos, int) else set(eos or [])
-        placeholders = [getattr(config, name, None) for name in MEDIA_TOKENS]
-        self.register_buffer(
-            "banned_ids", torch.tensor([i for i in placeholders if i is not None], dtype=torch.long), persistent=False
-        )
+        marks = {value for name, value in config.to_dict().items() if MEDIA_MARKS.fullmatch(name) and value is not None}
+        self.register_buffer("banned_ids", torch.tensor(sorted(marks), dtype=torch.long), persistent=False)
+        self.own = OwnForward(base, marks)
         self._softcap = getattr(text_config, "final_logit_softcapping", None)
         self._logit_scale = getattr(text_config, "logit_scale", None)
         if (scaling := getattr(text_config, "logits_scaling", None)) is not None:
@@ -97,7 +99,7 @@ class LanguageModel(nn.Module):
         """
         if unknown := set(needs) - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
-        hidden = self._packed_hidden(rows) if self.plain_reason is None else self._plain_hidden(rows)
+        hidden = self._packed_hidden(rows) if self.plain_reason is None else self._own_hidden(rows)
         tokens = torch.cat([row.action for row in rows]).to(self.device)
         watched: Literal["none", "value", "gradient"] = "value" if torch.is_grad_enabled() else "none"
         logprobs, entropy = self._token_stats(hidden, tokens, "gradient" if "entropy" in needs else watched)
@@ -130,28 +132,25 @@ class LanguageModel(nn.Module):
         positions = torch.cat([part.position_ids for part in parts], 1)[:, None].to(self.device)
         observed = [torch.ones(sum(map(len, prompts)), dtype=torch.bool), *(item.observed for item in tails)]
         with_media = [*prompts, *(part for item in tails for part in item.parts)]
-        embeddings = self._with_media(input_ids, torch.cat(observed)[None], with_media)
-        return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), attention)[0]
+        embeddings, besides = self._with_media(input_ids, torch.cat(observed)[None], with_media)
+        return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), attention, **besides)[0]
 
-    def _plain_hidden(self, rows: Sequence[Row]) -> Tensor:
-        """The same, with each completion run whole after its prompt, padded to the longest."""
-        observations = [row.observation for row in rows]
-        embeddings, positions, prompt_mask = self._padded(observations)
-        tokens = nn.utils.rnn.pad_sequence([row.action for row in rows], batch_first=True).to(self.device)  # [B, T]
-        lengths = torch.tensor([row.num_actions for row in rows], device=self.device)
-        steps = torch.arange(tokens.shape[1], device=self.device)
-        mask = steps < lengths[:, None]
-        following = (self._starts(observations)[:, None] + steps[:-1]).expand(positions.shape[0], -1, -1)
-        width = embeddings.shape[1]
-        whole_mask = torch.cat([prompt_mask, mask[:, :-1]], 1)
-        output = self.base.get_decoder()(
-            inputs_embeds=torch.cat([embeddings, self._embed_tokens(tokens[:, :-1])], 1),
-            position_ids=_positions(torch.cat([positions, following], 2)),
-            attention_mask=whole_mask,
-            use_cache=False,
-        )
-        self._count_pass(whole_mask.numel(), whole_mask.numel() - int(whole_mask.sum()))
-        return output.last_hidden_state[:, width - 1 :][mask]
+    def _own_hidden(self, rows: Sequence[Row]) -> Tensor:
+        """The same by the model's own forward, with each completion run whole after its prompt."""
+        sequences = [[*segments(row.observation), row.action[:-1]] for row in rows]
+        hidden: dict[int, Tensor] = {}
+        for batch in alike(sequences):
+            found, mask = self.own.padded([sequences[index] for index in batch])
+            self._count_pass(mask.numel(), mask.numel() - int(mask.sum()))
+            for index, of_row in zip(batch, found.hidden, strict=True):
+                start = len(rows[index].observation) - 1
+                hidden[index] = of_row[start : start + rows[index].num_actions]
+        self._count_own_media([row.observation for row in rows])
+        return torch.cat([hidden[index] for index in range(len(rows))])
+
+    def _count_own_media(self, observations: Sequence[Observation]) -> None:
+        parts = [part for item in observations for part in segments(item) if isinstance(part, Encoded)]
+        self.count("media_encodes", sum(num_media(part.media) for part in parts))
 
     def _count_pass(self, num_tokens: int, num_padding: int) -> None:
         kind = "update" if torch.is_grad_enabled() else "score"
@@ -170,7 +169,7 @@ class LanguageModel(nn.Module):
             What `decode` continues, and hidden states [slots, hidden] that predict the first token of each slot.
         """
         if self.plain_reason is not None:
-            return self._start_plain_decoding(observations)
+            return self._start_own_decoding(observations)
         prompts, prompt_of = each_once([root(item) for item in observations])
         tails = [tail(item) for item in observations]
         lengths, tail_lengths = list(map(len, prompts)), [len(item.input_ids) for item in tails]
@@ -184,27 +183,25 @@ class LanguageModel(nn.Module):
         ]
         decoder = self.base.get_decoder()
         step = DecodeStep(decoder) if self.lean_decoding else LayerStep(decoder)
-        decoding = SharedDecoding(attention, self._starts(observations), step)
+        decoding = SharedDecoding(attention, self._starts(observations), step, self._embed_tokens)
         return decoding, hidden[torch.tensor(last, device=self.device)[decoding.rows.clamp(min=0)]]
 
-    def _start_plain_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
+    def _start_own_decoding(self, observations: Sequence[Observation]) -> tuple[Decoding, Tensor]:
         from transformers import DynamicCache
 
-        distinct, index = each_once(observations)
-        rows = torch.tensor(index, device=self.device)
-        embeddings, positions, mask = self._padded(distinct)
+        distinct, prompt_of = each_once(observations)
+        sequences = [segments(item) for item in distinct]
+        parts, hidden = [], []
+        for batch in alike(sequences):
+            cache = DynamicCache(config=self.base.config.get_text_config())
+            found, mask = self.own.padded([sequences[index] for index in batch], left=True, cache=cache)
+            rows = [row for row, index in enumerate(prompt_of) if index in batch]
+            slots = torch.tensor([batch.index(prompt_of[row]) for row in rows], device=self.device)
+            parts.append(OwnDecoding(self.own, cache, torch.tensor(rows, device=self.device), slots, found, mask))
+            hidden.append(found.hidden[:, -1][slots])
         self.count("prefill_tokens", sum(map(len, distinct)))
-        cache = DynamicCache(config=self.base.config.get_text_config())
-        output = self.base.get_decoder()(
-            inputs_embeds=embeddings,
-            position_ids=_positions(positions),
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return PlainDecoding(
-            self.base.get_decoder(), cache, rows, self._starts(distinct), mask
-        ), output.last_hidden_state[:, -1][rows]
+        self._count_own_media(distinct)
+        return JoinedDecoding(parts), torch.cat(hidden)
 
     def _starts(self, observations: Sequence[Observation]) -> Tensor:
         """Position of the first token that follows each, int64."""
@@ -212,7 +209,7 @@ class LanguageModel(nn.Module):
 
     def decode(self, decoding: Decoding, tokens: Tensor) -> Tensor:
         """Append one token to each completion, int64 [R]. Returns hidden states [R, hidden] that predict the next."""
-        return decoding.advance(self._embed_tokens(tokens[:, None]))[:, 0]
+        return decoding.advance(tokens)
 
     # Parts of the above
 
@@ -256,25 +253,31 @@ class LanguageModel(nn.Module):
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.base.get_input_embeddings()(tokens)
 
-    def _padded(self, observations: Sequence[Observation]) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [N, P, hidden], positions [axes, N, P] and mask [N, P], padded on the left."""
-        items = [whole(item) for item in observations]
-        width = max(len(item.input_ids) for item in items)
-        pad = lambda tensor: nn.functional.pad(tensor, (width - tensor.shape[-1], 0))  # noqa: E731
-        input_ids = torch.stack([pad(item.input_ids) for item in items]).to(self.device)
-        positions = torch.stack([pad(item.position_ids) for item in items], 1).to(self.device)
-        mask = torch.stack([pad(torch.ones_like(item.input_ids, dtype=torch.bool)) for item in items])
-        observed = torch.stack([pad(item.observed) for item in items])
-        embeddings = self._with_media(input_ids, observed, [part for item in items for part in item.parts])
-        return embeddings, positions, mask.to(self.device)
+    def _with_media(
+        self, input_ids: Tensor, observed: Tensor, prompts: Sequence[Encoded]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Embeddings [1, S, hidden] of tokens, features in the places of the placeholders that were `observed`.
 
-    def _with_media(self, input_ids: Tensor, observed: Tensor, prompts: Sequence[Encoded]) -> Tensor:
-        """Embeddings of tokens, features in the places of the placeholders that were `observed`, bool like the ids."""
+        With them what the decoder gets besides, where a tower's features enter several of its layers (DeepStack).
+        """
+        observed = observed.to(input_ids.device)
         embeddings = self._embed_tokens(input_ids)
+        hidden = embeddings.shape[-1]
+        levels: Tensor | None = None  # [1, S, levels * hidden]
+        is_media: Tensor = torch.zeros_like(input_ids, dtype=torch.bool)
         for kind, values in self._features(prompts).items():
-            places = (input_ids == getattr(self.base.config, f"{kind}_token_id")) & observed.to(input_ids.device)
-            embeddings = embeddings.masked_scatter(places[..., None], values.to(embeddings.dtype))
-        return embeddings
+            places = torch.eq(input_ids, placeholder_id(self.base.config, kind) or -1) & observed
+            if int(places.sum()) != len(values):
+                raise PolicyError(f"{int(places.sum())} placeholders for {len(values)} features of kind {kind}.")
+            embeddings = embeddings.masked_scatter(places[..., None], values[:, :hidden].to(embeddings.dtype))
+            if values.shape[-1] > hidden:
+                if levels is None:
+                    levels = embeddings.new_zeros(*embeddings.shape[:-1], values.shape[-1] - hidden)
+                levels = levels.masked_scatter(places[..., None], values[:, hidden:].to(levels.dtype))
+                is_media |= places
+        if levels is None:
+            return embeddings, {}
+        return embeddings, {"visual_pos_masks": is_media, "deepstack_visual_embeds": levels[is_media].split(hidden, -1)}
 
     def _features(self, prompts: Sequence[Encoded]) -> dict[str, Tensor]:
         """Tower outputs of all prompts' media in order: kind -> [media tokens, hidden].
@@ -295,10 +298,7 @@ class LanguageModel(nn.Module):
                 kind: torch.cat([prompt.features[kind] for prompt in with_media if kind in prompt.features])
                 for kind in kinds
             }
-        names = sorted({name for prompt in with_media for name in prompt.media})
-        return self._encode_media(
-            {name: torch.cat([p.media[name] for p in with_media if name in p.media]) for name in names}
-        )
+        return self._encode_media(collate([prompt.media for prompt in with_media]))
 
     def _frozen_features(self, prompt: Encoded) -> dict[str, Tensor]:
         kept = None if self.feature_cache is None else self.feature_cache.read(prompt.media_key)
@@ -310,9 +310,12 @@ class LanguageModel(nn.Module):
             self.feature_cache.write(prompt.media_key, features)
         return features
 
-    def _encode_media(self, media: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _encode_media(self, media: dict[str, Any]) -> dict[str, Tensor]:
         self.count("media_encodes", num_media(media))
-        return encode_media(self.base, {name: values.to(self.device) for name, values in media.items()})
+        on_device = {
+            name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in media.items()
+        }
+        return encode_media(self.base, on_device)
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ class Encoded:
         next_position: position of the first completion token.
         media: processor outputs: pixel_values and image_grid_thw of images, input_features [audios, mel bins, frames]
             and feature_attention_mask [audios, frames] of audio, ...
+        token_types: processor outputs int64 [P] that say what each token stands for, by name.
         features: tower outputs "image", "video", "audio", [media tokens, hidden], kept while the tower is frozen.
         image_sizes_px: (width, height) of each image as the model sees it.
     """
@@ -34,6 +35,7 @@ class Encoded:
     position_ids: Tensor
     next_position: int
     media: dict[str, Tensor] = field(default_factory=dict)
+    token_types: dict[str, Tensor] = field(default_factory=dict)
     features: dict[str, Tensor] = field(default_factory=dict)
     image_sizes_px: list[tuple[int, int]] = field(default_factory=list)
 
@@ -102,6 +104,15 @@ def root(observation: Observation) -> Encoded:
     while isinstance(observation, Continuation):
         observation = observation.before
     return observation
+
+
+def segments(observation: Observation) -> list[Encoded | Tensor]:
+    """The encodings and int64 [T] actions that a conversation is made of, in order."""
+    parts: list[Encoded | Tensor] = []
+    while isinstance(observation, Continuation):
+        parts += [observation.reply, observation.action]
+        observation = observation.before
+    return [observation, *reversed(parts)]
 
 
 def tail(observation: Observation, action: Tensor | None = None) -> Stretch:

@@ -37,6 +37,9 @@ class LanguageModelOptions(Strict):
     min_pixels: Count | None = Field(None, description="images are scaled up to this many pixels")
     max_pixels: Count | None = Field(None, description="images are scaled down to this many pixels")
     max_prompt_tokens: Count = Field(8192, description="longer prompts are never cut; data.on_long says what happens")
+    blind_check: Literal["on", "off"] = Field(
+        "on", description="on: media whose content moves no logprob of a completion are refused"
+    )
     feature_cache: str | None = Field(
         None, description="folder that keeps what frozen media towers compute, for later runs on the same media"
     )

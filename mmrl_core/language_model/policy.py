@@ -19,11 +19,13 @@ from mmrl_core.language_model.encoder import PromptEncoder
 from mmrl_core.language_model.engines.base import Engine, Sampled
 from mmrl_core.language_model.engines.hf import HFEngine
 from mmrl_core.language_model.loading import base_and_adapter, base_is_missing, check_adapter, load_processor
+from mmrl_core.language_model.module import LanguageModel
 from mmrl_core.language_model.observations import Continuation, Encoded, Observation
 from mmrl_core.language_model.options import LanguageModelOptions, check_trainable
 from mmrl_core.language_model.packing import Sequences
 from mmrl_core.language_model.preparing import chosen_precision, prepared_model
 from mmrl_core.language_model.preview import PromptPreview
+from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.policy import PolicyBase
@@ -74,8 +76,12 @@ class LanguageModelPolicy(PolicyBase):
         processor = load_processor(self.path, self.options, revision=revision)
         self.encoder = PromptEncoder(processor, self.model.base, self.options.max_prompt_tokens)
         self.model.stop_ids |= self.encoder.stop_ids()
+        with self.autocast():
+            self.proof = prove(self.model, self.encoder)
+        if self.options.blind_check == "on":
+            self.encoder.blind = self.proof.blind
         if self.options.feature_cache is not None:
-            self.model.feature_cache = _feature_cache(self.options.feature_cache, self.model.base, processor, precision)
+            self.model.feature_cache = _feature_cache(self.options.feature_cache, self.model, processor, precision)
         super().__init__(self.model, self.model.model)
         self.counters = self.model.counters
 
@@ -179,15 +185,17 @@ class LanguageModelPolicy(PolicyBase):
 
     def describe(self) -> list[str]:
         """How the work will be done, for a dry run."""
-        frozen = towers_frozen(self.model.base)
-        return [
-            "prompts run once for each group"
-            if self.model.plain_reason is None
-            else f"prompts run once for each completion: {self.model.plain_reason}",
-            "media features are computed once for each prompt"
-            if frozen
-            else "media features are computed in each pass",
-        ]
+        reason = self.model.plain_reason
+        runs = "prompts run once for each "
+        lines = [f"{runs}group" if reason is None else f"{runs}completion: {reason}"]
+        kept = reason is None and towers_frozen(self.model.base)
+        lines.append(
+            "media features are computed once for each prompt" if kept else "media features are computed in each pass"
+        )
+        if self.proof.seen:
+            moved = ", ".join(f"{kind} {value:.1g}" for kind, value in self.proof.seen.items())
+            lines.append(f"another medium in a prompt moves a logprob by: {moved}")
+        return lines
 
     def num_tokens(self, rows: Sequence[Row]) -> int:
         sequences = Sequences(rows)
@@ -280,10 +288,15 @@ def _with_image_size(prompt: Prompt, observation: Encoded) -> Prompt:
     return replace(prompt, sample={**prompt.sample, "resized_width_px": width, "resized_height_px": height})
 
 
-def _feature_cache(folder: str, model: Any, processor: Any, precision: str) -> FeatureCache:
-    if not towers_frozen(model):
+def _feature_cache(folder: str, model: LanguageModel, processor: Any, precision: str) -> FeatureCache:
+    if model.plain_reason is not None:
+        raise PolicyError(
+            "model.feature_cache keeps what media towers compute, but this model runs its own forward, which computes "
+            f"it anew: {model.plain_reason}. Take model.feature_cache out."
+        )
+    if not towers_frozen(model.base):
         raise PolicyError(
             "model.feature_cache keeps what media towers compute, but they are trained here. "
             "Freeze them (model.freeze: [vision, audio, projector]) or take model.feature_cache out."
         )
-    return FeatureCache(folder, model, processor, precision)
+    return FeatureCache(folder, model.base, processor, precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,34 +94,67 @@ def project_patches(model: nn.Module) -> None:
             module.__class__ = PatchProjection
 
 
-def encode_media(model: Any, media: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Run the towers of a transformers model.
+def placeholder_id(config: Any, kind: str) -> int | None:
+    """The token that stands for an image, a video or an audio in a model's prompts."""
+    for name in (f"{kind}_token_id", f"{kind}_token_index"):
+        if (found := getattr(config, name, None)) is not None:
+            return int(found)
+    return None
+
+
+MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
+"""Kind of medium -> the processor's output that holds it. Models without a video tower get frames as images."""
+
+
+def encode_media(model: Any, media: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Run the towers of a transformers model, by its own methods `get_image_features` and the like.
 
     Args:
         model: without a LoRA wrapper.
         media: outputs of the processor: pixel_values with image_grid_thw, pixel_values_videos with video_grid_thw,
-            input_features with feature_attention_mask.
+            input_features with feature_attention_mask; whatever the methods take.
 
     Returns:
-        "image", "video", "audio" -> [tokens in place of the placeholders, hidden].
+        "image", "video", "audio" -> [tokens in place of the placeholders, hidden]. Where a tower's features enter
+        several layers of the decoder (DeepStack), those of all levels are side by side: [tokens, levels * hidden].
     """
     features = {}
-    for kind, values, grid in (
-        ("image", "pixel_values", "image_grid_thw"),
-        ("video", "pixel_values_videos", "video_grid_thw"),
-    ):
-        if values in media:
-            output = getattr(model.model, f"get_{kind}_features")(media[values], media[grid])
-            parts = getattr(output, "pooler_output", output)
-            features[kind] = parts if isinstance(parts, Tensor) else torch.cat(list(parts))
-    if "input_features" in media:
-        features["audio"] = _encode_audio(model.model, media["input_features"], media["feature_attention_mask"])
+    for kind, name in MEDIA_INPUTS.items():
+        if name in media:
+            method = _features_method(model, kind)
+            if method is not None:
+                accepted = inspect.signature(method).parameters
+                features[kind] = _flat(method(**{key: value for key, value in media.items() if key in accepted}))
+            elif kind == "audio":
+                features[kind] = _encode_audio(model.model, media["input_features"], media["feature_attention_mask"])
     return features
 
 
-def num_media(media: Mapping[str, Tensor]) -> int:
+def _features_method(model: Any, kind: str) -> Any:
+    """The model's method that computes the features of a kind of medium, None if it has none."""
+    name = f"get_{kind}_features"
+    return next((getattr(part, name) for part in (getattr(model, "model", None), model) if hasattr(part, name)), None)
+
+
+def _flat(output: Any) -> Tensor:
+    """[tokens, levels * hidden] of what a tower's method returned."""
+    pooled = getattr(output, "pooler_output", None)
+    features = _joined(getattr(output, "last_hidden_state", output) if pooled is None else pooled)
+    levels = getattr(output, "deepstack_features", None) or ()
+    return torch.cat([features, *map(_joined, levels)], -1) if levels else features
+
+
+def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """[tokens, hidden] of the features of several media, in one tensor or one for each."""
+    joined = features if isinstance(features, Tensor) else torch.cat([item.flatten(0, -2) for item in features])
+    return joined.flatten(0, -2)
+
+
+def num_media(media: Mapping[str, Any]) -> int:
     """Images, videos and audios among processor outputs."""
-    return sum(len(media[name]) for name in ("image_grid_thw", "video_grid_thw", "input_features") if name in media)
+    grids = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # patches of all in one tensor
+    names = [name for name in MEDIA_INPUTS.values() if name in media]
+    return sum(len(media[grids[name] if grids.get(name) in media else name]) for name in names)
 
 
 class FeatureCache:

@@ -19,6 +19,7 @@ LANGUAGE_MODEL_KEYS = (
     "min_pixels",
     "max_pixels",
     "max_prompt_tokens",
+    "blind_check",
     "feature_cache",
 )
 """Options of the policy `language_model`, all of which have a short form: `model.lora` is `model.policy.lora`."""

@@ -5,11 +5,12 @@ from mmrl_core.support.files import finite, remove_unfinished, writes_to, writte
 from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
 from mmrl_core.support.model_paths import local_model
-from mmrl_core.support.stopping import Interrupted, Stopping
+from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm
 
 __all__ = [
     "LOCK_FILE",
+    "SIGNALS",
     "FolderLock",
     "Interrupted",
     "Stopping",

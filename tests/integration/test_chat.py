@@ -13,7 +13,14 @@ from mmrl_core.language_model import LanguageModelOptions, LanguageModelPolicy, 
 from mmrl_core.testing import TINY_KINDS
 from mmrl_core.types import Prompt
 
-TURN_ENDS = {"llama": "<|eot_id|>", "gemma2": "<end_of_turn>", "gemma3_text": "<end_of_turn>"}  # the others': im_end
+TURN_ENDS = {
+    "llama": "<|eot_id|>",
+    **dict.fromkeys(("gemma2", "gemma3_text", "gemma3"), "<end_of_turn>"),
+    "gemma4": "<turn|>",
+    "smolvlm": "<end_of_utterance>",
+    **dict.fromkeys(("llava", "mistral3"), "</s>"),
+    "glm46v": "<|endoftext|>",  # its template writes none
+}  # the others': im_end
 NO_SYSTEM = ("gemma2",)
 
 
@@ -109,7 +116,7 @@ def test_what_reads_like_a_control_token_is_none_wherever_it_stands(kind, place,
             assert f"a{token[0]} {token[1:]}b" in encoder(kind).tokenizer.decode(hostile), "all of it is still read"
 
 
-@pytest.mark.parametrize("kind", TINY_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in TINY_KINDS if kind != "glm46v"])  # its template writes no end
 def test_answers_that_are_imitated_end_as_the_template_ends_a_turn(kind, encoder, tiny_model, make_prompt):
     end = TURN_ENDS.get(kind, "<|im_end|>")
     policy = LanguageModelPolicy(tiny_model(kind), attention="eager" if kind == "gemma2" else "sdpa")

@@ -7,8 +7,7 @@ import pytest
 from mmrl_core.config import load_config
 from mmrl_core.errors import CheckpointError, ConfigError, MMRLError, TaskDataError
 from mmrl_core.runs import read_metrics
-from mmrl_core.support import Interrupted, Stopping
-from mmrl_core.support.stopping import SIGNALS
+from mmrl_core.support import SIGNALS, Interrupted, Stopping
 from mmrl_core.trainer import Trainer
 
 PROBE = """

@@ -1,5 +1,10 @@
 """Chat templates, with the mechanism of the published ones."""
 
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
 # Same mechanism as Qwen2-VL's template: default system turn, then one placeholder for each image or video part.
 _SYSTEM_TURN = (
     "{%- if loop.first and message['role'] != 'system' -%}"
@@ -83,3 +88,40 @@ GEMMA3_CHAT_TEMPLATE = (
     "{%- set opening, turns = '', messages -%}"
     "{%- endif -%}" + _GEMMA_TURNS
 )
+
+
+def turns_template(
+    starts: Mapping[str, str], ends: Mapping[str, str], media: Mapping[str, str], *, opening: str = ""
+) -> str:
+    """A template in which each turn stands between texts of its role, and a text stands for each medium.
+
+    Args:
+        starts, ends: by role, "user" and "assistant", and "system" if the family has it. An answer is written after the
+            start of an assistant's turn.
+        media: kind of medium -> what stands for it.
+        opening: of the conversation.
+    """
+    branches = "".join(
+        f"{{%- {'elif' if place else 'if'} part['type'] == '{kind}' -%}}{{{{- {json.dumps(text)} -}}}}"
+        for place, (kind, text) in enumerate(media.items())
+    )
+    return (
+        f"{{%- set starts = {json.dumps(dict(starts))} -%}}{{%- set ends = {json.dumps(dict(ends))} -%}}"
+        f"{{{{- {json.dumps(opening)} -}}}}"
+        "{%- for message in messages -%}"
+        "{%- set role = message['role'] if message['role'] in starts else 'user' -%}"
+        "{{- starts[role] -}}"
+        "{%- if message['content'] is string -%}{{- message['content'] -}}"
+        "{%- else -%}{%- for part in message['content'] -%}"
+        + branches
+        + "{%- else -%}{{- part['text'] -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+        "{{- ends[role] -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- starts['assistant'] -}}{%- endif -%}"
+    )
+
+
+def im_template(media: Mapping[str, str]) -> str:
+    """Turns between <|im_start|> and <|im_end|>, as of Qwen and those that took over its form."""
+    starts = {role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant")}
+    return turns_template(starts, dict.fromkeys(starts, "<|im_end|>\n"), media)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmrl_core.errors import ConfigError, did_you_mean
-from mmrl_core.testing.models import audio, text, vision
+from mmrl_core.testing.models import audio, families, gemma_vision, qwen3, text, vision
 from mmrl_core.testing.models.folder import new_model_folder
 from mmrl_core.testing.models.tokenizer import GEMMA_TOKENS, LLAMA_TOKENS, QWEN_AUDIO_TOKENS, QWEN_TOKENS, ControlTokens
 
@@ -73,4 +73,26 @@ TINY_KINDS: dict[str, TinyKind] = {
         "Qwen2.5-VL: text, images and videos, with window attention", QWEN_TOKENS, vision.build_qwen2_5_vl
     ),
     "qwen2_audio": TinyKind("Qwen2-Audio: text and audio", QWEN_AUDIO_TOKENS, audio.build_qwen2_audio),
+    "qwen3_vl": TinyKind("Qwen3-VL: text, images and videos, with DeepStack", QWEN_TOKENS, qwen3.build_qwen3_vl),
+    "qwen3_vl_moe": TinyKind("Qwen3-VL with a decoder of experts", QWEN_TOKENS, qwen3.build_qwen3_vl_moe),
+    "qwen3_5": TinyKind("Qwen3.5: text, images and videos, with linear attention", QWEN_TOKENS, qwen3.build_qwen3_5),
+    "qwen2_5_omni": TinyKind(
+        "thinker of Qwen2.5-Omni: text, images, videos and audio", qwen3.OMNI_TOKENS, qwen3.build_qwen2_5_omni
+    ),
+    "qwen3_omni": TinyKind(
+        "thinker of Qwen3-Omni: the same, with experts and DeepStack", qwen3.OMNI_TOKENS, qwen3.build_qwen3_omni
+    ),
+    "glm46v": TinyKind("GLM-4.6V: text, images and videos", families.GLM_TOKENS, qwen3.build_glm46v),
+    "gemma3": TinyKind("Gemma 3: text and images, seen both ways", families.GEMMA3_TOKENS, gemma_vision.build_gemma3),
+    "gemma4": TinyKind("Gemma 4: text, images, videos and audio", families.GEMMA4_TOKENS, gemma_vision.build_gemma4),
+    "internvl": TinyKind(
+        "InternVL 3: text, images in tiles, videos", families.INTERNVL_TOKENS, families.build_internvl
+    ),
+    "smolvlm": TinyKind("SmolVLM2: text, images in tiles, videos", families.SMOLVLM_TOKENS, families.build_smolvlm),
+    "llava": TinyKind("LLaVA 1.5: text and images", families.LLAVA_TOKENS, families.build_llava),
+    "llava_onevision": TinyKind(
+        "LLaVA-OneVision: text, images in tiles, videos", families.ONEVISION_TOKENS, families.build_llava_onevision
+    ),
+    "mistral3": TinyKind("Mistral 3: text and images", families.MISTRAL_TOKENS, families.build_mistral3),
+    "lfm2_vl": TinyKind("LFM2-VL: text and images, with convolutions", families.LFM2_TOKENS, families.build_lfm2_vl),
 }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from mmrl_core.testing.models.templates import CHAT_TEMPLATE
 
@@ -56,6 +56,7 @@ class ControlTokens:
         stops: those that end a completion.
         eos, pad: as the tokenizer names them.
         bos: opens every text that is not a rendered chat template, if the family has such a token.
+        named: tokens by the names under which a processor asks its tokenizer for them, such as image_token.
     """
 
     tokens: tuple[str, ...]
@@ -63,6 +64,7 @@ class ControlTokens:
     eos: str
     pad: str
     bos: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 QWEN_TOKENS = ControlTokens(
@@ -146,10 +148,12 @@ def train_tokenizer(
             pair=f"{control.bos} $A {control.bos} $B",
             special_tokens=[(control.bos, tokenizer.token_to_id(control.bos))],
         )
+    others: Any = [token for token in control.tokens if token not in named.values()]
+    special = {"extra_special_tokens": dict(control.named)} if control.named else {"additional_special_tokens": others}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **named,
-        additional_special_tokens=[token for token in control.tokens if token not in named.values()],
+        **special,
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
         model_max_length=max_length,

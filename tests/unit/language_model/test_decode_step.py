@@ -41,13 +41,13 @@ class Continued:
         positions = torch.cat([torch.arange(len(prompts[i])) for i in packing.prompt_order])
         ids = torch.cat([prompts[i] for i in packing.prompt_order])
         run_decoder(model.get_decoder(), self.embed(ids[None]), positions[None], attention)
-        self.decoding = SharedDecoding(attention, torch.tensor([6, 6, 4, 4]), step)
+        self.decoding = SharedDecoding(attention, torch.tensor([6, 6, 4, 4]), step, self.embed)
         self.texts = [prompts[0], prompts[0], prompts[1], prompts[1]]
         self.slots = [0, 1, 2, 3]
 
     def advance(self):
         tokens = torch.randint(50, (len(self.slots),))
-        hidden = self.decoding.advance(self.embed(tokens[:, None]))[:, 0]
+        hidden = self.decoding.advance(tokens)
         for slot, text in enumerate(self.slots):
             self.texts[text] = torch.cat([self.texts[text], tokens[slot : slot + 1]])
         return hidden

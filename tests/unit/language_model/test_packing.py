@@ -177,7 +177,7 @@ class Sequences:
         for prompt, start in zip(prompts, packing.prompt_starts, strict=True):
             torch.testing.assert_close(hidden[start : start + len(prompt)], decoder.whole(prompt), **EXACT)
         self.starts = next_positions or [prompt_lengths[i] for i in row_prompts]
-        self.decoding = SharedDecoding(attention, torch.tensor(self.starts), LayerStep(decoder))
+        self.decoding = SharedDecoding(attention, torch.tensor(self.starts), LayerStep(decoder), torch.Tensor.detach)
         self.num_samples = num_samples
         self.texts = [torch.cat([prompts[i], tails[row]]) for row, i in enumerate(row_prompts)]  # of each completion
         self.slots = list(range(len(self.texts)))  # the completion in each slot; None: its slot only fills up
@@ -189,13 +189,13 @@ class Sequences:
 
     def step(self):
         tokens = self._tokens(len(self.slots))
-        hidden = self.decoding.advance(tokens[:, None])
-        assert hidden.shape[:2] == (len(self.slots), 1) and bool(torch.isfinite(hidden).all())
+        hidden = self.decoding.advance(tokens)
+        assert len(hidden) == len(self.slots) and bool(torch.isfinite(hidden).all())
         for slot, completion in enumerate(self.slots):
             if completion is not None:
                 self.texts[completion] = torch.cat([self.texts[completion], tokens[slot : slot + 1]])
                 expected = self.decoder.whole(self.texts[completion])[-1]
-                torch.testing.assert_close(hidden[slot, 0], expected, **ROUNDED)
+                torch.testing.assert_close(hidden[slot], expected, **ROUNDED)
                 position = self.starts[completion] + self.num_steps
                 assert self.decoder.positions[slot].tolist() == [position]
         self.num_steps += 1
@@ -244,16 +244,16 @@ def test_conversations_of_one_prompt_need_not_be_as_many_as_those_of_another():
     attention = PackedAttention(packing, keep_keys=True)
     tokens = torch.randn(11, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     run_decoder(decoder, tokens[None], torch.zeros(1, 11, dtype=torch.long), attention)
-    decoding = SharedDecoding(attention, torch.tensor([5, 5, 4]), LayerStep(decoder))
+    decoding = SharedDecoding(attention, torch.tensor([5, 5, 4]), LayerStep(decoder), torch.Tensor.detach)
     assert decoding.rows.tolist() == [1, -1, 0, 2], "the prompt that has one fills up its line of the grid"
     new = torch.randn(4, decoder.width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    hidden = decoding.advance(new[:, None])
+    hidden = decoding.advance(new)
     for slot, row in ((0, 1), (2, 0), (3, 2)):
         prompt = [1, 0, 1][row]
         start, first = packing.row_starts[row], packing.prompt_starts[prompt]
         past = [tokens[first : first + [4, 3][prompt]], tokens[start : start + [2, 1, 1][row]]]
         expected = decoder.whole(torch.cat([*past, new[slot : slot + 1]]))[-1]
-        torch.testing.assert_close(hidden[slot, 0], expected, **ROUNDED)
+        torch.testing.assert_close(hidden[slot], expected, **ROUNDED)
 
 
 @pytest.mark.parametrize("windows", [(None,), (4, None)])

@@ -17,7 +17,10 @@ from mmrl_core.testing.models.tokenizer import CONTROL_TOKENS, UNSAMPLED_AUDIO_T
 
 VISION_KINDS = ("qwen2_vl", "qwen2_5_vl")
 AUDIO_KINDS = ("qwen2_audio",)
-TEXT_KINDS = tuple(kind for kind in TINY_KINDS if kind not in VISION_KINDS + AUDIO_KINDS)
+OWN_KINDS = ("qwen2", "qwen3", "llama", "gemma2", "gemma3_text", *VISION_KINDS, *AUDIO_KINDS)
+"""Kinds looked at from all sides here; those of other families with media are in tests/integration/test_families.py."""
+
+TEXT_KINDS = tuple(kind for kind in OWN_KINDS if kind not in VISION_KINDS + AUDIO_KINDS)
 UNSAMPLED = {
     **dict.fromkeys(("qwen2", "qwen3", *VISION_KINDS), UNSAMPLED_TOKENS),
     **dict.fromkeys(AUDIO_KINDS, UNSAMPLED_AUDIO_TOKENS),
@@ -29,9 +32,9 @@ SAMPLING_RATE = 16000
 def built(tmp_path_factory):
     """Directory of each kind, built with seed 0."""
     root = tmp_path_factory.mktemp("tiny")
-    for kind in TINY_KINDS:
+    for kind in OWN_KINDS:
         build_tiny(kind, root / kind)
-    return {kind: root / kind for kind in TINY_KINDS}
+    return {kind: root / kind for kind in OWN_KINDS}
 
 
 def load(kind, directory):
@@ -87,7 +90,7 @@ def test_listing_kinds_imports_neither_torch_nor_transformers():
     assert output.strip() == "[]"
 
 
-@pytest.mark.parametrize("kind", TINY_KINDS)
+@pytest.mark.parametrize("kind", OWN_KINDS)
 def test_special_token_ids_agree_between_config_tokenizer_and_generation_config(built, kind):
     model, processor = load(kind, built[kind])
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -110,7 +113,7 @@ def test_special_token_ids_agree_between_config_tokenizer_and_generation_config(
         assert model.config.audio_token_id == processor.audio_token_id == ids["<|AUDIO|>"]
 
 
-@pytest.mark.parametrize("kind", TINY_KINDS)
+@pytest.mark.parametrize("kind", OWN_KINDS)
 @pytest.mark.parametrize("text", ["plain words, 1234.5 {'Position': [1, 2]}\n\n  x", "Grüße, 日本語 🙂", ""])
 def test_any_text_survives_tokenizing(built, kind, text):
     _, processor = load(kind, built[kind])
