@@ -7,8 +7,9 @@ import pytest
 from mmrl_core.config import load_config
 from mmrl_core.errors import CheckpointError, ConfigError, MMRLError, TaskDataError
 from mmrl_core.runs import read_metrics
-from mmrl_core.support import SIGNALS, Interrupted, Stopping
+from mmrl_core.support import Interrupted, Stopping
 from mmrl_core.trainer import Trainer
+from tests.signals import signals_reach_the_run
 
 PROBE = """
 import os
@@ -58,16 +59,7 @@ def mmrl_load_state(state):
 """
 NUM_STEPS = 4
 
-
-@pytest.fixture(autouse=True)
-def _signals_reach_the_run():
-    """Started by `nohup`, or in the background of a shell, a process has some of them ignored."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures(signals_reach_the_run.__name__)
 
 
 MOMENTS = {  # which time of it, the signal, steps done and saved then

@@ -9,19 +9,11 @@ import pytest
 
 from mmrl_core.support import Interrupted, Stopping
 from mmrl_core.support.stopping import SIGNALS
+from tests.signals import signals_reach_the_run
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGXCPU": 152}
 
-
-@pytest.fixture(autouse=True)
-def _signals_reach_the_run():
-    """Started by `nohup`, or in the background of a shell, a process has some of them ignored."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures(signals_reach_the_run.__name__)
 
 
 def send(number: int) -> None:
