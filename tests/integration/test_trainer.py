@@ -261,7 +261,7 @@ def test_frozen_policies_follow_by_their_rules(run, grpo, install):
 def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain_model, tiny_model, install):
     install("probe_batches", BATCHES)
     stage = {"kind": "sft", "steps": 2, "prompts_per_step": 4, "micro_batch_rows": 3, "target": "It is {answer}."}
-    settings = {"lr": 1e-2, "eps": 1e-3, "max_grad_norm": None}
+    settings = {"lr": 1e-2, "eps": 1e-2, "max_grad_norm": None}
     config = {**base_config("qwen2_vl"), "optimizer": settings, "stages": [stage], "plugins": ["probe_batches"]}
     trainer, steps = run(config)
     import probe_batches
@@ -269,7 +269,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
     plain = plain_model(tiny_model("qwen2_vl"))
     for name, parameter in plain.model.named_parameters():
         parameter.requires_grad_("visual" not in name)
-    optimizer = torch.optim.AdamW((p for p in plain.model.parameters() if p.requires_grad), lr=1e-2, eps=1e-3)
+    optimizer = torch.optim.AdamW((p for p in plain.model.parameters() if p.requires_grad), lr=1e-2, eps=1e-2)
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
     tokenizer = plain.processor.tokenizer
@@ -290,7 +290,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
         assert record["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
     expected = dict(plain.model.named_parameters())
     for name, parameter in trainer.policy.model.base.named_parameters():
-        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=3e-6)  # float32, by machine
+        torch.testing.assert_close(parameter, expected[name], rtol=0, atol=1e-6)
 
 
 def test_learning_rates_follow_the_schedule(run, base_config):
