@@ -204,7 +204,9 @@ def _annotation_text(annotation: Any) -> str:
         return "null"
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return annotation.__name__
-    return {str: "text", int: "whole number", float: "number", bool: "bool"}.get(annotation, str(annotation))
+    return {str: "text", int: "whole number", float: "number", bool: "bool", Any: "anything"}.get(
+        annotation, str(annotation)
+    )
 
 
 def _bounded(text: str, metadata: Iterable[Any]) -> str:

@@ -109,7 +109,7 @@ class Policy(Protocol):
             answers: decisions taken from data instead of the policy's own; their rows have a forced mask.
 
         Returns:
-            The new row of each, and its text.
+            The new row of each, and its text, which begins with `Prompt.prefix`.
         """
         ...
 
@@ -224,7 +224,10 @@ class PolicyBase:
         self._frozen: dict[str, dict[str, Tensor]] = {}
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
-        """Nothing can be done ahead."""
+        """Nothing can be done ahead; what is said to a chat template is refused."""
+        if found := next((prompt for prompt in prompts if prompt.prefix or prompt.template), None):
+            key = "prefix" if found.prefix else "template"
+            raise PolicyError(f"{type(self).__name__} has no chat template. Take prompt.{key} out.")
 
     def publish_weights(self) -> None:
         """Rollouts act with the trained weights themselves."""

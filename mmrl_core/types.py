@@ -44,6 +44,9 @@ class Prompt:
         media_files: file of each medium, None where the row held bytes or a decoded object; tools look into them again.
         tools: JSON schemas of the functions that the policy may call, as chat templates take them.
         part: name of the part of a mixture that it comes from; "" outside of mixtures.
+        prefix: text that each turn of the policy begins with. It is observed, never sampled or trained, and may hold
+            control tokens: no text of the data belongs here. A completion holds it.
+        template: options of the model's chat template.
     """
 
     id: str
@@ -54,6 +57,12 @@ class Prompt:
     media_files: tuple[str | None, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     part: str = ""
+    prefix: str = ""
+    template: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_prefix(self, answer: str) -> str:
+        """A text of the data as the completion that it stands for: it may begin with the prefix, or after it."""
+        return self.prefix + answer.removeprefix(self.prefix)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Rollout:
         rows: its decisions, in order.
         completion: what rewards read: text; a PIL image, or a list of them, the frames of a video, from a policy that
             makes pictures. Of a conversation, the policy's own turns, a line break between them; what tools or an
-            environment answered is not in it.
+            environment answered is not in it. A text begins with `Prompt.prefix`, as does each turn of a conversation.
         messages: the conversation after the prompt, chat messages like `Prompt.messages`; empty for a single turn.
         outcome: what happened on the way (number of valid tool calls, ...); rewards and metrics find it in the sample.
     """

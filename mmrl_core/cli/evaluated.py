@@ -171,6 +171,7 @@ def line_of(group: Any, rollout: Any, rewards: dict[str, Any], total: Any, tempe
         "prompt_id": group.prompt.id,
         "temperature": temperature,
         "prompt": prompt_text(group.prompt),
+        "prefix": group.prompt.prefix,
         "answer": group.prompt.answer,
         "completion": rollout.completion if isinstance(rollout.completion, str) else None,
         "rewards": {name: finite(value) for name, value in rewards.items()},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mmrl_core.config.component import Component, Registered, Strict
 from mmrl_core.config.numbers import Count, FrameRate, Frames, Seconds, Share
@@ -71,14 +72,32 @@ class VideoConfig(Strict):
         return self
 
 
+MediumOrText = Literal["text", "image", "video", "audio"]
+
+
 class PromptConfig(Strict):
     """How a row becomes a prompt; braces name data columns.
 
     What reads like a control token of the model (`<|im_end|>`, `<|image_pad|>`) gets a blank after its first character:
-    the chat template alone writes those.
+    the chat template alone writes those, and `prefix`, which is no data.
+
+    With a `prefix` such as `"<think>\\n"` each turn of the policy begins with this text. It is a part of what the
+    policy is given: never sampled, never trained. Whoever reads a completion finds it at its beginning: rewards,
+    metrics, environments, rollout files and `mmrl eval`. A gold completion may hold it or leave it out; what is learnt
+    begins after it. If the chat template ends with the very text, as some do with `<think>`, it is not written twice,
+    and completions begin with it all the same.
     """
 
-    system: str = Field("", description="system message, if any")
+    system: str | list[dict[MediumOrText, str]] = Field(
+        "",
+        description="system message, if any: text, or parts such as [{text: 'A map:'}, {image: '{map}'}]",
+    )
+    template: dict[str, Any] = Field(
+        {},
+        description="options of the model's chat template, such as {enable_thinking: false}; one that it does not read "
+        "is an error",
+    )
+    prefix: str = Field("", description="text that each turn of the policy begins with, as it stands; no columns")
     images: list[str] = Field([], description="image columns, such as '{image}'")
     videos: list[str] = Field([], description="video columns")
     video: VideoConfig = Field(VideoConfig(), description="which frames of a video the model is shown")
@@ -90,3 +109,34 @@ class PromptConfig(Strict):
         description="the text's mark for each medium, such as {image: '<image>'}; without: media first",
     )
     answer: str = Field("", description="gold completion: trained on by sft stages, checked by `mmrl check`")
+
+    @field_validator("system", mode="before")
+    @classmethod
+    def _text_or_parts(cls, system: Any) -> Any:
+        kinds = get_args(MediumOrText)
+        parts = (
+            [[*part.items()] if isinstance(part, dict) else [] for part in system] if isinstance(system, list) else [[]]
+        )
+        fit = all(len(part) == 1 and part[0][0] in kinds and isinstance(part[0][1], str) for part in parts)
+        if not fit and not isinstance(system, str):
+            raise ValueError(
+                "'system' is a text, or a list of parts, each a mapping of text, image, video or audio to a text, as "
+                "[{text: 'A map:'}, {image: '{map}'}]"
+            )
+        return system
+
+    @field_validator("template")
+    @classmethod
+    def _finite(cls, template: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(template, allow_nan=False, default=str)
+        except ValueError:
+            raise ValueError("'template' holds a number that is not finite") from None
+        return template
+
+    @field_validator("prefix")
+    @classmethod
+    def _more_than_blanks(cls, prefix: str) -> str:
+        if prefix and not prefix.strip():
+            raise ValueError("'prefix' is blanks alone; templates end with some, so it would not be seen")
+        return prefix

@@ -17,6 +17,7 @@ from mmrl_core.data.noted_files import noted_files
 from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.row_media import Medium, RowMedia, decoded_bytes, place_media
 from mmrl_core.data.set_aside import BrokenRow, SetAside
+from mmrl_core.data.system_message import SystemMessage
 from mmrl_core.data.templates import Template, is_media, no_column
 from mmrl_core.errors import MissingPackageError, TaskDataError, UnfitPromptError
 from mmrl_core.plugins import Plugins
@@ -80,10 +81,12 @@ class PromptSource:
         self.part = part
         self.set_aside = SetAside(self.name, data.max_broken)
         at = f"mixture.{part}." if part else ""  # for messages
-        self._system = Template(prompt.system, f"{at}prompt.system")
+        self._system = SystemMessage(prompt, f"{at}prompt", data)
         self._text = Template(prompt.text, f"{at}prompt.text")
         self._answer = Template(prompt.answer, f"{at}prompt.answer")
-        self._media = RowMedia(prompt, at, data)
+        self._media = RowMedia(prompt, f"{at}prompt", data)
+        self._media_columns = self._media.columns | self._system.columns
+        self._prefix, self._template = prompt.prefix, prompt.template
         self._marks = {mark: kind for kind, mark in prompt.marks.items()}
         self._marks_off = MarksOff(self.name, prompt.marks.keys())
         self._environment = environment
@@ -129,7 +132,7 @@ class PromptSource:
     def prompt(self, index: int) -> Prompt | None:
         """The prompt of a row; None if the row is broken or not taken, and then in `set_aside`.
 
-        Messages are a system message, if the template is not empty, and a user message whose content is the images, the
+        Messages are a system message, if it is not empty, and a user message whose content is the images, the
         videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. A media
         column may hold one medium, a list of them, or null for none. Paths are relative to `data.media_root`, which
         they may not leave; without it to the folder of the data file or of the source's options. Where there is none,
@@ -173,7 +176,8 @@ class PromptSource:
         """
         try:
             row = self._row(index)
-            self._media.look(row, getattr(self._rows, "media_root", None))
+            for media in (self._system, self._media):
+                media.look(row, getattr(self._rows, "media_root", None))
             self._text.render(row)
         except MissingPackageError:  # no fault of the row
             raise
@@ -209,20 +213,19 @@ class PromptSource:
         if not isinstance(row, Mapping):
             raise TaskDataError(f"the row is {type(row).__name__}, not a mapping of columns")
         # Paths may hold bytes that are no UTF-8; what is shown and written may not.
-        return {name: value if name in self._media.columns else plain_text(value) for name, value in row.items()}
+        return {name: value if name in self._media_columns else plain_text(value) for name, value in row.items()}
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
         row = self._row(index)
-        media = self._media.read(row, getattr(self._rows, "media_root", None), reading)
+        folder = getattr(self._rows, "media_root", None)
+        system = self._system.read(row, folder, reading)
+        media = self._media.read(row, folder, reading)
         text = self._text.render(row)
         self._marks_off.look(index, text, {medium.kind for medium in media})
         placed = place_media(media, text, self._marks)
-        media = [item for item in placed if isinstance(item, Medium)]
-        content = [item.part if isinstance(item, Medium) else {"type": "text", "text": item} for item in placed]
-        messages: list[dict[str, Any]] = []
-        if system := self._system.render(row):
-            messages.append({"role": "system", "content": [{"type": "text", "text": system}]})
-        messages.append({"role": "user", "content": content})
+        media = [item for item in [*system, *placed] if isinstance(item, Medium)]
+        messages = [_message("system", system)] if system else []
+        messages.append(_message("user", placed))
         # A row without gold answer, as null says, is one that cannot be checked or imitated.
         unanswered = any(row.get(column, "") is None for column in self._answer.columns)
         return Prompt(
@@ -232,11 +235,13 @@ class PromptSource:
             sample={
                 column: value
                 for column, value in row.items()
-                if column not in self._media.columns and not is_media(value)
+                if column not in self._media_columns and not is_media(value)
             },
             answer="" if unanswered else self._answer.render(row),
             media_keys=tuple(medium.key for medium in media),
             media_files=tuple(medium.file for medium in media),
+            prefix=self._prefix,
+            template=self._template,
         )
 
     def _file(self, index: int, reading: Sequence[Any]) -> str:
@@ -259,11 +264,21 @@ class PromptSource:
                 continue
         if not columns:
             return
-        for template in [self._system, *self._media.templates, self._text, self._answer]:
+        for template in [*self._system.templates, *self._media.templates, self._text, self._answer]:
             for column in template.columns:
                 if column not in columns:
                     raise TaskDataError(f"{template.key}: {template.text!r}: {no_column(column, list(columns))}")
+        if named := [column for column in columns if f"{{{column}}}" in self._prefix]:
+            raise TaskDataError(
+                f"prompt.prefix: {self._prefix!r}: a prefix is the same for all rows, and {{{named[0]}}} is a column. "
+                "Write it without."
+            )
         self._columns_checked = True
+
+
+def _message(role: str, parts: Sequence[Medium | str]) -> dict[str, Any]:
+    content = [part.part if isinstance(part, Medium) else {"type": "text", "text": part} for part in parts]
+    return {"role": role, "content": content}
 
 
 def _load_rows(plugins: Plugins, source: SourceConfig, key: str) -> Sequence[Mapping[str, Any]]:

@@ -55,15 +55,15 @@ class RowMedia:
         """
         Args:
             prompt: the templates, and how much of a video or an audio is read.
-            at: config key of the mixture's part, with a dot, for messages; empty outside of a mixture.
+            at: config key of what holds the templates, such as "prompt", for messages.
             data: the folder that paths start from and may not leave, and which images are opened.
 
         Raises:
             TaskDataError: a template is malformed.
         """
-        self._images = [Template(text, f"{at}prompt.images") for text in prompt.images]
-        self._videos = [Template(text, f"{at}prompt.videos") for text in prompt.videos]
-        self._audios = [Template(text, f"{at}prompt.audios") for text in prompt.audios]
+        self._images = [Template(text, f"{at}.images") for text in prompt.images]
+        self._videos = [Template(text, f"{at}.videos") for text in prompt.videos]
+        self._audios = [Template(text, f"{at}.audios") for text in prompt.audios]
         self._video = prompt.video
         self._max_audio_s = prompt.max_audio_s
         self._root = Path(data.media_root).expanduser() if data.media_root is not None else None

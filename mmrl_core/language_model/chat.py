@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from mmrl_core.errors import PolicyError, UnfitPromptError
+from mmrl_core.language_model.template_options import STANDARD, check_options, variables_of
 from mmrl_core.types import Prompt
 
 TOOLS_SECTION = """# Tools
@@ -26,8 +27,14 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 """The section on tools in Qwen's chat templates, for their models whose template has none (Qwen2.5-VL)."""
 
+_CALL_FORM = re.compile(r'<tool_call>\s*\{\s*"(?:name|arguments)"')
+"""How a template shows calls in the form that `ToolEnvironment` reads."""
+
 _ASSISTANT_TEXT = "turn-5f1c2ab07d"
 """Takes the place of the policy's words where they do not matter. No text holds it by chance."""
+
+_SYSTEM_TEXT = "system-9b04c7e613-"
+"""Stands in a system message, to see what a template makes of it."""
 
 _MEDIA_TOKENS = ("image_token", "video_token", "audio_token", "audio_bos_token", "audio_eos_token")
 """Attributes of processors: placeholders that they replace in a text, whether the tokenizer knows them or not."""
@@ -48,32 +55,45 @@ class ChatTemplate:
         self._processor = processor
         self._tokenizer = getattr(processor, "tokenizer", processor)
         control = {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.special}
-        control |= {str(getattr(processor, name)) for name in _MEDIA_TOKENS if getattr(processor, name, None)}
+        self._media_tokens = {str(getattr(processor, name)) for name in _MEDIA_TOKENS if getattr(processor, name, None)}
+        control |= self._media_tokens
         longest_first = sorted((token for token in control if len(token) > 1), key=len, reverse=True)
+        self._system_forms: dict[tuple[tuple[str, ...], str], Literal["parts", "text"]] = {}
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"\b\B")
 
     def render(self, prompt: Prompt) -> str:
-        """The prompt's text with the template applied and placeholders for media.
+        """The prompt's text with the template applied and placeholders for media, and the prefix behind it.
 
         Raises:
-            UnfitPromptError: the template refuses the messages.
-            PolicyError: the model has no template.
+            UnfitPromptError: the template refuses the messages, or leaves out what the system message says.
+            PolicyError: the model has no template, or one that does not read an option of the prompt; or the prefix
+                holds the placeholder of a medium.
         """
-        messages, tools = prompt.messages, self._neutral(list(prompt.tools))
-        if not tools:
-            return self._apply(prompt.id, messages)
-        text = self._apply(prompt.id, messages, tools=tools)
-        if tools[0]["function"]["name"] in text:
+        tools = self._neutral(list(prompt.tools))
+        return self._begun(prompt, self._with_tools(prompt, tools) if tools else self._apply(prompt, prompt.messages))
+
+    def _with_tools(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]]) -> str:
+        """With a section on the tools: the template's, if it has one for calls that are read, or else our own."""
+        messages = prompt.messages
+        text, bare = self._apply(prompt, messages, tools=tools), self._apply(prompt, messages)
+        names = [tool["function"]["name"] for tool in tools]
+        if all(text.count(name) > bare.count(name) for name in names) and _CALL_FORM.search(text):
             return text
         try:
-            return self._apply(prompt.id, _with_tools_section(messages, tools))  # its template knows no tools
-        except UnfitPromptError:  # nor a system message
-            return self._apply(prompt.id, _before_the_question(_with_tools_section(messages, tools)))
+            return self._apply(prompt, _with_tools_section(messages, tools))
+        except UnfitPromptError:  # its template knows no system message
+            return self._apply(prompt, _before_the_question(_with_tools_section(messages, tools)))
+
+    def _begun(self, prompt: Prompt, text: str) -> str:
+        """A text that a turn of the policy follows, with the prefix of the turn, unless the template wrote it."""
+        if found := [token for token in self._media_tokens if token in prompt.prefix]:
+            raise PolicyError(f"prompt.prefix holds {found[0]!r}, which stands for a medium. Take it out.")
+        return text if text.endswith(prompt.prefix) else text + prompt.prefix
 
     def after_turn(
         self, prompt: Prompt, earlier: Sequence[Mapping[str, Any]], said: Sequence[Mapping[str, Any]]
     ) -> str:
-        """What the template writes between a turn of the policy and its next one, the end of the turn included.
+        """What stands between a turn of the policy and its next one: end of turn, messages, prefix of the next.
 
         Args:
             prompt: that the conversation began with.
@@ -85,7 +105,7 @@ class ChatTemplate:
         """
         # What the policy said does not matter to the template, and would not always give the tokens that were sampled.
         messages = [*prompt.messages, *earlier, policy_turn(), *said]
-        return self._apply(prompt.id, messages).rpartition(_ASSISTANT_TEXT)[2]
+        return self._begun(prompt, self._apply(prompt, messages).rpartition(_ASSISTANT_TEXT)[2])
 
     @cached_property
     def turn_end(self) -> str:
@@ -95,7 +115,8 @@ class ChatTemplate:
         """
         asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         try:
-            rest = self._apply("", [asked, policy_turn()], add_generation_prompt=False).rpartition(_ASSISTANT_TEXT)[2]
+            whole = self._apply(Prompt("", [], {}), [asked, policy_turn()], add_generation_prompt=False)
+            rest = whole.rpartition(_ASSISTANT_TEXT)[2]
         except (PolicyError, UnfitPromptError):  # it is refused where a prompt is rendered
             rest = ""
         found = self._control.match(rest, len(rest) - len(rest.lstrip()))
@@ -128,28 +149,87 @@ class ChatTemplate:
         return {"role": message["role"], "content": parts, **others}
 
     def _apply(
-        self, name: str, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **given: Any
+        self, prompt: Prompt, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **given: Any
     ) -> str:
-        made = [self._neutral_message(message) for message in messages]
-        if self._tokenizer is self._processor:  # a text model's template expects plain strings
-            made = [{**message, "content": plain_text(message["content"])} for message in made]
+        """Messages as the template writes them, with the options of a prompt."""
         if not getattr(self._processor, "chat_template", None):
             raise PolicyError(
                 "the model has no chat template, so prompts cannot be written for it. Use one that was trained on "
                 "chats, or put a chat_template.jinja into its folder."
             )
+        check_options(prompt, self.options if prompt.template else ())
+        given = {**prompt.template, **given, "add_generation_prompt": add_generation_prompt}
+        made = [self._neutral_message(message) for message in messages]
         try:
-            return str(
-                self._processor.apply_chat_template(
-                    made, tokenize=False, add_generation_prompt=add_generation_prompt, **given
-                )
-            )
+            if made and made[0]["role"] == "system":
+                made[0] = self._system_as_it_is_read(made[0], prompt.template)
+            return self._written(made, given)
         except Exception as error:  # a template is foreign code, and refuses what it was not made for
             roles = ", ".join(str(message["role"]) for message in messages)
             raise UnfitPromptError(
-                f"prompt {name!r}: the model's chat template refuses messages of the roles {roles}: {error}. Write "
-                "it for roles that the template knows; some know no system message."
+                f"prompt {prompt.id!r}: the model's chat template refuses messages of the roles {roles}: {error}. "
+                "Write it for roles that the template knows; some know no system message."
             ) from error
+
+    def _written(self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> str:
+        if self._tokenizer is self._processor:  # a text model's template expects plain strings
+            messages = [{**message, "content": plain_text(message["content"])} for message in messages]
+        return str(self._processor.apply_chat_template(list(messages), tokenize=False, **given))
+
+    @cached_property
+    def options(self) -> list[str]:
+        """Variables that the template reads, those left out that each template is given.
+
+        Raises:
+            PolicyError: the template is malformed.
+        """
+        template = self._processor.chat_template
+        sources = template.values() if isinstance(template, Mapping) else [template]
+        return sorted(variables_of("\n".join(sources)) - {*STANDARD, *self._tokenizer.special_tokens_map})
+
+    def _system_as_it_is_read(self, message: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """The system message with its content as parts, or as a text for a template that knows it as one.
+
+        Raises:
+            ValueError: the template leaves a part out, or writes parts as Python does.
+        """
+        content = message["content"]
+        kinds = ("text",) if isinstance(content, str) else tuple(part["type"] for part in content)
+        key = (kinds, repr(sorted(options.items())))
+        if key not in self._system_forms:
+            self._system_forms[key] = self._system_form(kinds, options)
+        if self._system_forms[key] == "text":
+            return {**message, "content": plain_text(content)}
+        return message
+
+    def _system_form(self, kinds: Sequence[str], options: Mapping[str, Any]) -> Literal["parts", "text"]:
+        """How the template reads a system message with parts of these kinds."""
+        texts = [f"{_SYSTEM_TEXT}{place}" for place in range(len(kinds))]
+        parts = [
+            {"type": kind, kind: text if kind == "text" else None} for kind, text in zip(kinds, texts, strict=True)
+        ]
+        said = [text for kind, text in zip(kinds, texts, strict=True) if kind == "text"]
+
+        def written(content: Any) -> str:
+            asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+            given = {**options, "add_generation_prompt": True}
+            return self._written([{"role": "system", "content": content}, asked], given)
+
+        def is_whole(text: str) -> bool:
+            places = [text.find(word) for word in said]
+            return -1 not in places and places == sorted(places) and not re.search(r"""['"]type['"]\s*:""", text)
+
+        try:
+            text = written(parts)
+            media = [place for place, kind in enumerate(kinds) if kind != "text"]
+            if is_whole(text) and all(written(parts[:at] + parts[at + 1 :]) != text for at in media):
+                return "parts"
+        except Exception:  # it may want a text
+            if len(said) < len(kinds):
+                raise
+        if len(said) == len(kinds) and is_whole(written("".join(said))):
+            return "text"
+        raise ValueError(f"it leaves out a part of a system message with {', '.join(kinds)}")
 
 
 def policy_turn() -> dict[str, Any]:

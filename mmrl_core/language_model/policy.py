@@ -99,7 +99,7 @@ class LanguageModelPolicy(PolicyBase):
         sampling: Sampling,
         on_group: Callable[[RolloutGroup], None] | None = None,
     ) -> list[RolloutGroup]:
-        """Sample completions. See `Policy.rollout`. The completion is text without special tokens.
+        """Sample completions. See `Policy.rollout`. Completions are text, without special tokens but those of a prefix.
 
         Samples of prompts with one image gain `resized_width_px` and `resized_height_px`, as the model saw it.
         """
@@ -119,7 +119,9 @@ class LanguageModelPolicy(PolicyBase):
     def _group(self, prompt: Prompt, samples: Sequence[Sampled]) -> RolloutGroup:
         observation = self.encoder.encode(prompt)
         rollouts = [
-            Rollout([_row(prompt.id, f"{prompt.id}/{index}", observation, item)], self.decode(item.tokens))
+            Rollout(
+                [_row(prompt.id, f"{prompt.id}/{index}", observation, item)], self.decode(item.tokens, prompt.prefix)
+            )
             for index, item in enumerate(samples)
         ]
         return RolloutGroup(_with_image_size(prompt, observation), rollouts)
@@ -155,33 +157,41 @@ class LanguageModelPolicy(PolicyBase):
             with self.autocast():
                 self.engine.generate(self, prompts, observations, 1, sampling, finish)
         else:
-            samples = dict(enumerate(self._forced(answers)))
+            samples = dict(enumerate(self._forced(prompts, answers)))
         decisions = []
         for index, (rollout, observation) in enumerate(zip(rollouts, observations, strict=True)):
             last = rollout.rows[-1]
             row = _row(last.prompt_id, last.trajectory_id, observation, samples[index], forced=answers is not None)
             row = replace(row, step_index=last.step_index + 1)
-            decisions.append((row, self.decode(row.action)))
+            decisions.append((row, self.decode(row.action, prompts[index].prefix)))
         return decisions
 
     def demonstrate(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[RolloutGroup]:
-        """Rows whose tokens are the answers with the end-of-turn token. See `Policy.demonstrate`."""
+        """Rows whose tokens are the answers behind the prefix, and the end-of-turn token. See `Policy.demonstrate`."""
         groups = []
-        for prompt, answer, item in zip(prompts, answers, self._forced(answers), strict=True):
+        for prompt, answer, item in zip(prompts, answers, self._forced(prompts, answers), strict=True):
             row = _row(prompt.id, f"{prompt.id}/0", self.encoder.encode(prompt), item, forced=True)
-            groups.append(RolloutGroup(prompt, [Rollout([row], answer)]))
+            groups.append(RolloutGroup(prompt, [Rollout([row], prompt.with_prefix(answer))]))
         self.encoder.trim_cache()
         return groups
 
-    def _forced(self, answers: Sequence[str]) -> list[Sampled]:
+    def _forced(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Sampled]:
         """Answers of the data as if they had been sampled, with the end of a turn as the chat template writes it."""
         chat, tokenizer = self.encoder.chat, self.encoder.tokenizer
-        texts = [chat.neutral(answer) + chat.turn_end for answer in answers]
+        begun = [answer.removeprefix(prompt.prefix) for prompt, answer in zip(prompts, answers, strict=True)]
+        texts = [chat.neutral(answer) + chat.turn_end for answer in begun]
         tokens = [torch.tensor(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         return [Sampled(ids, torch.zeros(len(ids)), truncated=False) for ids in tokens]
 
-    def decode(self, tokens: Tensor) -> str:
-        return self.encoder.tokenizer.decode(tokens, skip_special_tokens=True)
+    def decode(self, tokens: Tensor, prefix: str = "") -> str:
+        """The text of a turn: the prefix as it stands, then the tokens behind it, special ones left out."""
+        tokenizer = self.encoder.tokenizer
+        if not prefix:
+            return tokenizer.decode(tokens, skip_special_tokens=True)
+        # Some tokenizers drop a blank before the first token that they are given.
+        before = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+        start = len(tokenizer.decode(before, skip_special_tokens=True))
+        return prefix + tokenizer.decode([*before, *tokens.tolist()], skip_special_tokens=True)[start:]
 
     def describe(self) -> list[str]:
         """How the work will be done, for a dry run."""

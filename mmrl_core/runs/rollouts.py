@@ -8,12 +8,13 @@
     rollouts/media/<content hash>.flac        sounds of prompts and conversations, mono, 16 bit
 
 A line holds step, stage, split, temperature, prompt_id, group (position in the step), index (position in the group),
-prompt (text; media are written as [image]), media (paths from rollouts/), times_s (for each of the media the time of a
-video's frame, in seconds, or null), answer (the gold completion), sample, completion (null if it is a picture or a
-video), completion_media (its path, or null), turns (of a conversation, in order: role, text, media, times_s; empty for
-a single turn), outcome (facts of the conversation), rewards (name -> number before its weight, null = unscored), total
-(weighted), advantage, truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made
-the first MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that are not finite are null.
+prompt (text; media are written as [image]), prefix (that completion and turns begin with, given and not sampled), media
+(paths from rollouts/), times_s (for each of the media the time of a video's frame, in seconds, or null), answer (the
+gold completion), sample, completion (null if it is a picture or a video), completion_media (its path, or null), turns
+(of a conversation, in order: role, text, media, times_s; empty for a single turn), outcome (facts of the conversation),
+rewards (name -> number before its weight, null = unscored), total (weighted), advantage, truncated, num_tokens. Of a
+prompt's video up to MAX_FRAMES frames are kept, of one that was made the first MAX_MADE_FRAMES, of a sound the first
+MAX_SOUND_S seconds. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class RolloutLog:
                 "temperature": temperature,
                 "prompt_id": group.prompt.id,
                 "group": group_index,
-                "prompt": prompt_text(group.prompt),
+                **_prompt_texts(group.prompt),
                 **self._save_media(group.prompt.messages, group.prompt.media_keys),
                 "answer": group.prompt.answer,
                 "sample": json_safe(group.prompt.sample),
@@ -279,6 +280,10 @@ def prompt_text(prompt: Prompt) -> str:
     if len(spoken) == 1:
         return spoken[0][1]
     return "\n\n".join(f"{role}: {content}" for role, content in spoken)
+
+
+def _prompt_texts(prompt: Prompt) -> dict[str, str]:
+    return {"prompt": prompt_text(prompt), "prefix": prompt.prefix}
 
 
 def json_safe(value: Any, depth: int = 0) -> Any:

@@ -87,6 +87,10 @@ def _preview(prompt: Prompt, folder: Path, encoder: Any) -> str:
             lines.append(f"[{what}, {image.width} x {image.height} pixels: {name}]")
     if prompt.tools:
         lines += ["--- tools that may be called", *map(json.dumps, prompt.tools)]
+    if prompt.template:
+        lines += ["--- options of the chat template", json.dumps(prompt.template, ensure_ascii=False, default=str)]
+    if prompt.prefix:
+        lines += ["--- prefix: each turn of the policy begins with it, and it is not trained", prompt.prefix]
     if prompt.answer:
         lines += ["--- gold answer", prompt.answer]
     lines += ["--- sample (what rewards read)", json.dumps(prompt.sample, ensure_ascii=False, default=str)]

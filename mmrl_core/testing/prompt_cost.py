@@ -43,6 +43,8 @@ def length_findings(where: str, prompts: Sequence[Prompt], preview: Preview, dat
             lengths[prompt.id] = preview.prompt_length(prompt)
         except UnfitPromptError as error:
             unfit.append(str(error))
+        except PolicyError as error:  # of every prompt, such as an option that the template does not read
+            return [Finding(False, f"{where}: {error}")]
         except Exception as error:  # a processor is foreign code
             return [Finding(False, f"{where}: the model's processor raised {type(error).__name__}: {error}")]
     too_long = [key for key, length in lengths.items() if length > limit]
@@ -65,6 +67,8 @@ def as_the_model_sees(prompt: Prompt, preview: Preview | None) -> list[str]:
         return []
     try:
         rendered, num_tokens = preview.prompt_text(prompt), preview.prompt_length(prompt)
+    except PolicyError as error:
+        return [f"--- the model does not take it: {error}"]
     except Exception as error:  # a processor is foreign code
         return [f"--- the model's processor raised {type(error).__name__}: {error}"]
     limit = preview.max_prompt_tokens

@@ -70,7 +70,7 @@ def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts
         return Finding(True, f"{name}: gold answer: skipped, the rows have none (prompt.answer)")
     judgements: dict[str, Judgement] = {}
     for prompt in answered:  # one by one: neighbours with equal rows are no group here
-        judgements[prompt.id] = runner.judge(config.key, [prompt.answer], [prompt.sample])[0]
+        judgements[prompt.id] = runner.judge(config.key, [prompt.with_prefix(prompt.answer)], [prompt.sample])[0]
     if failed := {key: j.failure for key, j in judgements.items() if j.failure is not None}:
         first = next(iter(failed))
         return Finding(False, f"{name}: gold answer: fails on {some(list(failed))}; {first}: {failed[first]}")

@@ -130,7 +130,7 @@ class PlainModel:
             audios += [part for part in parts if part["type"] == "audio"]
             text = "".join(part.get("text", "") for part in parts)
             messages.append({**message, "content": text if self.text_only else parts})
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prompt.prefix
         media = {"images": images} if images else {}
         if videos:
             media["videos"] = [part["video"] for part in videos]

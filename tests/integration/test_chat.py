@@ -1,5 +1,6 @@
 """Only the chat template writes control tokens, and what ends a turn there is taught and ends a rollout."""
 
+import copy
 import json
 import re
 import shutil
@@ -8,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from mmrl_core.errors import PolicyError
+from mmrl_core.errors import PolicyError, UnfitPromptError
 from mmrl_core.language_model import LanguageModelOptions, LanguageModelPolicy, PromptEncoder, load_processor
-from mmrl_core.testing import TINY_KINDS
+from mmrl_core.testing import TINY_KINDS, check_task, preview_task
 from mmrl_core.types import Prompt
 
 TURN_ENDS = {
@@ -191,3 +192,231 @@ def test_a_model_without_a_chat_template_is_said_so(tiny_model, tmp_path, make_p
     policy = LanguageModelPolicy(changed(tiny_model, tmp_path, "qwen2", ""))
     with pytest.raises(PolicyError, match=r"no chat template.*chat_template\.jinja"):
         policy.prompt_length(make_prompt("p", "what is it"))
+
+
+# Options, system message, prefix, tools
+
+
+@pytest.fixture(scope="session")
+def chat(encoder):
+    """`chat(kind, change)` -> the chat template of a kind of model, its text changed by a function."""
+
+    def changed_chat(kind, change=lambda text: text):
+        processor = copy.copy(encoder(kind).processor)
+        processor.chat_template = change(processor.chat_template)
+        return PromptEncoder(processor, None, sys.maxsize).chat
+
+    return changed_chat
+
+
+def asked(text="look", system=(), **settings):
+    messages = [{"role": "system", "content": list(system)}] if system else []
+    return Prompt("p", [*messages, message("user", text)], {}, **settings)
+
+
+def words(text):
+    return {"type": "text", "text": text}
+
+
+THINKING = "{%- if enable_thinking is defined and not enable_thinking -%}{{- '[no thoughts]' -}}{%- endif -%}"
+
+
+@pytest.mark.parametrize("kind", TINY_KINDS)
+def test_every_family_ends_a_turn_as_its_template_does(kind, encoder):
+    assert encoder(kind).chat.turn_end == TURN_ENDS.get(kind, "<|im_end|>")
+
+
+@pytest.mark.parametrize("kind", TINY_KINDS)
+def test_options_reach_the_template_and_others_are_refused(kind, chat):
+    reading = chat(kind, lambda text: text + THINKING)
+    plain = chat(kind).render(asked())
+    assert reading.options == ["enable_thinking"]
+    assert reading.render(asked()) == reading.render(asked(template={"enable_thinking": True})) == plain
+    quiet = asked(template={"enable_thinking": False})
+    assert reading.render(quiet) == plain + "[no thoughts]"
+    assert reading.after_turn(quiet, [], [message("user", "sure?")]).endswith("[no thoughts]")
+    for given in ({"enable_thinkin": False}, {"messages": []}, {"tools": []}, {"tokenize": True}):
+        with pytest.raises(PolicyError, match=f"reads no '{next(iter(given))}'.* It reads: enable_thinking\\."):
+            reading.render(asked(template=given))
+    with pytest.raises(PolicyError, match=r"It reads: no options\.$"):
+        chat(kind).render(quiet)
+
+
+@pytest.mark.parametrize("kind", TINY_KINDS)
+def test_a_system_message_in_parts_is_the_text_that_they_make(kind, chat):
+    whole, parts = asked(system=[words("Be brief.")]), asked(system=[words("Be "), words("brief.")])
+    if kind in NO_SYSTEM:
+        for prompt in (whole, parts):
+            with pytest.raises(UnfitPromptError, match=r"roles system, user: System role not supported\. Write it"):
+                chat(kind).render(prompt)
+        return
+    assert "Be brief." in chat(kind).render(whole)
+    assert chat(kind).render(parts) == chat(kind).render(whole)
+
+
+IN_THE_SYSTEM = {"image": {"image": None}, "video": {"video": None}}
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "gemma3", "internvl", "llava", "smolvlm"])
+def test_pictures_of_a_system_message_are_encoded_before_those_of_the_question(kind, encoder, make_picture):
+    def encoded(system, *pictures):
+        content = [*({"type": "image", "image": picture} for picture in pictures), words("which one")]
+        messages = [*system, {"role": "user", "content": content}]
+        return encoder(kind).encode(Prompt("p", messages, {}))
+
+    legend, first = make_picture(1, 84, 56), make_picture(2, 84, 56)
+    system = {"role": "system", "content": [words("A map: "), {"type": "image", "image": legend}, words(" Be brief.")]}
+    found = encoded([system], first)
+    text = encoder(kind).tokenizer.decode(found.input_ids)
+    assert text.index("A map:") < text.index("Be brief.") < text.index("which one")
+    both = encoded([], legend, first)
+    assert torch.equal(found.media["pixel_values"], both.media["pixel_values"])
+
+
+def reading_system(how):
+    """A template whose system message is read in one way; `content` is the message's."""
+    head = "{%- if messages[0]['role'] == 'system' -%}" + how + "{%- set messages = messages[1:] -%}{%- endif -%}"
+    return lambda text: "{%- set content = messages[0]['content'] -%}" + head + text
+
+
+MAP = [words("A map: "), {"type": "image", "image": None}]
+
+
+@pytest.mark.parametrize(
+    ("how", "parts", "written"),
+    [
+        ("{{- '[' ~ content ~ ']' -}}", [words("Be "), words("brief.")], "[Be brief.]"),  # a text, and no list
+        ("{{- '[' + content + ']' -}}", [words("Be "), words("brief.")], "[Be brief.]"),
+        (
+            "{{- '[' + (content if content is string else content[0]['text']) + ']' -}}",  # as Gemma 3's
+            [words("Be "), words("brief.")],
+            "[Be brief.]",
+        ),
+        ("{{- '[' + (content if content is string else content[0]['text']) + ']' -}}", MAP, None),
+        ("{{- '[' + content + ']' -}}", MAP, None),
+        ("", [words("Be brief.")], None),  # left out
+    ],
+)
+def test_a_template_gets_the_system_message_in_the_form_that_it_reads_whole(how, parts, written, chat):
+    reading = chat("smolvlm", reading_system(how))
+    prompt = asked(system=parts)
+    if written is None:
+        with pytest.raises(UnfitPromptError, match="refuses messages of the roles system, user") as refused:
+            reading.render(prompt)
+        assert "\n" not in str(refused.value)
+    else:
+        assert reading.render(prompt) == written + chat("smolvlm").render(asked())
+
+
+@pytest.mark.parametrize("kind", TINY_KINDS)
+def test_a_prefix_is_observed_in_every_turn_and_may_hold_control_tokens(kind, encoder):
+    used = encoder(kind)
+    mark = next(token for token in TINY_KINDS[kind].control.tokens if token not in used.chat._media_tokens)
+    plain, begun = asked(), asked(prefix=f"{mark}<think>\n")
+    assert used.render(begun) == used.render(plain) + begun.prefix
+    before, after = used.encode(plain), used.encode(begun)
+    start = len(before) - 1  # a tokenizer may join the last blank with what follows
+    assert after.input_ids[:start].tolist() == before.input_ids[:start].tolist()
+    assert control_tokens(used, after.input_ids, kind)[mark] == control_tokens(used, before.input_ids, kind)[mark] + 1
+    said, action = [message("user", "sure?")], torch.tensor([65, 66])
+    replies = [used.encode_reply(prompt, before, action, said, ended=False).reply for prompt in (plain, begun)]
+    texts = [used.tokenizer.decode(reply.input_ids) for reply in replies]
+    assert texts[1].endswith("<think>\n") and texts[1].startswith(texts[0].rstrip())
+
+
+def test_a_prefix_that_the_template_writes_is_not_written_twice(chat):
+    thinking = chat("qwen2", lambda text: text + "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{%- endif -%}")
+    assert thinking.render(asked(prefix="<think>\n")) == thinking.render(asked())
+    assert thinking.render(asked(prefix="<think>\nFirst")).endswith("<think>\n<think>\nFirst")
+
+
+def test_a_prefix_holds_no_placeholder_of_a_medium(encoder):
+    with pytest.raises(PolicyError, match=r"prompt\.prefix holds '<\|image_pad\|>'"):
+        encoder("qwen2_vl").render(asked(prefix="see <|image_pad|>"))
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama", "gemma2", "gemma3", "llava", "mistral3"])
+def test_demonstrations_begin_after_the_prefix_whether_they_hold_it_or_not(kind, tiny_model):
+    policy = LanguageModelPolicy(tiny_model(kind), attention="eager" if kind == "gemma2" else "sdpa")
+    prompt = asked(prefix="Answer:")
+    groups = policy.demonstrate([prompt, prompt], ["Answer: a dog", " a dog"])
+    rollouts = [group.rollouts[0] for group in groups]
+    assert [rollout.completion for rollout in rollouts] == ["Answer: a dog"] * 2
+    assert rollouts[0].rows[0].action.tolist() == rollouts[1].rows[0].action.tolist()
+    action = rollouts[0].rows[0].action
+    assert policy.decode(action, "Answer:") == "Answer: a dog", "the blank stays"
+    alone = policy.demonstrate([asked()], [" a dog"])[0].rollouts[0].rows[0].action
+    assert action.tolist() == alone.tolist()
+
+
+ZOOM = {"type": "function", "function": {"name": "zoom", "description": "Nearer.", "parameters": {"type": "object"}}}
+OWN_SECTION = (
+    "{%- if tools -%}{{- 'You have: ' -}}{%- for tool in tools -%}{{- tool | tojson -}}{%- endfor -%}"
+    "{{- ' Call one as <tool_call>\\n' + CALL + '\\n</tool_call>. ' -}}{%- endif -%}"
+)
+READ = OWN_SECTION.replace("CALL", """'{"name": <name>, "arguments": <object>}'""")
+NOT_READ = OWN_SECTION.replace("CALL", "'<function=name>'")
+
+
+@pytest.mark.parametrize("text", ["look", "zoom in, or call zoom"])  # a tool's name in the question is no section
+@pytest.mark.parametrize(
+    ("kind", "change", "own"),
+    [
+        ("qwen2_5_vl", lambda text: READ + text, True),
+        ("llama", lambda text: READ + text, True),
+        ("qwen2_5_vl", lambda text: NOT_READ + text, False),  # calls in a form that nobody would read
+        ("qwen2_5_vl", lambda text: text, False),
+        ("llama", lambda text: text, False),
+        ("gemma2", lambda text: text, False),  # knows no system message either
+        ("qwen2_5_vl", reading_system(""), False),  # leaves it out
+    ],
+)
+def test_tools_are_described_by_the_template_or_else_by_our_section(kind, change, own, text, chat):
+    written = chat(kind, change).render(asked(text, tools=(ZOOM,)))
+    ours = "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    assert written.count(json.dumps(ZOOM)) == 1 and text in written
+    assert (ours in written) != own and ("You have: " in written) == own
+
+
+def test_a_task_sets_all_of_it_for_sft_rollouts_evaluation_preview_and_check(
+    tiny_model, tmp_path, base_config, make_config, make_trainer, rewards_file
+):
+    values = base_config("qwen2_vl")
+    values["model"]["path"] = str(changed(tiny_model, tmp_path, "qwen2_vl", lambda text: text + THINKING))
+    values["prompt"] |= {
+        "system": [{"text": "One like it: "}, {"image": "{image}"}],
+        "prefix": "It is",
+        "template": {"enable_thinking": False},
+        "answer": "It is {answer}.",
+    }
+    values |= {
+        "rewards": [f"{rewards_file}:spread"],
+        "data": {"train": values["data"]["train"], "held_out": {**values["data"]["train"], "limit": 2}},
+        "stages": [
+            {"kind": "sft", "steps": 1, "prompts_per_step": 1},
+            {"kind": "grpo", "steps": 1, "prompts_per_step": 2, "group_size": 2},
+        ],
+    }
+    trainer = make_trainer(values)
+    trainer.run(resume=False)
+    files = sorted((trainer.output / "rollouts").glob("*.jsonl"))
+    lines = {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
+    assert {name.split("-")[2].split(".")[0] for name in lines} == {"train", "held_out"}
+    for line in (line for of_file in lines.values() for line in of_file):
+        assert line["prefix"] == "It is" and line["completion"].startswith("It is")
+        assert line["prompt"].startswith("system: One like it: ")
+
+    shown = preview_task(make_config(values), 1, tmp_path / "shown")
+    assert '--- options of the chat template\n{"enable_thinking": false}' in shown
+    assert "--- prefix: each turn of the policy begins with it, and it is not trained\nIt is\n" in shown
+    assert shown.rstrip().endswith("<|im_start|>assistant\n[no thoughts]It is")
+    prompt = trainer.sampler.source.sources[0].prompt(0)
+    assert trainer.policy.encoder.render(prompt).endswith("<|im_start|>assistant\n[no thoughts]It is")
+
+    values["prompt"]["template"] = {"enable_thinkin": False}
+    said = "prompt.template: the model's chat template reads no 'enable_thinkin'. Did you mean 'enable_thinking'?"
+    found = [finding for finding in check_task(make_config(values)) if not finding.ok]
+    assert found and all(said in finding.what and not finding.tolerable for finding in found)
+    assert f"--- the model does not take it: {said}" in preview_task(make_config(values), 1, tmp_path / "shown")
+    with pytest.raises(PolicyError, match=re.escape(said)):
+        make_trainer(values).run(resume=False)

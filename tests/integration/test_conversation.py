@@ -108,6 +108,9 @@ def converse(policy, prompts, environment, *, group_size=4, max_tokens=12, seed=
     return multi_turn(policy, prompts, group_size, sampling, environment=environment, **options)
 
 
+PREFIXES = {"llama": "<think>\n", "qwen2_5_vl": "<think>\n", "qwen2_audio": "Answer:"}
+"""What each turn of the policy begins with, for kinds of models."""
+
 TURN_ENDS = {"llama": "<|eot_id|>", "gemma3_text": "<end_of_turn>"}
 
 
@@ -143,7 +146,7 @@ class Whole:
             if turn:
                 before = rollout.rows[turn - 1].action
                 num_audios = len(media.get("input_features", ()))
-                text = reply_text(self.kind, said[turn - 1]["content"], num_audios)
+                text = reply_text(self.kind, said[turn - 1]["content"], num_audios) + group.prompt.prefix
                 turn_end = TURN_ENDS.get(self.kind, "<|im_end|>")
                 if self.plain.processor.decode([int(before[-1])]) != turn_end:  # another token stopped it
                     text = turn_end + text
@@ -213,10 +216,16 @@ def test_logprobs_and_gradients_equal_a_plain_forward_of_the_whole_conversation(
         model.gradient_checkpointing_disable()
     whole = Whole(plain_model(path, model), kind)
     environment = Answers(*replies(kind))
-    groups = converse(policy, prompts(kind), environment)
+    prefix = PREFIXES.get(kind, "")
+    groups = converse(policy, [replace(prompt, prefix=prefix) for prompt in prompts(kind)], environment)
     rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
     lengths = Counter(len(rollout.rows) for _, rollout in rollouts)
     assert lengths[3] >= 1 and lengths[2] >= 1, "the test needs conversations of two and of three turns"
+    for _, rollout in rollouts:
+        turns = [prefix + policy.decode(row.action) for row in rollout.rows]
+        said = [message["content"][0]["text"] for message in rollout.messages if message["role"] == "assistant"]
+        assert said == turns and rollout.completion == "\n".join(turns)
+    assert environment.texts and all(text.startswith(prefix) for text in environment.texts)
 
     rows = [row for _, rollout in rollouts for row in rollout.rows]
     logprobs = policy.logprobs(rows).logprobs

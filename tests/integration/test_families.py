@@ -71,7 +71,7 @@ def medium(kind, place):
 
 
 def prompts_of(media):
-    """No medium, one of each kind, and two pictures of unequal sizes."""
+    """No medium, one of each kind, and two pictures of unequal sizes; every second one with a prefix."""
     cases = [(), *((kind,) for kind in media), *((kind, kind) for kind in media if kind == "image")]
     return [
         Prompt(
@@ -83,6 +83,7 @@ def prompts_of(media):
                 }
             ],
             {},
+            prefix="<think>\n" if case % 2 else "",
         )
         for case, kinds in enumerate(cases)
     ]
@@ -92,7 +93,7 @@ def plain_logprobs(model, processor, prompt, action):
     """Logprobs [T] of a completion by transformers alone."""
     parts = prompt.messages[0]["content"]
     of = lambda kind: [part for part in parts if part["type"] == kind]  # noqa: E731
-    text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+    text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True) + prompt.prefix
     opening = processor.tokenizer.bos_token
     given = {"images": [part["image"] for part in of("image")], "videos": [part["video"] for part in of("video")]}
     if opening is not None and text.startswith(opening):

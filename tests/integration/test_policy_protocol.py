@@ -201,6 +201,16 @@ def gaussian_config(install, data_files, monkeypatch, tmp_path):
     return config
 
 
+@pytest.mark.parametrize("given", [{"prefix": "<think>"}, {"template": {"quiet": True}}])
+def test_a_policy_without_a_chat_template_refuses_what_is_said_to_one(given, make_trainer, gaussian_config):
+    config = gaussian_config(steps=1)
+    config["prompt"] |= given
+    with pytest.raises(
+        PolicyError, match=rf"GaussianPolicy has no chat template\. Take prompt\.{next(iter(given))} out"
+    ):
+        make_trainer(config).run(resume=False)
+
+
 def test_a_gaussian_over_latents_is_trained_to_a_known_optimum(make_trainer, gaussian_config):
     """The mean moves to [1, -1, 0.5, 2]; then the expected reward is -4 * 0.25, and that of the mean itself 0."""
     trainer = make_trainer(gaussian_config())

@@ -263,6 +263,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
     stage = {"kind": "sft", "steps": 2, "prompts_per_step": 4, "micro_batch_rows": 3, "target": "It is {answer}."}
     settings = {"lr": 1e-2, "eps": 1e-2, "max_grad_norm": None}
     config = {**base_config("qwen2_vl"), "optimizer": settings, "stages": [stage], "plugins": ["probe_batches"]}
+    config["prompt"]["prefix"] = "It is"
     trainer, steps = run(config)
     import probe_batches
 
@@ -277,7 +278,7 @@ def test_a_supervised_step_is_hand_written_cross_entropy(run, base_config, plain
         logits, targets = [], []
         for row in batch.rows:
             prompt = trainer.sampler.source.sources[0].prompt(int(row.prompt_id.split(":")[1]))
-            ids = tokenizer(f"It is {prompt.sample['answer']}.<|im_end|>", return_tensors="pt")["input_ids"][0]
+            ids = tokenizer(f" {prompt.sample['answer']}.<|im_end|>", return_tensors="pt")["input_ids"][0]
             assert row.action.tolist() == ids.tolist()
             logits.append(plain.logits(prompt, ids))
             targets.append(ids)

@@ -14,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import soundfile
 from PIL import Image
+from pydantic import ValidationError
 
 from mmrl_core.config.schema import DataConfig, PromptConfig, SourceConfig
 from mmrl_core.data import PromptSource, Template
@@ -108,6 +109,83 @@ def test_a_row_becomes_a_prompt(tmp_path: Path) -> None:
     assert prompt.sample == {"label": "dog", "boxes": [[1, 2, 3, 4]]}
     assert prompt.answer == "<a>[[1, 2, 3, 4]]</a>"
     assert len(prompt.media_keys) == 1
+
+
+def test_a_system_message_may_have_parts_with_media_before_those_of_the_question(tmp_path: Path) -> None:
+    for color in ("red", "blue"):
+        (tmp_path / f"{color}.png").write_bytes(png(color))
+    path = jsonl(tmp_path, [{"map": "red.png", "image": "blue.png", "q": "where", "area": "A"}] * 2)
+    system = [{"text": "Map of {area}:"}, {"image": "{map}"}, {"text": ""}, {"text": "Be brief."}]
+    prompt = source_of(path, {"system": system, "images": ["{image}"]}).prompt(0)
+    assert prompt is not None
+    told, user = prompt.messages
+    assert (told["role"], [part["type"] for part in told["content"]]) == ("system", ["text", "image", "text"])
+    assert [part.get("text") for part in told["content"]] == ["Map of A:", None, "Be brief."]
+    assert told["content"][1]["image"].getpixel((0, 0)) == (255, 0, 0)
+    assert [part["type"] for part in user["content"]] == ["image", "text"]
+    assert [Path(str(file)).name for file in prompt.media_files] == ["red.png", "blue.png"]
+    assert len(set(prompt.media_keys)) == 2
+    assert prompt.sample == {"q": "where", "area": "A"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"system": [{"image": "{mapp}"}]}, r"^prompt\.system\.images: '\{mapp\}': .*Did you mean 'map'\?"),
+        ({"system": [{"text": "{areas}"}]}, r"^prompt\.system: '\{areas\}': .*Did you mean 'area'\?"),
+        ({"prefix": "<think>{q}"}, r"^prompt\.prefix: .* is the same for all rows, and \{q\} is a column"),
+    ],
+)
+def test_columns_of_a_system_message_are_looked_for_and_a_prefix_has_none(
+    tmp_path: Path, prompt: dict[str, Any], message: str
+) -> None:
+    path = jsonl(tmp_path, [{"map": "red.png", "q": "where", "area": "A"}])
+    with pytest.raises(TaskDataError, match=message):
+        source_of(path, prompt).prompt(0)
+
+
+def test_a_broken_picture_of_a_system_message_breaks_its_row_by_its_name(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, [{"map": "none.png", "q": "where"}])
+    source = source_of(path, {"system": [{"image": "{map}"}]}, max_broken=1.0)
+    assert "none.png" in str(source.look(0))
+    assert source.prompt(0) is None
+    assert next(iter(source.set_aside)).file.endswith("none.png")
+
+
+def test_prefix_and_options_of_the_template_are_on_every_prompt(tmp_path: Path) -> None:
+    given = {"prefix": '{"answer": ', "template": {"enable_thinking": False}}
+    prompt = source_of(jsonl(tmp_path, [{"q": "where"}]), given).prompt(0)
+    assert prompt is not None
+    assert {"prefix": prompt.prefix, "template": prompt.template} == given
+    assert prompt.with_prefix("3}") == prompt.with_prefix('{"answer": 3}') == '{"answer": 3}'
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ({"prefix": " \n"}, "'prefix' is blanks alone"),
+        *(
+            (
+                {"system": system},
+                r"'system' is a text, or a list of parts, each a mapping of text, image, video or audio",
+            )
+            for system in (
+                [{"text": "a", "image": "{b}"}],
+                [{}],
+                [{"picture": "{b}"}],
+                [{"text": 3}],
+                ["a"],
+                7,
+                {"text": "a"},
+            )
+        ),
+        ({"template": {"a": [float("inf")]}}, "'template' holds a number that is not finite"),
+        ({"template": "enable_thinking"}, "should be a valid dictionary"),
+    ],
+)
+def test_what_cannot_be_a_prompt_is_refused(prompt: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        PromptConfig(**prompt)
 
 
 def test_images_in_parquet_and_several_in_a_column(tmp_path: Path) -> None:

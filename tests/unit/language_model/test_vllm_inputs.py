@@ -1,13 +1,17 @@
 """What vLLM is given for a prompt, without vLLM."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from mmrl_core.language_model import LanguageModelOptions, PromptEncoder, load_processor
 from mmrl_core.language_model.engines import vllm
 from mmrl_core.language_model.observations import Encoded
+from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
 
 RATE_HZ = 16000
@@ -53,6 +57,22 @@ def test_frames_have_their_channels_last_and_are_the_same_object_in_all_prompts(
     assert given.shape == (2, 4, 5, 3) and given[1, 2, 3, 0] == frames[1, 0, 2, 3]
     assert metadata == {"fps": 2, "do_sample_frames": False}
     assert inputs[1]["multi_modal_data"]["video"][0][0] is given
+
+
+def test_a_prompt_with_media_is_given_as_the_text_that_the_trainer_encodes_prefix_and_options_included(tmp_path):
+    build_tiny("qwen2_5_vl", tmp_path)
+    processor = load_processor(tmp_path, LanguageModelOptions())
+    processor.chat_template += "{%- if quiet -%}{{- '[quiet]' -}}{%- endif -%}"
+    encoder = PromptEncoder(processor, None, 1000)
+    picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
+    prompt = replace(asking(picture), prefix="<think>\n", template={"quiet": True})
+    observation = encoder.encode(prompt)
+    given = vllm._inputs(SimpleNamespace(encoder=encoder), prompt, observation, vllm._Converted(None))["prompt"]
+    assert given.endswith("assistant\n[quiet]<think>\n")
+    assert processor(text=[given], images=[picture["image"]])["input_ids"][0] == observation.input_ids.tolist()
+    text = replace(prompt, messages=asking({"type": "text", "text": "a question"}).messages)
+    ids = vllm._inputs(SimpleNamespace(encoder=encoder), text, encoder.encode(text), vllm._Converted(None))
+    assert encoder.tokenizer.decode(ids["prompt_token_ids"]).endswith("assistant\n[quiet]<think>\n")
 
 
 def test_a_prompt_of_text_is_given_as_the_tokens_of_the_trainer():

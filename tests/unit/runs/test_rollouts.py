@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def rollout(completion: Any, num_tokens: int = 3, *, truncated: bool = False) ->
 
 def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
     image = picture()
+    first = replace(image_prompt(image, sample={"solution": "s"}), prefix="<think>")
     groups = [
-        RolloutGroup(image_prompt(image, sample={"solution": "s"}), [rollout("a"), rollout("b", 5, truncated=True)]),
+        RolloutGroup(first, [rollout("a"), rollout("b", 5, truncated=True)]),
         RolloutGroup(image_prompt(image, name="train:2"), [rollout("c"), rollout("d")]),
     ]
     scores = Scores(
@@ -61,6 +63,7 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
         "prompt_id": "train:1",
         "group": 0,
         "prompt": "[image]\ndetect every 3",
+        "prefix": "<think>",
         "media": [media],
         "times_s": [None],
         "answer": "gold",

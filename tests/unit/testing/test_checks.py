@@ -155,6 +155,13 @@ def test_a_sound_task_has_no_problem(folder: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("answer", ["{label}", "{rest}"])
+def test_a_gold_answer_is_scored_with_the_prefix_whether_it_holds_it_or_not(folder: Path, answer: str) -> None:
+    write_rows(folder, [{"label": f"label {number}", "rest": f" {number}"} for number in range(2)])
+    prompt = {"text": "What is it?", "answer": answer, "prefix": "label"}
+    assert problems(check_task(config_of(folder, "exact", prompt=prompt))) == []
+
+
 def test_every_broken_row_is_named(folder: Path) -> None:
     (folder / "1.png").write_bytes(png()[:50])
     (folder / "2.png").unlink()

@@ -375,6 +375,7 @@ class DDPOPolicy(PolicyBase):
         super().__init__(self.denoiser, weights=unet)
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
+        super().prepare(prompts)
         for prompt in prompts:
             self.pipeline.embed(diffusion_prompt(prompt))
 

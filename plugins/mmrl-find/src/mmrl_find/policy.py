@@ -252,6 +252,7 @@ class NoisePolicy(PolicyBase):
     # Acting
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
+        super().prepare(prompts)
         for prompt in prompts:
             self.pipeline.embed(diffusion_prompt(prompt))
 
