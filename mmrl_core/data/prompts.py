@@ -269,8 +269,9 @@ class PromptSource:
                 if column not in columns:
                     raise TaskDataError(f"{template.key}: {template.text!r}: {no_column(column, list(columns))}")
         if named := [column for column in columns if f"{{{column}}}" in self._prefix]:
+            at = self._text.key.removesuffix("text")
             raise TaskDataError(
-                f"prompt.prefix: {self._prefix!r}: a prefix is the same for all rows, and {{{named[0]}}} is a column. "
+                f"{at}prefix: {self._prefix!r}: a prefix is the same for all rows, and {{{named[0]}}} is a column. "
                 "Write it without."
             )
         self._columns_checked = True

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from mmrl_core.errors import PolicyError, UnfitPromptError
 from mmrl_core.language_model.template_options import STANDARD, check_options, variables_of
@@ -33,8 +33,8 @@ _CALL_FORM = re.compile(r'<tool_call>\s*\{\s*"(?:name|arguments)"')
 _ASSISTANT_TEXT = "turn-5f1c2ab07d"
 """Takes the place of the policy's words where they do not matter. No text holds it by chance."""
 
-_SYSTEM_TEXT = "system-9b04c7e613-"
-"""Stands in a system message, to see what a template makes of it."""
+_OTHER_TEXT = "text-9b04c7e613-"
+"""Stands in a message of the system or a tool, to see what a template makes of it."""
 
 _MEDIA_TOKENS = ("image_token", "video_token", "audio_token", "audio_bos_token", "audio_eos_token")
 """Attributes of processors: placeholders that they replace in a text, whether the tokenizer knows them or not."""
@@ -58,7 +58,7 @@ class ChatTemplate:
         self._media_tokens = {str(getattr(processor, name)) for name in _MEDIA_TOKENS if getattr(processor, name, None)}
         control |= self._media_tokens
         longest_first = sorted((token for token in control if len(token) > 1), key=len, reverse=True)
-        self._system_forms: dict[tuple[tuple[str, ...], str], Literal["parts", "text"]] = {}
+        self._forms: dict[tuple[str, tuple[str, ...], str], str] = {}
         self._control = re.compile("|".join(map(re.escape, longest_first)) or r"\b\B")
 
     def render(self, prompt: Prompt) -> str:
@@ -113,9 +113,8 @@ class ChatTemplate:
 
         It is a control token, after blanks where the template has them.
         """
-        asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
         try:
-            whole = self._apply(Prompt("", [], {}), [asked, policy_turn()], add_generation_prompt=False)
+            whole = self._apply(Prompt("", [], {}), [_ASKED, policy_turn()], add_generation_prompt=False)
             rest = whole.rpartition(_ASSISTANT_TEXT)[2]
         except (PolicyError, UnfitPromptError):  # it is refused where a prompt is rendered
             rest = ""
@@ -161,9 +160,7 @@ class ChatTemplate:
         given = {**prompt.template, **given, "add_generation_prompt": add_generation_prompt}
         made = [self._neutral_message(message) for message in messages]
         try:
-            if made and made[0]["role"] == "system":
-                made[0] = self._system_as_it_is_read(made[0], prompt.template)
-            return self._written(made, given)
+            return self._written([self._as_it_is_read(message, prompt.template) for message in made], given)
         except Exception as error:  # a template is foreign code, and refuses what it was not made for
             roles = ", ".join(str(message["role"]) for message in messages)
             raise UnfitPromptError(
@@ -187,49 +184,59 @@ class ChatTemplate:
         sources = template.values() if isinstance(template, Mapping) else [template]
         return sorted(variables_of("\n".join(sources)) - {*STANDARD, *self._tokenizer.special_tokens_map})
 
-    def _system_as_it_is_read(self, message: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-        """The system message with its content as parts, or as a text for a template that knows it as one.
+    def _as_it_is_read(self, message: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """A message of the system or a tool with its content as the template reads it: parts, or one text.
+
+        A tool's message that the template does not read whole becomes one of the user.
 
         Raises:
-            ValueError: the template leaves a part out, or writes parts as Python does.
+            ValueError: the template leaves a part of a system message out, or writes parts as Python does.
         """
-        content = message["content"]
+        role, content = message["role"], message["content"]
+        if role not in _PLACES:
+            return message
         kinds = ("text",) if isinstance(content, str) else tuple(part["type"] for part in content)
-        key = (kinds, repr(sorted(options.items())))
-        if key not in self._system_forms:
-            self._system_forms[key] = self._system_form(kinds, options)
-        if self._system_forms[key] == "text":
+        key = (role, kinds, repr(sorted(options.items())))
+        if key not in self._forms:
+            self._forms[key] = self._form(role, kinds, options)
+        form = self._forms[key]
+        if form == "parts":
+            return message
+        if form == "text":
             return {**message, "content": plain_text(content)}
-        return message
+        if role == "tool":
+            return {**message, "role": "user"}
+        raise ValueError(form)
 
-    def _system_form(self, kinds: Sequence[str], options: Mapping[str, Any]) -> Literal["parts", "text"]:
-        """How the template reads a system message with parts of these kinds."""
-        texts = [f"{_SYSTEM_TEXT}{place}" for place in range(len(kinds))]
+    def _form(self, role: str, kinds: Sequence[str], options: Mapping[str, Any]) -> str:
+        """How the template reads a message with parts of these kinds: "parts", "text", or why it does not."""
+        texts = [f"{_OTHER_TEXT}{place}" for place in range(len(kinds))]
         parts = [
             {"type": kind, kind: text if kind == "text" else None} for kind, text in zip(kinds, texts, strict=True)
         ]
         said = [text for kind, text in zip(kinds, texts, strict=True) if kind == "text"]
+        before, after = _PLACES[role]
 
         def written(content: Any) -> str:
-            asked = {"role": "user", "content": [{"type": "text", "text": "?"}]}
             given = {**options, "add_generation_prompt": True}
-            return self._written([{"role": "system", "content": content}, asked], given)
+            return self._written([*before, {"role": role, "content": content}, *after], given)
 
         def is_whole(text: str) -> bool:
             places = [text.find(word) for word in said]
             return -1 not in places and places == sorted(places) and not re.search(r"""['"]type['"]\s*:""", text)
 
+        why = f"it leaves out a part of a {role} message with {', '.join(kinds)}"
         try:
             text = written(parts)
             media = [place for place, kind in enumerate(kinds) if kind != "text"]
             if is_whole(text) and all(written(parts[:at] + parts[at + 1 :]) != text for at in media):
                 return "parts"
-        except Exception:  # it may want a text
-            if len(said) < len(kinds):
-                raise
-        if len(said) == len(kinds) and is_whole(written("".join(said))):
-            return "text"
-        raise ValueError(f"it leaves out a part of a system message with {', '.join(kinds)}")
+        except Exception as error:  # a template is foreign code; it may want a text
+            why = str(error)
+        try:
+            return "text" if len(said) == len(kinds) and is_whole(written("".join(said))) else why
+        except Exception as error:
+            return str(error)
 
 
 def policy_turn() -> dict[str, Any]:
@@ -262,3 +269,8 @@ def _before_the_question(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
     opening = {"type": "text", "text": f"{plain_text(system['content'])}\n\n"}
     others[place : place + 1] = [{"role": "user", "content": [opening, *parts]}]
     return others
+
+
+_ASKED = {"role": "user", "content": [{"type": "text", "text": "?"}]}
+_PLACES: dict[str, tuple[list[Any], list[Any]]] = {"system": ([], [_ASKED]), "tool": ([_ASKED, policy_turn()], [])}
+"""Roles that templates read in different ways -> what stands before and after such a message."""

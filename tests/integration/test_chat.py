@@ -308,6 +308,35 @@ def test_a_template_gets_the_system_message_in_the_form_that_it_reads_whole(how,
         assert reading.render(prompt) == written + chat("smolvlm").render(asked())
 
 
+TURNS_ALTERNATE = (  # as Gemma's
+    "{%- for message in messages -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{- raise_exception('roles must alternate') -}}{%- endif -%}{%- endfor -%}"
+)
+TOOL_CONTENT = "{%- for message in messages if message['role'] == 'tool' -%}{{- '[' ~ (HOW) ~ ']' -}}{%- endfor -%}"
+AS_ONE_TEXT = TOOL_CONTENT.replace(
+    "HOW", "message['content'] if message['content'] is string else message['content'][0]"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "parts", "written"),
+    [
+        (lambda text: text, [words("found "), words("it")], "<|im_start|>tool\nfound it<|im_end|>"),
+        (lambda text: TURNS_ALTERNATE + text, [words("found it")], "<|im_start|>user\nfound it<|im_end|>"),
+        # As GLM's: parts would be written as Python does.
+        (lambda text: text + AS_ONE_TEXT, [words("found "), words("it")], "assistant\n[found it]"),
+        (
+            lambda text: text + AS_ONE_TEXT,
+            [{"type": "image", "image": None}, words("it")],
+            "<|im_start|>user\n<|vision",
+        ),
+    ],
+)
+def test_a_tools_reply_is_written_in_the_form_that_the_template_reads_or_as_the_users(change, parts, written, chat):
+    reply = chat("qwen2_vl", change).after_turn(asked(), [], [{"role": "tool", "content": parts}])
+    assert written in reply and "'type'" not in reply
+
+
 @pytest.mark.parametrize("kind", TINY_KINDS)
 def test_a_prefix_is_observed_in_every_turn_and_may_hold_control_tokens(kind, encoder):
     used = encoder(kind)

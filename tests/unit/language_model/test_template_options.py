@@ -18,6 +18,7 @@ TEMPLATES = {
     "{% endif %}{% for message in rest %}{{ first }}{% endfor %}": [],
     "{% if a %}{% set x = 1 %}{% elif b %}{% set x = 2 %}{% else %}{% set x = 3 %}{% endif %}{{ x }}": ["a", "b"],
     "{% if a %}{% set x = 1 %}{% elif b %}{{ y }}{% else %}{% set x = 3 %}{% endif %}{{ x }}": ["a", "b", "x", "y"],
+    "{% macro show() %}{{ mark() }}{% endmacro %}{% macro mark() %}-{% endmacro %}{{ show() }}": [],
     "{% for m in messages %}{% set x = 1 %}{% endfor %}{{ x }}": ["x"],  # what a loop sets ends with it
     "{% set ns = namespace(found=false) %}{% for m in messages %}{% set ns.found = deep %}{% endfor %}": ["deep"],
     "{% macro show(part, mark='-') %}{{ mark }}{{ part }}{{ style }}{% endmacro %}{{ show(messages[0]) }}": ["style"],
