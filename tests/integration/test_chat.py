@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -376,6 +377,21 @@ def test_demonstrations_begin_after_the_prefix_whether_they_hold_it_or_not(kind,
     assert policy.decode(action, "Answer:") == "Answer: a dog", "the blank stays"
     alone = policy.demonstrate([asked()], [" a dog"])[0].rollouts[0].rows[0].action
     assert action.tolist() == alone.tolist()
+
+
+def test_a_blank_between_prefix_and_completion_is_kept_by_tokenizers_that_drop_the_first():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words_of = {"<unk>": 0, "\u2581a": 1, "\u2581dog": 2, "\u2581Answer": 3, ":": 4}
+    made = Tokenizer(models.WordLevel(words_of, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
+    made.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    policy = SimpleNamespace(encoder=SimpleNamespace(tokenizer=tokenizer))
+    tokens = torch.tensor([1, 2])
+    assert LanguageModelPolicy.decode(policy, tokens) == "a dog"
+    assert LanguageModelPolicy.decode(policy, tokens, "Answer:") == "Answer: a dog"
 
 
 ZOOM = {"type": "function", "function": {"name": "zoom", "description": "Nearer.", "parameters": {"type": "object"}}}
