@@ -69,7 +69,15 @@ def normalise_each_reward_stage(advantages: Tensor, view: RewardView, *, eps: fl
     (each token counts once).
 
     Source: TRL's ``multi_objective_aggregation="normalize_then_sum"``; GDPO, arXiv:2601.05242.
+
+    Raises:
+        ConfigError: a component has no weight, as hooks may leave it; the message names it.
     """
+    if bare := sorted(view.components.keys() - view.weights.keys()):
+        raise ConfigError(
+            f"normalise_each_reward adds rewards up by their weights, and {bare[0]!r} has none: the plugin that added "
+            "it has to give one, as Scores.with_component does"
+        )
     total = torch.zeros_like(advantages)
     for name, rewards in view.components.items():
         group_relative = for_each_trajectory(group_relative_advantages, rewards, view, eps=eps)

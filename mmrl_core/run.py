@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmrl_core.plugins.registry import Entry
     from mmrl_core.policy import Policy
     from mmrl_core.processes import Processes
-    from mmrl_core.types import Batch, RolloutGroup, Row, Sampling, Scores
+    from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
 
 
 @dataclass
@@ -145,6 +145,9 @@ class SteppingRun(Run, Protocol):
 
     def advance(self, draw: Drawn) -> None:
         """The draw is used: the next one begins where it ended."""
+
+    def set_aside(self, prompt: Prompt, reason: str) -> None:
+        """The row of a prompt turned out to be of no use in the step that drew it; counts as a broken one."""
 
     def fits_one_pass(self, rows: Sequence[Row]) -> bool:
         """Whether rows are within `micro_batch_tokens` and `micro_batch_rows`."""

@@ -69,7 +69,7 @@ def grpo_step(run: SteppingRun) -> Metrics:
 def sft_step(run: SteppingRun) -> Metrics:
     """One supervised step: the answers of the data are trained on, all with advantage 1."""
     prompts = run.sampler.draw()
-    groups = demonstrate(run.policy, prompts, answers_of(run, prompts), run.environment)
+    groups = demonstrate(run.policy, prompts, answers_of(run, prompts), run.environment, run.set_aside)
     batch = pack(groups, mask_truncated=run.stage.algorithm.mask_truncated)
     batch = replace(batch, advantages=batch.mask.float())
     metrics = update(run, batch)

@@ -34,7 +34,7 @@ from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
 from mmrl_core.step import accept, explain_failure, grpo_step, sft_step, trajectory_advantages
 from mmrl_core.support import Stopping, finite_norm, locked_folder
-from mmrl_core.types import Batch, RolloutGroup, Row, Sampling, Scores
+from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
 """Supervised stages: mean negative logprob of the answers' tokens, one update a step."""
@@ -256,6 +256,10 @@ class Trainer:
         self.state.position = draw.position
         self.state.epoch += draw.epochs_finished
         self._set_aside = draw.set_aside
+
+    def set_aside(self, prompt: Prompt, reason: str) -> None:
+        assert self.sampler is not None
+        self._set_aside = [*self._set_aside, self.sampler.source.refuse(prompt, reason)]
 
     def fits_one_pass(self, rows: Sequence[Row]) -> bool:
         if self.stage.micro_batch_rows is not None and len(rows) > self.stage.micro_batch_rows:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.errors import TaskDataError
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
+from mmrl_core.types import LOSS_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
     from mmrl_core.conversation.environment import Environment, Reply
@@ -94,16 +93,19 @@ def multi_turn(
 
 
 def demonstrate(
-    policy: Policy, prompts: Sequence[Prompt], answers: Sequence[str], environment: Environment | None
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    environment: Environment | None,
+    set_aside: Callable[[Prompt, str], None],
 ) -> list[RolloutGroup]:
     """Groups of one rollout each whose turns are taken from data; what is between them comes from the environment.
 
     Args:
         answers: each all turns of a demonstration in one text; the environment knows where a turn ends.
         environment: None for answers of a single turn.
-
-    Raises:
-        TaskDataError: a demonstration is longer than the policy takes, or goes on where the environment has no reply.
+        set_aside: is told of a demonstration that cannot go on, and why: it is longer than the policy takes, or goes on
+            where the environment has no reply. Its turns up to there come back untrained.
     """
     if environment is None:
         return policy.demonstrate(prompts, answers)
@@ -111,15 +113,23 @@ def demonstrate(
     groups = policy.demonstrate(prompts, [first for first, *_ in turns])
     talks = [_Talk(group.prompt, group.rollouts[0], environment.begin(group.prompt)) for group in groups]
     ask = partial(_ask, policy, Sampling())
+    stopped: set[int] = set()
     for turn in range(1, max(map(len, turns))):
-        going = [index for index, texts in enumerate(turns) if len(texts) > turn]
+        going = [index for index, texts in enumerate(turns) if len(texts) > turn and index not in stopped]
         live = _answered(policy, environment, [talks[index] for index in going], ask)
         for index in going:
             if talks[index] not in live:
-                raise TaskDataError(
-                    f"the demonstration of row {prompts[index].id} cannot go on after its turn {turn}: the environment "
-                    "has no reply to it, or it is longer than model.max_prompt_tokens."
+                stopped.add(index)
+                talks[index].leave_untrained()
+                why = (
+                    "its conversation is longer than model.max_prompt_tokens"
+                    if talks[index].rollout.truncated
+                    else ("the environment has no reply to it")
                 )
+                set_aside(prompts[index], f"the demonstration cannot go on after its turn {turn}: {why}")
+        going = [index for index in going if index not in stopped]
+        if not going:
+            break
         decisions = policy.act(
             [talk.prompt for talk in live],
             [talk.rollout for talk in live],
@@ -158,6 +168,15 @@ class _Talk:
             self.messages += reply.messages
         self.rollout = replace(self.rollout, rows=[*self.rollout.rows[:-1], last])
         self.observation = observation
+
+    def leave_untrained(self) -> None:
+        import torch
+
+        rows = [
+            replace(row, masks={**row.masks, LOSS_MASK: torch.zeros(row.num_actions, dtype=torch.bool)})
+            for row in self.rollout.rows
+        ]
+        self.rollout = replace(self.rollout, rows=rows)
 
     def add(self, row: Row, text: str) -> None:
         self.rollout = replace(self.rollout, rows=[*self.rollout.rows, row])

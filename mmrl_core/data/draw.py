@@ -94,6 +94,11 @@ class Mixture:
         broken = tuple(row for source in self.sources for row in source.set_aside)
         return Draw(prompts, end, end // len(self) - position // len(self), broken)
 
+    def refuse(self, prompt: Prompt, reason: str) -> BrokenRow:
+        """Set aside the row of a prompt that was drawn; see `PromptSource.refuse`."""
+        (source,) = (source for source in self.sources if source.part == prompt.part)
+        return source.refuse(prompt, reason)
+
 
 def training_mixture(
     plugins: Plugins, parts: Sequence[PartConfig], environment: Preparer | None, accept: Accept | None = None

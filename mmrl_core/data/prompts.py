@@ -185,9 +185,24 @@ class PromptSource:
             return f"{self.name}:{index}: {plain_text(str(error) or type(error).__name__)}"
         return None
 
-    def _set_aside(self, index: int, reading: Sequence[Any], reason: str) -> None:
+    def refuse(self, prompt: Prompt, reason: str) -> BrokenRow:
+        """Set aside the row of a prompt that was given out, since a step could not use it.
+
+        It is given out again when its turn comes, so that a resumed run sees the prompts of one that was not stopped.
+
+        Raises:
+            TaskDataError: too many rows are broken.
+            UnfitPromptError: `data.on_long` is "error".
+        """
+        if not self._sets_long_aside:
+            raise UnfitPromptError(f"row {prompt.id}: {reason}.")
+        return self._set_aside(int(prompt.id.rpartition(":")[2]), prompt.media_files, reason)
+
+    def _set_aside(self, index: int, reading: Sequence[Any], reason: str) -> BrokenRow:
         file = self._file(index, reading)
-        self.set_aside.add(BrokenRow(f"{self.name}:{index}", index, plain_text(file), plain_text(reason)))
+        broken = BrokenRow(f"{self.name}:{index}", index, plain_text(file), plain_text(reason))
+        self.set_aside.add(broken)
+        return broken
 
     def _takes(self, index: int, prompt: Prompt) -> bool:
         """Whether the policy takes the prompt of a row, which is set aside otherwise."""

@@ -7,6 +7,9 @@ from types import ModuleType
 
 from mmrl_core.errors import MissingPackageError
 
+DISTRIBUTIONS = {"PIL": "pillow"}
+"""Packages by import name, where pip knows them by another."""
+
 
 def need(module: str, extra: str, what: str) -> ModuleType:
     """Import a module of an optional package.
@@ -32,6 +35,7 @@ Try: pip install 'mmrl-core[video]'
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == package
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         why = "" if missing else f", which cannot be imported ({first_line})"
+        name = DISTRIBUTIONS.get(package, package)
         raise MissingPackageError(
-            f"{what} needs the package {package}{why}. Try: pip install 'mmrl-core[{extra}]'"
+            f"{what} needs the package {name}{why}. Try: pip install 'mmrl-core[{extra}]'"
         ) from error

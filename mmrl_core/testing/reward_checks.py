@@ -42,9 +42,11 @@ def reward_findings(section: Section, prompts: Sequence[Prompt], plugins: Plugin
             findings.append(Finding(False, f"{name}: {sign}: written for TRL? {CALLED_AS}"))
             continue
         hostile = hostile_completions(reads)
+        failed: dict[str, str] = {}
         if reads == "text":
-            findings.append(_gold_finding(name, runner, config, prompts))
-        findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], hostile)
+            finding, failed = _gold_finding(name, runner, config, prompts)
+            findings.append(finding)
+        findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], hostile, failed)
         findings += _group_findings(name, runner, config.key, prompts[0], list(hostile.values()))
     return findings
 
@@ -63,17 +65,26 @@ def _group_findings(
             yield Finding(False, f"{name}: a group of {len(group)}, on {prompt.id}: {failure}. {CALLED_AS}")
 
 
-def _gold_finding(name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt]) -> Finding:
-    maximum = runner.maximum(config.key)
+def _gold_finding(
+    name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt]
+) -> tuple[Finding, dict[str, str]]:
+    """What the gold answers score; and by row why the reward fails on its gold answer."""
     answered = [prompt for prompt in prompts if prompt.answer]
     if not answered:
-        return Finding(True, f"{name}: gold answer: skipped, the rows have none (prompt.answer)")
+        return Finding(True, f"{name}: gold answer: skipped, the rows have none (prompt.answer)"), {}
     judgements: dict[str, Judgement] = {}
     for prompt in answered:  # one by one: neighbours with equal rows are no group here
         judgements[prompt.id] = runner.judge(config.key, [prompt.with_prefix(prompt.answer)], [prompt.sample])[0]
     if failed := {key: j.failure for key, j in judgements.items() if j.failure is not None}:
         first = next(iter(failed))
-        return Finding(False, f"{name}: gold answer: fails on {some(list(failed))}; {first}: {failed[first]}")
+        what = f"{name}: gold answer: fails on {some(list(failed))}; {first}: {failed[first]}"
+        return Finding(False, what), failed
+    return _gold_scores(name, runner.maximum(config.key), answered, judgements), {}
+
+
+def _gold_scores(
+    name: str, maximum: float | None, answered: Sequence[Prompt], judgements: Mapping[str, Judgement]
+) -> Finding:
     scored = {key: j.value for key, j in judgements.items() if j.value is not None}
     unscored = [prompt for prompt in answered if prompt.id not in scored]
     left_out = (
@@ -108,10 +119,17 @@ def _below(scored: Mapping[str, float], maximum: float | None) -> list[str]:
 
 
 def _hostile_findings(
-    name: str, runner: RewardRunner, config: RewardConfig, prompts: Sequence[Prompt], hostile: Mapping[str, Any]
+    name: str,
+    runner: RewardRunner,
+    config: RewardConfig,
+    prompts: Sequence[Prompt],
+    hostile: Mapping[str, Any],
+    failed: Mapping[str, str],
 ) -> Iterator[Finding]:
+    """What is wrong with hostile completions, each problem of a row once; `failed` is already told of the rows."""
     maximum = runner.maximum(config.key)
-    sound = True
+    problems: dict[tuple[str, str], list[str]] = {}  # (row, problem) -> completions
+    tested = too_slow = False
     for description, completion in hostile.items():
         for prompt in prompts:
             start = time.monotonic()
@@ -123,13 +141,18 @@ def _hostile_findings(
             if not problem:
                 second = runner.judge(config.key, [completion], [prompt.sample])[0]
                 problem = _hostile_problem(first, second, maximum)
+            if problem and problem == failed.get(prompt.id):
+                continue
+            tested = True
             if problem:
-                sound = False
-                yield Finding(False, f"{name}: {description}, on {prompt.id}: {problem}")
-                if too_slow:  # the rest may take as long each
-                    return
+                problems.setdefault((prompt.id, problem), []).append(description)
                 break  # on one row is enough
-    if sound:
+        if too_slow:  # the rest may take as long each
+            break
+    for (row, problem), descriptions in problems.items():
+        others = f" (so do {len(descriptions) - 1} more)" if len(descriptions) > 1 else ""
+        yield Finding(False, f"{name}: {descriptions[0]}, on {row}: {problem}{others}")
+    if tested and not problems:
         yield Finding(True, f"{name}: {len(hostile)} empty, garbage and hostile completions are safe")
 
 

@@ -1,6 +1,8 @@
 """Conversations of several turns: what is sampled and trained equals a plain forward over the whole of each."""
 
 import copy
+import json
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -9,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from mmrl_core.batching import masks_of
 from mmrl_core.config import LoraConfig
 from mmrl_core.conversation import Reply, demonstrate, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.media import Audio
 from mmrl_core.runs import read_metrics
-from mmrl_core.types import ACTION_MASK, FORCED_MASK, Sampling
+from mmrl_core.types import ACTION_MASK, FORCED_MASK, LOSS_MASK, Sampling
 
 TEMPERATURE = 0.9
 VIDEO_KINDS = ("qwen2_vl", "qwen2_5_vl")
@@ -95,6 +98,10 @@ def prompts(make_prompt, make_picture, clip):
         return [make_prompt("short", "what is this"), make_prompt("long", "what is this really, do say")]
 
     return of_kind
+
+
+def no_reason(prompt, reason):
+    raise AssertionError(f"{prompt.id}: {reason}")
 
 
 def load(path, **settings):
@@ -346,7 +353,7 @@ def test_demonstrations_are_conversations_with_a_real_environment(tiny_model, pl
     policy = load(path)
     parts = replies("qwen2_vl")
     asked = prompts("qwen2_vl")
-    groups = demonstrate(policy, asked, ["one turn", "a red dog|a blue cat"], Answers(*parts))
+    groups = demonstrate(policy, asked, ["one turn", "a red dog|a blue cat"], Answers(*parts), no_reason)
     assert [len(group.rollouts[0].rows) for group in groups] == [1, 2]
     rollout = groups[1].rollouts[0]
     assert [policy.decode(row.action) for row in rollout.rows] == ["a red dog", "a blue cat"]
@@ -358,6 +365,30 @@ def test_demonstrations_are_conversations_with_a_real_environment(tiny_model, pl
         found = policy.logprobs(rollout.rows).logprobs
         expected = torch.nn.utils.rnn.pad_sequence(whole.rows(groups[1], rollout), batch_first=True)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("answers", "limit", "reason"),
+    [
+        (["a|red|blue|cat", "a dog"], None, "after its turn 2: the environment has no reply to it"),
+        (["a|red", "a|red"], None, "after its turn 1: the environment has no reply to it"),
+        (["a|red", "a dog"], 40, r"after its turn 1: its conversation is longer than model\.max_prompt_tokens"),
+    ],
+    ids=["later", "at once", "too long"],
+)
+def test_a_demonstration_that_cannot_go_on_is_set_aside_and_not_trained_on(
+    tiny_model, make_prompt, answers, limit, reason
+):
+    policy = load(tiny_model("qwen2"), **({} if limit is None else {"max_prompt_tokens": limit}))
+    asked = [make_prompt("first", "what is this"), make_prompt("second", "what is it")]
+    long = {"type": "text", "text": "word " * 40}
+    told = []
+    groups = demonstrate(policy, asked, answers, Answers([long]), lambda prompt, why: told.append((prompt.id, why)))
+    ((stopped, why),) = told
+    assert re.search(reason, why)
+    for group in groups:
+        for row in group.rollouts[0].rows:
+            assert bool(masks_of([row])[LOSS_MASK].any()) == (group.prompt.id != stopped)
 
 
 def test_what_reads_like_a_control_token_in_a_reply_is_none(tiny_model, prompts):
@@ -509,6 +540,16 @@ def test_an_update_over_conversations_equals_a_hand_written_one(talk, tiny_model
     found = dict(trainer.policy.model.base.named_parameters())
     for name, parameter in trained.items():
         torch.testing.assert_close(found[name], parameter, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_run_goes_on_without_demonstrations_that_cannot(talk):
+    """Of the probe's conversations every third gets no reply, so that a second turn cannot follow."""
+    stage = {"kind": "sft", "steps": 2, "prompts_per_step": 3, "target": "{answer} {answer}"}
+    trainer = talk({"stages": [stage]})
+    broken = [json.loads(line) for line in (trainer.output / "set_aside.jsonl").read_text().splitlines()]
+    assert len(broken) == 2 and all("cannot go on after its turn 1: the env" in row["reason"] for row in broken)
+    steps = [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
+    assert [record["set_aside"] for record in steps] == [1, 2] and all(record["loss"] > 0 for record in steps)
 
 
 def test_conversations_are_trained_saved_and_resumed_bit_for_bit(talk, tmp_path, without_times):

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 
 import pyarrow as pa
@@ -346,10 +347,49 @@ def test_shuffled_options_keep_the_answer(tmp_path):
     assert len(orders) == 6 and len(rows) == 1
 
 
+TURNED = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 0], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"camera_to_world": [[1, 0], [0, 1]]}, "a camera pose is a finite 4 x 4 matrix"),
+        ({"camera_to_world": "unknown"}, "a camera pose is no matrix of numbers: unknown"),
+        ({"camera_to_world": TURNED}, "a camera pose has no rotation"),
+        ({"camera_to_world": [[float("nan")] * 4] * 4}, "a camera pose is a finite 4 x 4 matrix"),
+        ({"camera_to_world": None}, "no 'camera_to_world'"),
+        ({"image": None}, "no 'image'"),
+        ({"object": None}, "no 'object'"),
+    ],
+)
+def test_one_view_that_cannot_be_used_is_set_aside_and_the_others_are_paired(tmp_path, change, reason):
+    views = ring("cup")
+    views[3] |= change
+    path = tmp_path / "train.jsonl"
+    rows = posed_views("train", path=write(path, views), num_rows=3)
+    assert len(rows) == 4 and all(rows[index]["object"] == "cup" for index in range(3))
+    with pytest.raises(TaskDataError, match=re.escape(f"{path}:4: ") + f".*{reason}"):
+        rows[3]
+    assert rows.where(3) == f"{path}:4"
+
+
+def test_a_view_from_straight_above_is_in_no_pair_and_breaks_no_row(tmp_path):
+    above = look_at((1, 2, 3), (1, 2, 0), (0, 1, 0)).tolist()
+    views = [{**view, "camera_to_world": json.dumps(view["camera_to_world"])} for view in ring("cup")]
+    views.append({"object": "cup", "image": "above.png", "camera_to_world": above})
+    path = write(tmp_path / "train.jsonl", views)
+    rows = posed_views("train", path=path, num_rows=30, kinds=["ego_translation"], up=(0, 0, 1))
+    for index in (index for index in range(30) if index % 3 != 1):  # without the questions about no movement
+        assert "above.png" not in rows[index]["images"]
+
+
 def test_posed_views_say_what_is_missing(tmp_path):
     with pytest.raises(TaskDataError, match="no object has two views"):
         posed_views("train", path=write(tmp_path / "train.jsonl", ring("cup", 1)), num_rows=1)
     with pytest.raises(TaskDataError, match="no 'camera_to_world'"):
         posed_views("train", path=write(tmp_path / "a_train.jsonl", [{"object": "a", "image": "x"}]), num_rows=1)
+    with pytest.raises(TaskDataError, match="'cup': the optical axes of the cameras are parallel"):
+        parallel = [{**ring("cup")[0], "image": name} for name in "ab"]
+        posed_views("train", path=write(tmp_path / "b_train.jsonl", parallel), num_rows=1)
     with pytest.raises(TaskDataError, match="no kind of question 'roll'"):
         posed_views("train", path="x", num_rows=1, kinds=["roll"])

@@ -93,6 +93,11 @@ def of_some(completions, samples):
     return [float(c == s["label"]) if int(s["label"][-1]) % 2 == 0 else None for c, s in zip(completions, samples)]
 
 
+def reads_gold(completions, samples):
+    """Of a label that is a number."""
+    return [float(c == s["label"]) + 0 * float(s["label"]) for c, s in zip(completions, samples)]
+
+
 def brightness(completions, samples):
     """Of a picture that has three channels."""
     return [sum(c.getpixel((0, 0))) / 765 for c in completions]
@@ -221,6 +226,14 @@ def test_gold_that_a_reward_cannot_read_is_counted_with_its_first_row(folder: Pa
     task.write_text(dump_config(config_of(folder, "of_some")))
     assert main(["check", str(task)]) == 0
     assert "warn  reward 'of_some': gold answer: unscored on 2 of 4 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("gold", "told"), [("{label}", "gold answer: fails on"), ("", "an empty completion, on")])
+def test_gold_that_a_reward_cannot_use_is_told_once(folder: Path, gold: str, told: str) -> None:
+    """And not again for each hostile completion."""
+    config = config_of(folder, "reads_gold", prompt={"text": "What is it?", "answer": gold})
+    (problem,) = problems(check_task(config))
+    assert problem.startswith(f"reward 'reads_gold': {told} train:0") and problem.count("could not convert") == 1
 
 
 def test_a_task_with_wrong_components_has_all_of_them_named(folder: Path, capsys: Any) -> None:

@@ -35,7 +35,7 @@ from mmrl_core.data import Row, Rows, load_rows, read_options, read_texts
 from mmrl_core.errors import TaskDataError
 from mmrl_core.scoring import gold_text
 from mmrl_viewpoint.parsing import LETTERS, answer_text, is_formatted, lettered, option_letter
-from mmrl_viewpoint.poses import HORIZONTAL_KINDS, answer_index, motion, object_centre, world_up
+from mmrl_viewpoint.poses import HORIZONTAL_KINDS, answer_index, checked_pose, motion, object_centre, world_up
 from mmrl_viewpoint.prompts import VIEWPOINT_QUESTIONS, gold_completion, question_text
 
 MARK = "<image>"
@@ -542,27 +542,19 @@ def posed_views(
         seed: of the pairs and of the order of options.
 
     Returns:
-        Rows as above, and `object`. The same arguments give the same rows; all views are read once at the start.
+        Rows as above, and `object`; after them a broken row for each view that no pair can be made with, so that it is
+        set aside and counted. The same arguments give the same rows; all views are read once at the start.
 
     Raises:
-        TaskDataError: an unknown kind, a view without pose, or no pair of views that gives a wanted answer.
+        TaskDataError: an unknown kind, or no object has two views with poses.
     """
     if unknown := sorted(set(kinds) - set(VIEWPOINT_QUESTIONS)):
         raise TaskDataError(f"no kind of question {unknown[0]!r}; there are: {', '.join(VIEWPOINT_QUESTIONS)}")
     views = load_rows(path, split=split)
-    by_object: dict[str, list[Row]] = defaultdict(list)
-    for index in range(len(views)):
-        view = views[index]
-        by_object[str(_first(view, "object"))].append(
-            {"image": _first(view, "image"), "pose": _first(view, "camera_to_world")}
-        )
-    objects = {name: members for name, members in by_object.items() if len(members) > 1}
+    objects, broken = _posed_objects(views, up)
     if not objects:
-        raise TaskDataError(f"{path}: no object has two views")
+        raise TaskDataError(f"{path}: no object has two views" + (f": {broken[0][1]}" if broken else ""))
     names = sorted(objects)
-    poses = {name: [view["pose"] for view in members] for name, members in objects.items()}
-    centres = {name: object_centre(poses[name]) for name in names}
-    verticals = {name: world_up(poses[name]) if up is None else up for name in names}
 
     def build(index: int) -> Row:
         rng = random.Random(f"{seed} {split} {index}")
@@ -570,8 +562,12 @@ def posed_views(
         wanted = index // len(kinds) % 3
         for _ in range(PAIR_TRIES):
             name = rng.choice(names)
-            first, second = rng.sample(objects[name], 2)
-            change = motion(first["pose"], second["pose"], centres[name], verticals[name])
+            members, centre, vertical = objects[name]
+            first, second = rng.sample(members, 2)
+            try:
+                change = motion(first["pose"], second["pose"], centre, vertical)
+            except TaskDataError:  # a view from straight above, say: it has no left and right
+                continue
             moves_sideways = kind in HORIZONTAL_KINDS and wanted != 1
             low = min_angle_deg if moves_sideways else 0.0
             if answer_index(kind, change) == wanted and low <= abs(change.angle_deg) <= max_angle_deg:
@@ -584,8 +580,37 @@ def posed_views(
             f"{VIEWPOINT_QUESTIONS[kind][1][wanted]!r}; leave the kind out, or allow other angles"
         )
 
+    def refuse(index: int) -> Row:
+        raise TaskDataError(broken[index][1])
+
     part = _Built(num_rows, build, lambda index: f"{path} pair {index}")
-    return Rows([part], media_root=views.media_root)
+    rest = _Built(len(broken), refuse, lambda index: broken[index][0])
+    return Rows([part, rest], media_root=views.media_root)
+
+
+def _posed_objects(
+    views: Rows, up: Sequence[float] | None
+) -> tuple[dict[str, tuple[list[Row], Sequence[float], Sequence[float]]], list[tuple[str, str]]]:
+    """Objects of several views with their centres and verticals; and where the other views are, with the reason."""
+    by_object: dict[str, list[Row]] = defaultdict(list)
+    broken: list[tuple[str, str]] = []
+    for index in range(len(views)):
+        try:
+            view = views[index]
+            pose = checked_pose(_first(view, "camera_to_world"))
+            member = {"image": _first(view, "image"), "pose": pose, "where": views.where(index)}
+            by_object[str(_first(view, "object"))].append(member)
+        except TaskDataError as error:
+            broken.append((views.where(index), str(error)))
+    objects: dict[str, tuple[list[Row], Sequence[float], Sequence[float]]] = {}
+    for name, members in by_object.items():
+        poses = [view["pose"] for view in members]
+        try:
+            if len(members) > 1:
+                objects[name] = members, object_centre(poses), world_up(poses) if up is None else up
+        except TaskDataError as error:
+            broken += [(view["where"], f"object {name!r}: {error}") for view in members]
+    return objects, broken
 
 
 def viewpoint_row(

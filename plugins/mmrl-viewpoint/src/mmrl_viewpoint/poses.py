@@ -10,6 +10,7 @@ first camera, the same movement is one to the left.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,9 +63,9 @@ def motion(first: Any, second: Any, centre: Sequence[float], up: Sequence[float]
     """
     import numpy as np
 
-    one, other = (_pose(pose) for pose in (first, second))
+    one, other = (checked_pose(pose) for pose in (first, second))
     vertical = _unit(np.asarray(up, dtype=float))
-    right = _unit(np.cross(one[:3, 2], vertical))
+    right, _ = (_unit(np.cross(pose[:3, 2], vertical)) for pose in (one, other))
     forward = np.cross(vertical, right)
     start, end = (pose[:3, 3] - np.asarray(centre, dtype=float) for pose in (one, other))
     distance = float(np.linalg.norm(start))
@@ -121,7 +122,7 @@ def object_centre(poses: Sequence[Any]) -> list[float]:
     import numpy as np
 
     total, right_side = np.zeros((3, 3)), np.zeros(3)
-    for pose in map(_pose, poses):
+    for pose in map(checked_pose, poses):
         across = np.eye(3) - np.outer(pose[:3, 2], pose[:3, 2])  # projects onto the plane that the axis crosses
         total += across
         right_side += across @ pose[:3, 3]
@@ -141,7 +142,7 @@ def world_up(poses: Sequence[Any]) -> list[float]:
     """
     import numpy as np
 
-    read = [_pose(pose) for pose in poses]
+    read = [checked_pose(pose) for pose in poses]
     own_up = _unit(-np.mean([pose[:3, 1] for pose in read], axis=0))
     _, spread, axes = np.linalg.svd(np.stack([pose[:3, 0] for pose in read] + [np.zeros(3)] * 2))
     vertical = axes[2] if spread[1] > MIN_SPREAD * spread[0] else own_up
@@ -160,13 +161,21 @@ def look_at(position: Sequence[float], target: Sequence[float], up: Sequence[flo
     return pose
 
 
-def _pose(value: Any) -> NDArray[Any]:
-    """A pose with a proper rotation."""
+def checked_pose(value: Any) -> NDArray[Any]:
+    """A pose [4, 4] or [3, 4] with a proper rotation.
+
+    Args:
+        value: the matrix, as lists or in JSON, as a table of text holds it.
+
+    Raises:
+        TaskDataError: it is none.
+    """
     import numpy as np
 
     try:
+        value = json.loads(value) if isinstance(value, str) else value
         pose = np.asarray(value, dtype=float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise TaskDataError(f"a camera pose is no matrix of numbers: {str(value)[:80]}") from error
     if pose.shape not in ((4, 4), (3, 4)) or not np.isfinite(pose).all():
         raise TaskDataError(f"a camera pose is a finite 4 x 4 matrix; this one is {str(value)[:80]}")
