@@ -296,6 +296,20 @@ def test_a_gold_that_is_none_of_the_options_breaks_its_row_or_fails_its_reward(s
         score(OPTION_LISTS[source][3][0], answered("A"), row)
 
 
+@pytest.mark.parametrize("stored", ["left", " LEFT. ", "A", "(a)", "A. left", ["A"], {"answer": "left"}])
+@pytest.mark.parametrize("source", [source for source in GOLD_OF_SOURCES if source != "audio_aqa/avqa"])  # a position
+def test_a_gold_may_be_the_letter_or_the_text_of_an_option(source, stored, tmp_path):
+    """Every reward that reads it pays the option that the file means, in whatever order it is shown."""
+    try:
+        row = rows_of(source, tmp_path, FORMS["list"], **{GOLD_OF_SOURCES[source]: stored})[0]
+    except TaskDataError as error:
+        assert source in ("vital/rextime", "vital/video_mme") and stored not in ("A", ["A"]), error  # letters alone
+        return
+    for reward in OPTION_LISTS[source][3]:
+        right, wrong = (score(reward, answered(text), row) for text in ("left", "right"))
+        assert right > wrong == 0.0, reward
+
+
 # Full-width and other marks
 
 CHOICES = ("audio_aqa/accuracy", "uav_vqa/accuracy", "viewpoint/accuracy", "vital/multiple_choice", "vital/task")

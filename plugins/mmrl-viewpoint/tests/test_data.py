@@ -198,6 +198,16 @@ def test_sat_options_are_shuffled_once_for_all(tmp_path):
     assert all(row["options"]["ABC".index(row["ground_truth"])] == "right" for row in rows)
 
 
+@pytest.mark.parametrize("answer", ["right", "Right.", "B", "(b)", "B. right", ["right"]])
+@pytest.mark.parametrize("labels", [("", "", ""), ("A. ", "B. ", "C. ")], ids=["plain", "labelled"])
+def test_a_stored_letter_of_sat_is_one_of_the_stored_order(tmp_path, answer, labels):
+    options = [label + text for label, text in zip(labels, ("left", "right", "neither"), strict=True)]
+    record = {"image_bytes": [str(tmp_path)], "question": "Where?", "answers": options, "correct_answer": answer}
+    rows = sat("train", path=write(tmp_path / "train.jsonl", [record] * 8))
+    golds = {row["ground_truth"] for row in rows}
+    assert golds == set("ABC") and all(row["options"]["ABC".index(row["ground_truth"])] == "right" for row in rows)
+
+
 def test_sat_circular_has_every_rotation_once(tmp_path):
     rows = sat(
         "val",

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mmrl_audio_aqa.parsing import chosen_option
 from mmrl_audio_aqa.prompts import Style, gold_completion, listed_options, question_prompt
 from mmrl_core.data import Row, Rows, Template, load_rows, read_options, value_of
 from mmrl_core.errors import TaskDataError
@@ -140,7 +141,11 @@ def mmau_question(record: Row) -> Question:
         TaskDataError: a column is missing or of another kind.
     """
     answer = gold_text(record.get("answer"), "answer", "the text of an option")
-    return Question(_text(record, "question"), _choices(record, "choices"), answer)
+    choices = _choices(record, "choices")
+    # Rows whose answer names no option stay as they are: MMAU's own rule compares words.
+    if answer is not None and (named := chosen_option(answer, choices)) is not None:
+        answer = choices[named]
+    return Question(_text(record, "question"), choices, answer)
 
 
 @dataclass(frozen=True)

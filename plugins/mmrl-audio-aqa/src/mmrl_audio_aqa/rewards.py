@@ -118,8 +118,8 @@ def mmau_match(completions: Sequence[str], samples: Sequence[Sample]) -> list[fl
 
     Args:
         completions: B texts.
-        samples: B rows; `answer` is the text of the right option, or its position; the options are `choices` or
-            `multi_choice`.
+        samples: B rows; `answer` is the text of the right option, its letter or its position; the options are `choices`
+            or `multi_choice`.
 
     Returns:
         B values, 0.0 or 1.0; None where the answer or the options are missing.
@@ -144,6 +144,8 @@ def mmau_match(completions: Sequence[str], samples: Sequence[Sample]) -> list[fl
         if choices is None or not right_text:
             rewards.append(None)
             continue
+        if (named := chosen_option(right_text, choices)) is not None:  # by its letter, say
+            right_text = choices[named]
         right, said = words(right_text), words(prediction(completion))
         wrong = set[str]().union(*map(words, choices)) - right
         rewards.append(float(bool(said) and right <= said and not said & wrong))

@@ -316,14 +316,18 @@ def sat(
 
     def item(index: int) -> _Item:
         row = rows[index]
-        options = read_options(_first(row, "answers"), "answers") or []
+        options = _options(row, "answers")
+        if options is None:
+            raise TaskDataError("the row has no options: answers")
         truth = gold_text(_first(row, "correct_answer"), "correct_answer") or ""
-        random.Random(f"{seed} {index}").shuffle(options)
+        letter = option_letter(truth, options)  # before the shuffle: a stored letter is of the stored order
+        order = list(range(len(options)))
+        random.Random(f"{seed} {index}").shuffle(order)
         return _Item(
             _as_list(_first(row, "image_bytes", "images", "image")),
             str(_first(row, "question")),
-            options,
-            option_letter(truth, options) or truth,
+            [options[place] for place in order],
+            LETTERS[order.index(LETTERS.index(letter))] if letter else truth,
             row.get("question_type"),
             row.get("id", index),
         )

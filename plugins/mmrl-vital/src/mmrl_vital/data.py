@@ -571,7 +571,7 @@ def _letter(value: Any) -> str:
 
 def _check_letter(letter: Any, options: Sequence[str]) -> None:
     if letter not in LETTERS[: len(options)]:
-        raise ValueError(f"the gold answer {letter!r} is none of the {len(options)} options")
+        raise TaskDataError(f"the gold answer {letter!r} is none of the {len(options)} options")
 
 
 def _span(values: Sequence[Any]) -> list[float]:
