@@ -6,6 +6,7 @@ import argparse
 import faulthandler
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
     output = _run_directory(config, arguments.output, arguments.resume)
 
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # a crash in a reward's or library's C code writes whose it was; see `isolate` of rewards
+        # A crash in a reward's or library's C code writes whose it was; see `isolate` of rewards.
+        with suppress(OSError, ValueError, RuntimeError):  # where there is no file to write to
+            faulthandler.enable()
     from mmrl_core.runs import alarms_of
     from mmrl_core.trainer import train
 

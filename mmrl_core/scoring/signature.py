@@ -19,6 +19,11 @@ TRL_ARGUMENTS = frozenset(
 )
 """What TRL passes to a reward by name, beside the columns of the data."""
 
+GOLD_COLUMNS = frozenset(
+    ("answer", "answers", "ground_truth", "label", "labels", "reference", "solution", "target", "targets")
+)
+"""What rewards for TRL often call the column that they compare with; the data here may call it otherwise."""
+
 
 def check_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether a reward takes, and whether it needs, `rollouts`; refuses options, and signatures, that do not fit.
@@ -51,7 +56,8 @@ def sign_of_trl(function: Callable[..., Any], columns: Collection[str] = ()) -> 
     """What in a reward's parameters says that it expects to be called by TRL; "" if nothing does.
 
     Args:
-        columns: of the data rows. TRL passes each as an argument, so that a second parameter of such a name is one.
+        columns: of the data rows. TRL passes each as an argument, so that a second parameter of such a name is one, as
+            is one of the usual names for gold beside keywords.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -66,4 +72,6 @@ def sign_of_trl(function: Callable[..., Any], columns: Collection[str] = ()) -> 
         return f"takes {names[0]!r} and keywords, and has no place for the data rows"
     if len(names) > 1 and names[1] in columns:
         return f"takes the column {names[1]!r} as its second argument, and would get whole data rows for it"
+    if columns and len(parameters) > len(names) > 1 and names[1] in GOLD_COLUMNS:
+        return f"takes {names[1]!r} as its second argument, beside keywords, and would get whole data rows for it"
     return ""

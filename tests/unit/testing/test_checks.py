@@ -88,6 +88,11 @@ def as_columns(completions, label, **kwargs):
     return [1.0] * len(completions)
 
 
+def as_in_the_examples_of_trl(completions, ground_truth, **kwargs):
+    """Of a column that the data call otherwise: 0 for everything."""
+    return [float(c == g) for c, g in zip(completions, ground_truth)]
+
+
 def of_some(completions, samples):
     """Cannot read the gold of every second row."""
     return [float(c == s["label"]) if int(s["label"][-1]) % 2 == 0 else None for c, s in zip(completions, samples)]
@@ -210,6 +215,7 @@ def test_rewards_that_cannot_be_checked_are_skipped_aloud(folder: Path) -> None:
     [
         ("unscored", "gold answer: unscored on 4 of 4 rows, first on train:0 for 'label 0': it scores the gold answer"),
         ("one_for_all", "a group of 3, on train:0: returned 1 results for 3 completions. Rewards are called as"),
+        ("as_in_the_examples_of_trl", "takes 'ground_truth' as its second argument, beside keywords, and would get"),
         ("as_columns", "takes the column 'label' as its second argument, and would get whole data rows for it"),
     ],
 )
