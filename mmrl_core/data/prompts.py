@@ -6,6 +6,7 @@ the row is then set aside with its file and reason, and the run goes on unless t
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mmrl_core.config import DataConfig, PartConfig, PromptConfig, SourceConfig
 
 KEPT_BYTES = 512 << 20  # decoded prompts kept between epochs
+NUM_LONGEST = 8  # rows with the longest texts, which `mmrl check` reads whole
 NUM_ROWS_FOR_COLUMNS = 8  # a column missing from all of the first rows is a mistake in the task, not a broken row
 
 
@@ -95,6 +97,7 @@ class PromptSource:
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
+        self._looked: list[tuple[int, int]] = []  # a heap of characters and rows
         with noted_files(source) as self.files:
             self._rows = _load_rows(plugins, source, f"{at}data.{name}")
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
@@ -178,12 +181,19 @@ class PromptSource:
             row = self._row(index)
             for media in (self._system, self._media):
                 media.look(row, getattr(self._rows, "media_root", None))
-            self._text.render(row)
+            heapq.heappush(self._looked, (len(self._text.render(row)), index))
+            if len(self._looked) > NUM_LONGEST:
+                heapq.heappop(self._looked)
         except MissingPackageError:  # no fault of the row
             raise
         except Exception as error:  # as in `prompt`
             return f"{self.name}:{index}: {plain_text(str(error) or type(error).__name__)}"
         return None
+
+    @property
+    def longest_looked(self) -> list[int]:
+        """Rows with the longest texts of those that `look` has found sound, `NUM_LONGEST` at most."""
+        return sorted(index for _, index in self._looked)
 
     def refuse(self, prompt: Prompt, reason: str) -> BrokenRow:
         """Set aside the row of a prompt that was given out, since a step could not use it.

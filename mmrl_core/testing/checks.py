@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from mmrl_core.config import RunConfig, load_config
+from mmrl_core.data import PromptSource
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import Plugins, TaskEntry, load_plugins
 from mmrl_core.plugins.registry import KINDS
@@ -31,8 +32,9 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     "has none", which a function from a file has unless it has an attribute `maximum`); and on each completion in
     `HOSTILE` it gives, within its time, the same finite number twice, not above its maximum, or leaves it unscored, and
     does not raise. A reward that is registered with the detail `reads` gets hostile pictures or videos, see
-    `hostile_completions`. If the model is a language model and lies on this machine, the prompts read are not longer
-    than `model.max_prompt_tokens`, and its chat template reads the options in `prompt.template`.
+    `hostile_completions`. If the model is a language model and lies on this machine, the prompts read, and those of the
+    others with the longest texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the options
+    in `prompt.template`.
 
     Args:
         config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
@@ -106,6 +108,14 @@ def _task_finding(task: TaskEntry) -> Finding:
     return Finding(True, f"task {task.id} parses")
 
 
+def _longest_prompts(source: PromptSource) -> list[Prompt]:
+    """Prompts of the rows that were only looked at, those with the longest texts."""
+    try:
+        return [prompt for index in source.longest_looked if (prompt := source.prompt(index)) is not None]
+    except MMRLError:  # too many of them are broken in their media; those read before have shown what is wrong
+        return []
+
+
 def _data_findings(
     section: Section,
     split: Split,
@@ -138,5 +148,5 @@ def _data_findings(
     if without := [p.id for p in prompts if not p.media_keys] if templates else []:
         findings.append(Finding(True, f"{where}: {some(without)}: no media in prompt.images, videos and audios"))
     if encoder is not None and prompts:
-        findings += length_findings(where, prompts, encoder, section.part.data)
+        findings += length_findings(where, [*prompts, *_longest_prompts(source)], encoder, section.part.data)
     return prompts

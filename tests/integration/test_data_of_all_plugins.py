@@ -320,7 +320,24 @@ CHOICE_ROW = {
 
 
 @pytest.mark.parametrize(
-    "said", ["B", "B.", "B。", "【B】", "（B）", "Ｂ", "Ｂ．", "「B」", "“B”", "B、", "dog。", "【dog】", "ｄｏｇ"]
+    "said",
+    [
+        *("B", "B.", "B。", "【B】", "（B）", "Ｂ", "Ｂ．", "「B」", "“B”", "B、", "dog。", "【dog】", "ｄｏｇ"),
+        *(
+            "B!",
+            "B！",
+            "{B}",
+            "B；",
+            "B. dog",
+            "B.dog",
+            "B．dog",
+            "B：dog",
+            "（B）dog",
+            "【B】dog",
+            "B、dog",
+            "[B] dog",
+        ),
+    ],
 )
 @pytest.mark.parametrize("reward", CHOICES)
 def test_marks_around_a_choice_do_not_matter(reward, said):

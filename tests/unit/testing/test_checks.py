@@ -353,6 +353,17 @@ def test_prompts_are_held_against_the_limit_of_the_model(folder: Path, tiny_mode
     assert len(told) == 1 and "more than model.max_prompt_tokens: 10" in told[0]
 
 
+def test_a_long_prompt_is_found_wherever_its_row_is(folder: Path, tiny_model: Path) -> None:
+    """Rows behind the first are looked at without their media; those with the longest texts are read whole."""
+    rows = [{"image": "0.png", "label": "word " * (200 if index == 77 else index % 3)} for index in range(100)]
+    write_rows(folder, rows)
+    policy = {"name": "language_model", "max_prompt_tokens": 150}
+    prompt = {"images": ["{image}"], "text": "What is it? {label}"}
+    config = config_of(folder, model={"path": str(tiny_model), "policy": policy}, prompt=prompt)
+    (finding,) = [finding for finding in check_task(config) if not finding.ok]
+    assert "the longest prompt read, train:77, has" in finding.what and finding.tolerable
+
+
 def test_a_model_that_is_not_here_is_not_looked_for(folder: Path) -> None:
     assert problems(check_task(config_of(folder, "exact", model={"path": "owner/not-here"}))) == []
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mmrl_core.scoring import bare_text
 
 MAX_ANSWER_CHARS = 4_096  # no option comes near this; folding a megabyte for each of its options would stall a batch
-_LABEL = re.compile(r"([a-z])(?:[\s.):\]-]+(.*))?", re.DOTALL)
+_LABEL = re.compile(r"([a-z])(?:[\s.,):\]-]+(.*))?", re.DOTALL)
 _PRINTED_LABEL = re.compile(r"\W*\w\s*[.):\]．。）：】、]")  # "B. dog" or "(B) dog", but not "A dog"
 _WORD = re.compile(r"\b\w+\b")
 

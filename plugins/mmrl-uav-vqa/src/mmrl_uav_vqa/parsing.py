@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mmrl_core.scoring import plain_text
+from mmrl_core.scoring import bare_text, plain_text
 
 MAX_ANSWER_CHARS = 2_048  # answers are a word, a number or a short phrase
 MAX_DIGITS = 15  # beyond these a number counts as unreadable; all that remain are exact as floats
@@ -253,10 +253,10 @@ def chosen_option(text: str, options: Sequence[str]) -> str:
     >>> [chosen_option(text, ["red", "blue"]) for text in ("(B)", "blue", "B。")]
     ['blue', 'blue', 'blue']
     """
-    match = re.fullmatch(r"[(\[\"'*]*([A-Za-z])(?:[.:)\],\"'*]+\s*(.*))?", plain_text(text).strip(), re.DOTALL)
+    match = re.fullmatch(r"([a-z])(?:[\s.:)\],\"'*]+(.*))?", bare_text(text), re.DOTALL)
     if match is None or text.strip() in options:
         return text
-    index = ord(match[1].lower()) - ord("a")
+    index = ord(match[1]) - ord("a")
     if index >= len(options) or (match[2] and normalized_label(match[2]) != normalized_label(options[index])):
         return text
     return options[index]

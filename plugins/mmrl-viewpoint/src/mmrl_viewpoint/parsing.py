@@ -20,6 +20,7 @@ _ANSWER_END = re.compile("</answer>", re.IGNORECASE)
 _THINK_START = re.compile("<think>", re.IGNORECASE)
 _THINK_TO_ANSWER = re.compile(r"</think>\s*<answer>", re.IGNORECASE)
 _CLOSING = len("</answer>")
+_LABELLED = re.compile(r"[(\[]?([a-z]) ?[.:),\]] ?(.+)", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(?:[0-9]{1,300}(?:\.[0-9]{0,300})?|\.[0-9]{1,300})")
 
 
@@ -92,8 +93,13 @@ def option_letter(text: str | None, options: Options) -> str | None:
     """
     if not text:
         return None
-    forms = _forms(options)
-    return forms.get(_plain(text)) or forms.get(bare_text(text))
+    forms, plain = _forms(options), _plain(text)
+    if letter := forms.get(plain) or forms.get(bare_text(text)):
+        return letter
+    if match := _LABELLED.fullmatch(plain):  # full-width marks have no blank after them
+        letter = match[1].upper()
+        return letter if _plain(match[2]) == _plain(lettered(options).get(letter, "")) else None
+    return None
 
 
 def _forms(options: Options) -> dict[str, str]:
