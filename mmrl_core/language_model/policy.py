@@ -29,6 +29,7 @@ from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.policy import PolicyBase
+from mmrl_core.support import refuse_broken
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
 
 
@@ -76,8 +77,12 @@ class LanguageModelPolicy(PolicyBase):
         processor = load_processor(self.path, self.options, revision=revision)
         self.encoder = PromptEncoder(processor, self.model.base, self.options.max_prompt_tokens)
         self.model.stop_ids |= self.encoder.stop_ids()
-        with self.autocast():
-            self.proof = prove(self.model, self.encoder)
+        try:
+            with self.autocast():
+                self.proof = prove(self.model, self.encoder)
+        except PolicyError:
+            refuse_broken(self.model, self.path)
+            raise
         if self.options.blind_check == "on":
             self.encoder.blind = self.proof.blind
         if self.options.feature_cache is not None:

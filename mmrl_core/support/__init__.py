@@ -6,7 +6,7 @@ from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
 from mmrl_core.support.model_paths import local_model
 from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
-from mmrl_core.support.weights import describe_weights, finite_norm
+from mmrl_core.support.weights import describe_weights, finite_norm, refuse_broken
 
 __all__ = [
     "LOCK_FILE",
@@ -21,6 +21,7 @@ __all__ = [
     "local_model",
     "locked_folder",
     "need",
+    "refuse_broken",
     "remove_unfinished",
     "writes_to",
     "written_aside",

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+NOT_FINITE = "the weights are not finite"
+
+
 def finite_norm(module: nn.Module, step: int) -> float:
     """The 2-norm of the trained weights taken together, 0 if none is trained. It costs what a gradient's norm costs.
 
@@ -33,6 +36,15 @@ def finite_norm(module: nn.Module, step: int) -> float:
     return norm
 
 
+def refuse_broken(module: nn.Module, path: str) -> None:
+    """Raise NotFiniteError where a weight of a model that was loaded from a path is NaN or infinite.
+
+    It looks at every weight, so it is for finding out why a model cannot be used.
+    """
+    if (told := describe_weights(module)).startswith(NOT_FINITE):
+        raise NotFiniteError(f"{path}: {told}. The model is broken.")
+
+
 def describe_weights(module: nn.Module) -> str:
     """A clause that says whether the weights are finite: the first tensor that is not, or the largest weight.
 
@@ -44,10 +56,7 @@ def describe_weights(module: nn.Module) -> str:
         if not values.is_floating_point():
             continue
         if num_broken := int((~values.isfinite()).sum()):
-            return (
-                f"the weights are not finite, first in {name!r} ({num_broken} of {values.numel()} numbers are NaN or "
-                "infinite)"
-            )
+            return f"{NOT_FINITE}, first in {name!r} ({num_broken} of {values.numel()} numbers are NaN or infinite)"
         if values.numel() and (peak := float(values.abs().max())) > largest:
             largest, where = peak, name
     return f"the weights are finite, the largest is {largest:.3g}, in {where!r}"

@@ -1,14 +1,16 @@
 """The language-model policy computes what a plain transformers forward of each completion computes."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mmrl_core.config import LoraConfig
-from mmrl_core.errors import TaskDataError
+from mmrl_core.errors import NotFiniteError, TaskDataError
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.media import Audio
 from mmrl_core.types import Rollout, Row, Sampling
@@ -326,3 +328,16 @@ def test_saved_weights_come_back_bit_for_bit(kind, settings, tiny_model, tmp_pat
         policy.model.model.state_dict().items(), other.model.model.state_dict().items(), strict=True
     ):
         assert torch.equal(saved, loaded), name
+
+
+@pytest.mark.parametrize("part", ["down_proj", "visual"])
+def test_a_broken_model_of_pictures_is_refused_at_load_with_its_first_broken_weight(part, tiny_model, tmp_path):
+    """Its forward is compared with itself before anything is sampled, and NaN differs from NaN."""
+    path = tmp_path / "broken"
+    shutil.copytree(tiny_model("qwen2_vl"), path)
+    weights = load_file(path / "model.safetensors")
+    name = next(name for name in weights if part in name and weights[name].dim() > 1)
+    weights[name].view(-1)[0] = torch.nan
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NotFiniteError, match=rf"broken: the weights are not finite, first in .*{part}.* \(1 of"):
+        LanguageModelPolicy(path)
