@@ -33,8 +33,8 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     `HOSTILE` it gives, within its time, the same finite number twice, not above its maximum, or leaves it unscored, and
     does not raise. A reward that is registered with the detail `reads` gets hostile pictures or videos, see
     `hostile_completions`. If the model is a language model and lies on this machine, the prompts read, and those of the
-    others with the longest texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the options
-    in `prompt.template`.
+    others with the longest texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the
+    options in `prompt.template`.
 
     Args:
         config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
