@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from mmrl_core.errors import NotFiniteError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 
@@ -36,7 +38,7 @@ def finite_norm(module: nn.Module, step: int) -> float:
     return norm
 
 
-def refuse_broken(module: nn.Module, path: str) -> None:
+def refuse_broken(module: nn.Module, path: str | Path) -> None:
     """Raise NotFiniteError where a weight of a model that was loaded from a path is NaN or infinite.
 
     It looks at every weight, so it is for finding out why a model cannot be used.
