@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import os
 import sys
@@ -40,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     output = _run_directory(config, arguments.output, arguments.resume)
 
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # a crash in a reward's or library's C code writes whose it was; see `isolate` of rewards
+        # A crash in a reward's or library's C code writes whose it was, see `isolate` of rewards. A notebook's stderr
+        # is no file, and does without.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            faulthandler.enable()
     from mmrl_core.runs import alarms_of
     from mmrl_core.trainer import train
 
