@@ -296,6 +296,7 @@ class Trainer:
         self.state.stage_step += 1
         self.state.step += 1
         self.counts.update(self.policy.take_counters())
+        metrics |= {f"restarts/{name}": float(count) for name, count in self.rewards.take_restarts().items()}
         metrics["weights/norm"] = finite_norm(self.policy.module, self.state.step)
         metrics = self.recorder.with_work(metrics, self.counts, ahead=bool(self.stage.rollout.steps_ahead))
         self.counts.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from mmrl_core.run import TrainState
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 _STEP = re.compile(r"step-(\d+)")
@@ -94,11 +97,12 @@ def load_newest(
 
 
 def latest_checkpoint(run: Path, *, within: str = "") -> Path | None:
-    """The newest whole checkpoint of a run; `within` as for `read_state`."""
+    """The newest whole checkpoint of a run; `within` as for `read_state`. A warning names each that is passed over."""
     for directory in reversed(checkpoints_of(run)):
         try:
             read_state(directory, within=within)
-        except CheckpointError:
+        except CheckpointError as error:
+            logger.warning("passed over: %s", error)
             continue
         return directory
     return None

@@ -78,6 +78,8 @@ def no_column(column: str, columns: Mapping[str, Any] | Sequence[str]) -> str:
 
 def _text_of(value: Any, column: str, key: str) -> str:
     if isinstance(value, str):
+        if _is_chat(_read_json(value)):
+            raise TaskDataError(_chat_in(column, key))
         return value
     if value is None:
         raise TaskDataError(f"{key}: column {column!r} is null")
@@ -86,17 +88,32 @@ def _text_of(value: Any, column: str, key: str) -> str:
     if hasattr(value, "tolist"):  # numpy
         value = value.tolist()
     if _is_chat(value):
-        raise TaskDataError(
-            f"{key}: column {column!r} holds the messages of a chat, not a text; name a column with the question, or a "
-            "source that reads conversations"
-        )
+        raise TaskDataError(_chat_in(column, key))
     if isinstance(value, Mapping | list | tuple):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)
 
 
+def _chat_in(column: str, key: str) -> str:
+    return (
+        f"{key}: column {column!r} holds the messages of a chat, not a text; name a column with the question, or a "
+        "source that reads conversations"
+    )
+
+
+def _read_json(text: str) -> Any:
+    """What a table's cell holds that may be messages written as JSON; None of any other text."""
+    if not text.lstrip().startswith(("[", "{")) or not ('"role"' in text or '"from"' in text):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _is_chat(value: Any) -> bool:
-    """Whether a value is a list of turns, in one of the two forms in use."""
+    """Whether a value is a turn or a list of turns, in one of the two forms in use."""
+    value = [value] if isinstance(value, Mapping) else value
     if not isinstance(value, list | tuple) or not value:
         return False
     turns = [turn.keys() if isinstance(turn, Mapping) else () for turn in value]

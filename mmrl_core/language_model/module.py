@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOGIT_CHUNK = 1 << 25
 """Logits that exist at one time: 128 MiB in float32, whatever the vocabulary and the length."""
 
-ENTROPY_TILE = 1 << 20
+ENTROPY_TILE = 1 << 18
 """Numbers that stay in a CPU's cache while entropies are summed up."""
 
 

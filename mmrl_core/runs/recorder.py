@@ -277,7 +277,7 @@ def over_processes(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     reduced = {}
     for name, values in found.items():
         numbers = [value for value in values if not math.isnan(value)]
-        if name.startswith(("count/", "failures/")):
+        if name.startswith(("count/", "failures/", "restarts/")):
             reduced[name] = sum(numbers)
         elif name.endswith("/max") or name.startswith("memory/"):
             reduced[name] = max(numbers, default=math.nan)

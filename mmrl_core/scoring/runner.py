@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,7 @@ class RewardRunner:
         self.failure_reasons: dict[str, list[str]] = {}
         self._has_reported_pay = False
         self._reported_unscored: set[str] = set()
+        self._told_restarts: Counter[str] = Counter()
         self._started: dict[int, tuple[RolloutGroup, dict[str, Future[list[Judgement]]]]] = {}
         self._rewards: dict[str, Reward] = {}
         by_part = configs if isinstance(configs, Mapping) else {None: configs}
@@ -108,6 +110,13 @@ class RewardRunner:
         """How often the process of an isolated reward died or was ended, and was replaced."""
         isolated = self._reward(key).isolated
         return 0 if isolated is None else isolated.num_restarts
+
+    def take_restarts(self) -> dict[str, int]:
+        """The same for each isolated reward, since last asked; what a step logs as `restarts/<reward>`."""
+        isolated = {key: reward.isolated.num_restarts for key, reward in self._rewards.items() if reward.isolated}
+        since = {key: number - self._told_restarts[key] for key, number in isolated.items()}
+        self._told_restarts.update(isolated)
+        return since
 
     def scores_any(self, key: str, groups: Sequence[RolloutGroup]) -> bool:
         """Whether a reward is for any of the groups, of a mixture for its part; True for a name of no reward here."""

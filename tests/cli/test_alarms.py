@@ -29,6 +29,10 @@ def silent(completions, samples):
 
 def sometimes(completions, samples):
     return [None if sample["number"] % 2 else 1.0 for sample in samples]
+
+def dies(completions, samples):
+    import os
+    os._exit(3)
 """
 
 
@@ -90,6 +94,18 @@ def test_a_reward_that_leaves_rows_unscored_has_its_share_in_the_metrics(task):
     assert main(task("spread", "sometimes", steps=2)) == 0
     assert [record["unscored/sometimes"] for record in records("step")] == [0.5, 0.5]
     assert [record["unscored/spread"] for record in records("step")] == [0, 0]
+
+
+def test_processes_of_an_isolated_reward_that_were_replaced_are_counted_in_the_metrics(task):
+    command = task("spread", steps=1)
+    config = json.loads(Path("task.yaml").read_text())
+    config["rewards"].append({"name": "mine.py:dies", "isolate": True})
+    config["stages"][0] |= {"prompts_per_step": 1}
+    Path("task.yaml").write_text(json.dumps(config))
+    assert main(command) == 0
+    (step,) = records("step")
+    assert (step["restarts/dies"], step["failures/dies"]) == (3, 2)  # for the group, and for each of its two alone
+    assert "restarts/spread" not in step
 
 
 def test_entropy_and_tokens_at_the_limit_are_always_in_the_metrics_and_cost_no_pass(task):

@@ -1,5 +1,7 @@
 """The commands as people run them: exit codes, what goes to which stream, and the words of errors."""
 
+import faulthandler
+import io
 import json
 import os
 import re
@@ -263,6 +265,18 @@ def test_train_calls_the_trainer_with_a_fresh_directory(folder, trained):
     assert cli.main(["train", "task.yaml"]) == 0
     assert trained[0] == ("my/task", Path("run"), False)
     assert re.fullmatch(r"runs/my-task-\d{8}-\d{6}", str(trained[1][1]))
+
+
+def test_training_does_not_ask_for_a_standard_error_that_is_a_file(folder, trained, monkeypatch):
+    was_enabled = faulthandler.is_enabled()
+    faulthandler.disable()
+    try:
+        monkeypatch.setattr(sys, "stderr", io.StringIO())  # as in a notebook
+        assert cli.main(["train", "task.yaml", "--output", "run"]) == 0, sys.stderr.getvalue()
+    finally:
+        if was_enabled:
+            faulthandler.enable(sys.__stderr__)
+    assert len(trained) == 1
 
 
 def test_an_empty_output_is_fine_and_other_processes_do_not_look(folder, trained, monkeypatch):

@@ -164,13 +164,15 @@ def test_a_torn_checkpoint_is_passed_over_and_never_loaded(tmp_path, damage):
 
 
 @pytest.mark.parametrize("damage", ["a bit of the weights", "a bit of the tokenizer", "weights missing"])
-def test_an_evaluation_passes_over_damaged_weights_and_asks_for_no_more(tmp_path, damage):
+def test_an_evaluation_passes_over_damaged_weights_by_name_and_asks_for_no_more(tmp_path, damage, caplog):
     save(tmp_path, 2)
     torn = save(tmp_path, 4)
     flip(torn / "training.pt")
     assert find_checkpoint(tmp_path) == find_checkpoint(torn) == torn, "the optimiser is not evaluated"
     DAMAGE[damage](torn)
+    assert not caplog.messages
     assert find_checkpoint(tmp_path).name == "step-2"
+    assert caplog.messages[0].startswith(f"passed over: {torn} is torn: model/")
     with pytest.raises(CheckpointError, match="torn"):
         find_checkpoint(torn)
 

@@ -35,7 +35,7 @@ TRAINING_CHARTS: Sequence[tuple[str, str, str, Mapping[str, str]]] = (
     (COMPLETIONS, "Time per step", "in seconds", {"seconds": ""}),
 )
 NOT_DRAWN = ("kind", "stage", "stage_kind", "step", "elapsed_s", "set_aside", "policy_loss")  # or shown elsewhere
-COUNTER_PREFIXES = ("count/", "failures/")
+COUNTER_PREFIXES = ("count/", "failures/", "restarts/")
 # A rise of these is neither good nor bad. An accuracy is good, also where "count" is in its name.
 NEUTRAL_METRIC = re.compile(
     r"^(?!.*accuracy)(?:outcome/|.*(?:truncated|tokens|length|seconds|entropy|count|unscored|_std$))"

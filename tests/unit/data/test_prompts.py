@@ -507,10 +507,12 @@ def test_halves_of_characters_from_any_source_and_in_reasons_are_replaced(tmp_pa
 @pytest.mark.parametrize("keys", [("role", "content"), ("from", "value")])
 def test_messages_of_a_chat_are_no_text(tmp_path: Path, keys: tuple[str, str]) -> None:
     turns = [dict(zip(keys, turn, strict=True)) for turn in (("user", "Why?"), ("assistant", "So."))]
-    source = source_of(jsonl(tmp_path, [{"q": turns}, {"q": [{"role": "x"}]}]), max_broken=1.0)
-    assert source.prompt(0) is None
-    assert "column 'q' holds the messages of a chat, not a text" in next(iter(source.set_aside)).reason
-    assert source.prompt(1) is not None  # another list of objects is written as JSON
+    chats = [turns, turns[0], json.dumps(turns), json.dumps(turns[0])]  # cells of tables hold them as JSON
+    texts = [[{"role": "x"}], json.dumps([{"role": "x"}]), '[{"role"', f"Who speaks? {json.dumps(turns)}"]
+    source = source_of(jsonl(tmp_path, [{"q": value} for value in chats + texts]), max_broken=1.0)
+    assert [source.prompt(index) is None for index in range(8)] == [True] * 4 + [False] * 4
+    said = {row.reason.partition("; ")[0] for row in source.set_aside}
+    assert {line.partition("column")[2] for line in said} == {" 'q' holds the messages of a chat, not a text"}
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def test_only_the_culprit_is_unscored_and_the_process_is_replaced(file: Path) ->
     assert "KeyError: 'gold'" in (told["raise"] or "") and "mine.py:" in (told["raise"] or "")
     assert runner.restarts("judge") == 6  # for the group, and for the culprit alone
     assert sample == {"gold": 1}
+    assert [runner.take_restarts(), runner.take_restarts()] == [{"judge": 6}, {"judge": 0}]
 
 
 def test_one_that_holds_the_interpreter_is_ended_in_its_time(file: Path) -> None:
