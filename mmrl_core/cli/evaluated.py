@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,13 +135,22 @@ def _model_overrides(evaluated: Evaluated) -> list[str]:
         lora = {
             "rank": settings["r"],
             "alpha": float(settings["lora_alpha"]),
-            "target_modules": settings["target_modules"],
+            "target_modules": _adapted_layers(settings),
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MMRLError(f"{settings_file} is no description of a LoRA adapter: {error!r}.") from error
     base = settings.get("base_model_name_or_path")
     found = [f"model.path={json.dumps(base)}", "model.build=null"] if base and Path(base).is_dir() else []
     return [*found, f"model.lora={json.dumps(lora)}"]
+
+
+def _adapted_layers(settings: Mapping[str, Any]) -> str:
+    """A regular expression for the layers that an adapter is on; peft's names in a list are ends of names."""
+    modules, parameters = settings["target_modules"] or [], settings.get("target_parameters") or []
+    of_parameters = [re.escape(name) for name in sorted({name.rpartition(".")[0] for name in parameters})]
+    if isinstance(modules, str):
+        return "|".join([f"({modules})", *of_parameters])
+    return rf"(.*\.)?({'|'.join([*map(re.escape, modules), *of_parameters])})"
 
 
 def result_path(evaluated: Evaluated, task: str, limit: int | None, overrides: Sequence[str]) -> Path:

@@ -75,7 +75,11 @@ Metric = Annotated[Component, Registered("metric")]
 class LoraConfig(Strict):
     rank: Count = Field(16, description="rank of the adapters")
     alpha: PositiveFactor = Field(32.0, description="adapters are scaled by alpha / rank")
-    target_modules: list[str] | str = Field("all-linear", description="module names, or 'all-linear'")
+    target_modules: list[str] | str = Field(
+        "all-linear",
+        description="list of parts (all-linear: linear layers of the text decoder; vision, audio, projector) and of "
+        "names of layers, such as q_proj or experts; or one part; or a regular expression of whole names",
+    )
 
 
 class ModelConfig(Strict):

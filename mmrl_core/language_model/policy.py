@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.errors import PolicyError, UnfitPromptError
+from mmrl_core.language_model.adapter import adapters_in_words, restore_adapter
 from mmrl_core.language_model.encoder import PromptEncoder
 from mmrl_core.language_model.engines.base import Engine, Sampled
 from mmrl_core.language_model.engines.hf import HFEngine
@@ -207,6 +208,8 @@ class LanguageModelPolicy(PolicyBase):
         lines.append(
             "media features are computed once for each prompt" if kept else "media features are computed in each pass"
         )
+        if self.options.lora is not None:
+            lines.append(adapters_in_words(self.model.model))
         if self.proof.seen:
             moved = ", ".join(f"{kind} {value:.1g}" for kind, value in self.proof.seen.items())
             lines.append(f"another medium in a prompt moves a logprob by: {moved}")
@@ -250,9 +253,7 @@ class LanguageModelPolicy(PolicyBase):
         """
         check_adapter(directory, self.options.lora)
         if self.options.lora is not None:
-            from peft import load_peft_weights, set_peft_model_state_dict
-
-            set_peft_model_state_dict(self.model.model, load_peft_weights(str(directory), device="cpu"))
+            restore_adapter(self.model.model, directory)
         else:
             dtype = next(self.model.model.parameters()).dtype
             loaded = type(self.model.base).from_pretrained(directory, dtype=dtype)

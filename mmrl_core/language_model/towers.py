@@ -19,14 +19,12 @@ from mmrl_core.support import written_aside
 TOWERS = {
     "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
     "audio": ("*audio_tower.*",),
-    "projector": ("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
+    "projector": ("*visual.*merger*", "*multi_modal_projector.*", "*connector.*"),
 }
-"""Names in `model.freeze` -> patterns of parameter names. "language" is all that none of them selects."""
+"""Part -> patterns of parameter names. The projector is also whatever lies before the decoder and in no tower."""
 
-TOWER_MODULES = r".*(visual|vision_tower|vision_model|audio_tower)\..*"
-"""Module names of media towers, which LoRA leaves alone."""
-
-_BEFORE_DECODER = (*TOWERS["vision"], *TOWERS["audio"], *TOWERS["projector"])
+PARTS = (*TOWERS, "language")
+"""Names of parts of a model. "language" is the text decoder with its embeddings and head."""
 
 FIXED = ("*audio_tower.embed_positions.*",)
 """Constants that some versions of transformers load as trainable parameters."""
@@ -39,7 +37,7 @@ def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
         PolicyError: a name selects no parameter.
     """
     for name in names:
-        selected = _language(model) if name == "language" else _matching(model, TOWERS.get(name, (name,)))
+        selected = list(part_parameters(model, name).values()) if name in PARTS else _matching(model, (name,))
         if not selected:
             raise PolicyError(
                 f"model.freeze: {name!r} selects no parameter. Towers: {', '.join(TOWERS)}, language; or a pattern of "
@@ -53,16 +51,26 @@ def freeze_parameters(model: nn.Module, names: Sequence[str]) -> None:
 
 def towers_frozen(model: nn.Module) -> bool:
     """Whether no parameter between media and the text decoder is trained, so that features may be kept."""
-    return not any(parameter.requires_grad for parameter in _matching(model, _BEFORE_DECODER))
+    return not any(parameter.requires_grad for parameter in _before_decoder(model).values())
 
 
-def _language(model: nn.Module) -> list[nn.Parameter]:
-    """The text decoder with its embeddings and head: what is of no tower. Of a text model all there is."""
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in _BEFORE_DECODER)
-    ]
+def part_parameters(model: Any, part: str) -> dict[str, nn.Parameter]:
+    """Name -> parameter of a part of a transformers model, one of `PARTS`."""
+    before = _before_decoder(model)
+    if part == "language":
+        return {name: parameter for name, parameter in model.named_parameters() if name not in before}
+    matches = lambda name, kind: any(fnmatch.fnmatch(name, pattern) for pattern in TOWERS[kind])  # noqa: E731
+    found = {name for name in before if matches(name, part)}
+    if part == "projector":
+        found |= {name for name in before if not matches(name, "vision") and not matches(name, "audio")}
+    return {name: before[name] for name in before if name in found}
+
+
+def _before_decoder(model: Any) -> dict[str, nn.Parameter]:
+    """What lies between media and the text decoder: all that is not of the decoder, its embeddings or its head."""
+    parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
+    of_text = {parameter for part in parts if part is not None for parameter in part.parameters()}
+    return {name: parameter for name, parameter in model.named_parameters() if parameter not in of_text}
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
@@ -175,10 +183,9 @@ class FeatureCache:
         parts = (getattr(processor, name, None) for name in ("image_processor", "video_processor", "feature_extractor"))
         settings = "".join(part.to_json_string() for part in parts if part is not None)
         digest = hashlib.sha256(f"{precision} {settings}".encode())
-        for name, parameter in sorted(model.named_parameters()):
-            if any(fnmatch.fnmatch(name, pattern) for pattern in _BEFORE_DECODER):
-                digest.update(name.encode())
-                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        for name, parameter in sorted(_before_decoder(model).items()):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         self._folder = Path(folder).expanduser() / digest.hexdigest()[:32]
 
     def read(self, key: str) -> dict[str, Tensor] | None:

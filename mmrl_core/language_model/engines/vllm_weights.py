@@ -27,6 +27,8 @@ def merged_weights(policy: Sampler) -> Iterator[tuple[str, Tensor]]:
         layer_name, inner, rest = name.rpartition(".base_layer.")
         if inner:
             name = f"{layer_name}.{rest}"
+            if rest not in ("weight", "bias"):
+                raise PolicyError("model.lora adapts experts, which vLLM cannot merge here. Use rollout.engine=hf.")
             if rest == "weight":
                 adapted[weight] = base.get_submodule(layer_name)
         if ".lora_" not in name:
