@@ -232,6 +232,10 @@ def micro_batch_loss(run: SteppingRun, batch: Batch, totals: BatchTotals) -> tup
     result = run.hooks.mmrl_policy_loss(run=run, inputs=inputs)
     check_loss(result, run.source("mmrl_policy_loss"))
     loss, metrics = result
+    share = inputs.mask.sum() / (totals.num_computed or totals.num_tokens)  # of the tokens of the whole step
+    for name, penalty in inputs.penalties.items():
+        loss = loss + penalty * share
+        metrics = {**metrics, name: penalty.detach() * share}
     if inputs.sampler_logprobs is not None:
         gap = (inputs.logprobs.detach() - inputs.sampler_logprobs).abs().nan_to_num()
         metrics = {**metrics, "sampler_gap": (gap * inputs.mask).sum() / (totals.num_computed or 1.0)}
@@ -278,6 +282,7 @@ def loss_inputs(run: SteppingRun, batch: Batch, totals: BatchTotals) -> LossInpu
         entropy=stats.entropy,
         extras=stats.extras,
         rewards=put(batch.rewards),
+        penalties=stats.penalties,
     )
 
 

@@ -313,6 +313,8 @@ class TokenStats:
         entropy: [B, T], with a gradient if it was asked for; else without, or None.
         extras: the policy's own quantities that a loss asked for, by name, each [B, T]; with gradient where they
             depend on the weights.
+        penalties: scalars with gradient that are added to the loss, already weighted, as means over the tokens of these
+            rows; by name.
 
     Values on padding are 0.
     """
@@ -320,6 +322,7 @@ class TokenStats:
     logprobs: Tensor
     entropy: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -353,6 +356,7 @@ class LossInputs:
         entropy: [B, T], if the policy gave it; with a gradient if the loss asked for it.
         extras: what else the loss asked the policy for, by name, each [B, T]; see `TokenStats.extras`.
         rewards: [B], total of the trajectory.
+        penalties: see `TokenStats.penalties`. The step adds them; a loss leaves them alone.
     """
 
     logprobs: Tensor
@@ -365,3 +369,4 @@ class LossInputs:
     entropy: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
+    penalties: Mapping[str, Tensor] = field(default_factory=dict)

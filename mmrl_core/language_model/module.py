@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from mmrl_core.language_model.decoding import Decoding, LayerStep, SharedDecodin
 from mmrl_core.language_model.observations import Encoded, Observation, Stretch, root, segments, tail
 from mmrl_core.language_model.own_forward import JoinedDecoding, OwnDecoding, OwnForward, alike, collate
 from mmrl_core.language_model.packing import Packing, Sequences, each_once
+from mmrl_core.language_model.router import RouterBalance
 from mmrl_core.language_model.towers import FeatureCache, encode_media, num_media, placeholder_id, towers_frozen
 from mmrl_core.types import Row, TokenStats
 
@@ -48,6 +50,7 @@ class LanguageModel(nn.Module):
         plain_reason: why completions run whole, each with its prompt, or None where a group shares its prompt.
         lean_decoding: sampling runs the decoder by a `DecodeStep`.
         feature_cache: where features of frozen towers are kept on disk, if anywhere.
+        router: computes the routers' auxiliary loss, where it is asked for.
         counters: work done since the trainer last looked: media encodes, prefill, decode and update tokens.
         own: the model's own forward.
     """
@@ -61,6 +64,7 @@ class LanguageModel(nn.Module):
         self.plain_reason = plain_reason
         self.lean_decoding = lean_decoding
         self.feature_cache: FeatureCache | None = None
+        self.router: RouterBalance | None = None
         self.counters: Counter[str] = Counter()
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside a LoRA wrapper
         self._base = [base]  # in a list: it must not be registered as a second submodule
@@ -99,13 +103,16 @@ class LanguageModel(nn.Module):
         """
         if unknown := set(needs) - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
-        hidden = self._packed_hidden(rows) if self.plain_reason is None else self._own_hidden(rows)
+        watched_router = self.router if torch.is_grad_enabled() else None
+        with nullcontext() if watched_router is None else watched_router.watch():
+            hidden = self._packed_hidden(rows) if self.plain_reason is None else self._own_hidden(rows)
+            penalties = {} if watched_router is None else {"router_aux_loss": watched_router.loss()}
         tokens = torch.cat([row.action for row in rows]).to(self.device)
         watched: Literal["none", "value", "gradient"] = "value" if torch.is_grad_enabled() else "none"
         logprobs, entropy = self._token_stats(hidden, tokens, "gradient" if "entropy" in needs else watched)
         lengths = [row.num_actions for row in rows]
         pad = lambda values: nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)  # noqa: E731
-        return TokenStats(pad(logprobs), None if entropy is None else pad(entropy))
+        return TokenStats(pad(logprobs), None if entropy is None else pad(entropy), penalties=penalties)
 
     def _packed_hidden(self, rows: Sequence[Row]) -> Tensor:
         """Hidden states [tokens, hidden] that predict the actions of all rows. Each prompt and each turn runs once."""
@@ -115,6 +122,8 @@ class LanguageModel(nn.Module):
         tails = [tail(row.observation, row.action[:-1]) for row in sequences.last]
         hidden = self._run_packed(PackedAttention(packing), prompts, tails)
         self._count_pass(packing.num_tokens, 0)
+        if self.router is not None:
+            self.router.weigh(packing.num_uses())
         sources = []  # the first action is predicted by the token before it, any other by the action before it
         for row, (sequence, offset) in zip(rows, sequences.places, strict=True):
             prompt, start = sequences.prompt_of[sequence], packing.row_starts[sequence] + offset
@@ -142,6 +151,8 @@ class LanguageModel(nn.Module):
         for batch in alike(sequences):
             found, mask = self.own.padded([sequences[index] for index in batch])
             self._count_pass(mask.numel(), mask.numel() - int(mask.sum()))
+            if self.router is not None:
+                self.router.weigh(mask.flatten())
             for index, of_row in zip(batch, found.hidden, strict=True):
                 start = len(rows[index].observation) - 1
                 hidden[index] = of_row[start : start + rows[index].num_actions]

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mmrl_core.config.numbers import Count
+from mmrl_core.config.numbers import Count, FactorOrZero
 from mmrl_core.config.schema import LoraConfig, Strict
 from mmrl_core.errors import ConfigError
 
@@ -33,6 +33,10 @@ class LanguageModelOptions(Strict):
         "what is frozen gets no LoRA adapter",
     )
     lora: LoraConfig | None = Field(None, description="train LoRA adapters instead of the weights")
+    router_aux_loss: FactorOrZero = Field(
+        0.0,
+        description="weight of the routers' auxiliary loss (mixture of experts), over all tokens of trained rows",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     min_pixels: Count | None = Field(None, description="images are scaled up to this many pixels")
     max_pixels: Count | None = Field(None, description="images are scaled down to this many pixels")

@@ -115,6 +115,12 @@ class Packing:
             self.parts.append(part)
             prompt_start, row_start = part.prompts.stop, part.completions.stop
 
+    def num_uses(self) -> Tensor:
+        """Int64 [S], how many completions each token is of or before."""
+        counts = torch.bincount(torch.tensor(self.row_prompts, dtype=torch.long), minlength=len(self.prompt_lengths))
+        of_prompts = counts[self.prompt_order].repeat_interleave(torch.tensor(self.prompt_lengths)[self.prompt_order])
+        return torch.cat([of_prompts, torch.ones(sum(self.row_lengths), dtype=torch.long)])
+
 
 def _starts(lengths: Sequence[int], order: Sequence[int], start: int) -> list[int]:
     """Place of the first token of each sequence, laid one after the other in `order`."""

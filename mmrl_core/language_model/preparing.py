@@ -14,6 +14,7 @@ from mmrl_core.language_model.decode_step import steps_alike
 from mmrl_core.language_model.loading import load_model
 from mmrl_core.language_model.module import LanguageModel
 from mmrl_core.language_model.options import LanguageModelOptions
+from mmrl_core.language_model.router import RouterBalance
 from mmrl_core.language_model.saving import check_writable
 from mmrl_core.language_model.towers import freeze_parameters, project_patches
 
@@ -69,7 +70,10 @@ def prepared_model(
         _lay_out_by_columns(model)
     if options.quantization is None:
         check_writable(model)
-    return LanguageModel(model, plain_reason=plain_reason, lean_decoding=lean_decoding).to(device)
+    prepared = LanguageModel(model, plain_reason=plain_reason, lean_decoding=lean_decoding).to(device)
+    if options.router_aux_loss:
+        prepared.router = RouterBalance(prepared.base, options.router_aux_loss)
+    return prepared
 
 
 def _lay_out_by_columns(model: nn.Module) -> None:

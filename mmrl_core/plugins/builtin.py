@@ -15,6 +15,7 @@ LANGUAGE_MODEL_KEYS = (
     "attention",
     "freeze",
     "lora",
+    "router_aux_loss",
     "gradient_checkpointing",
     "min_pixels",
     "max_pixels",

@@ -130,6 +130,9 @@ def check_token_stats(stats: Any, rows: Sequence[Row], source: str) -> None:
             continue
         if not isinstance(values, Tensor) or tuple(values.shape) != expected or not values.is_floating_point():
             raise HookResultError(f"{source} returned {name} as {_kind(values)}; expected floating {expected}.")
+    for name, value in stats.penalties.items():
+        if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+            raise HookResultError(f"{source} returned the penalty {name} as {_kind(value)}; expected a scalar.")
 
 
 def check_loss(result: Any, source: str) -> None:

@@ -133,11 +133,11 @@ def make_loss_inputs(
         "entropy": entropy,
         **{f"extras[{name!r}]": values for name, values in (extras or {}).items()},
     }
-    made = {name: _floats(name, values, dtype) for name, values in given.items() if values is not None}
+    made: dict[str, Any] = {name: _floats(name, values, dtype) for name, values in given.items() if values is not None}
     if made["advantages"].dim() == 1:
         made["advantages"] = made["advantages"][:, None] * trained  # [B] -> [B, T]
     _check_shapes(_matrix("logprobs", current), {"logprobs": current, "mask": trained, **made})
-    of_rows = {} if rewards is None else {"rewards": _floats("rewards", rewards, dtype)}
+    of_rows: dict[str, Any] = {} if rewards is None else {"rewards": _floats("rewards", rewards, dtype)}
     _check_shapes((len(current),), of_rows)
     return LossInputs(
         logprobs=current,

@@ -84,6 +84,8 @@ NOT_STATS = [
     TokenStats(torch.zeros(3, 1)),
     TokenStats(torch.zeros(3, WIDTH, dtype=torch.int64)),
     TokenStats(STATS.logprobs, entropy=torch.zeros(3)),
+    TokenStats(STATS.logprobs, penalties={"a": torch.zeros(3)}),
+    TokenStats(STATS.logprobs, penalties={"a": 1.0}),
 ]
 NOT_MEASURED = [None, 1.0, {"accuracy": None}, {"accuracy": [1.0]}, {"accuracy": "high"}, {1: 1.0}, [("a", 1.0)]]
 
