@@ -48,6 +48,7 @@ class LanguageModel(nn.Module):
     Attributes:
         temperature: logits are divided by it before the softmax, in rollout and update alike.
         plain_reason: why completions run whole, each with its prompt, or None where a group shares its prompt.
+        cache_reason: why its own forward runs a prompt for each completion, or None where it goes on from its cache.
         lean_decoding: sampling runs the decoder by a `DecodeStep`.
         feature_cache: where features of frozen towers are kept on disk, if anywhere.
         router: computes the routers' auxiliary loss, where it is asked for.
@@ -62,6 +63,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.temperature = 1.0
         self.plain_reason = plain_reason
+        self.cache_reason: str | None = "it is not proven"
         self.lean_decoding = lean_decoding
         self.feature_cache: FeatureCache | None = None
         self.router: RouterBalance | None = None
@@ -145,19 +147,17 @@ class LanguageModel(nn.Module):
         return run_decoder(self.base.get_decoder(), embeddings, _positions(positions), attention, **besides)[0]
 
     def _own_hidden(self, rows: Sequence[Row]) -> Tensor:
-        """The same by the model's own forward, with each completion run whole after its prompt."""
-        sequences = [[*segments(row.observation), row.action[:-1]] for row in rows]
-        hidden: dict[int, Tensor] = {}
-        for batch in alike(sequences):
-            found, mask = self.own.padded([sequences[index] for index in batch])
-            self._count_pass(mask.numel(), mask.numel() - int(mask.sum()))
-            if self.router is not None:
-                self.router.weigh(mask.flatten())
-            for index, of_row in zip(batch, found.hidden, strict=True):
-                start = len(rows[index].observation) - 1
-                hidden[index] = of_row[start : start + rows[index].num_actions]
-        self._count_own_media([row.observation for row in rows])
-        return torch.cat([hidden[index] for index in range(len(rows))])
+        """The same by the model's own forward, with prompts run for each completion if `cache_reason` says why."""
+        observations, _ = each_once([row.observation for row in rows])
+        once = self.cache_reason is None and len(observations) < len(rows)
+        hidden = (self.own.after_prompts if once else self.own.whole_rows)(rows, self._count_own_pass)
+        self._count_own_media(observations if once else [row.observation for row in rows])
+        return torch.cat(hidden)
+
+    def _count_own_pass(self, num_rows: Tensor) -> None:
+        self._count_pass(num_rows.numel(), int((num_rows == 0).sum()))
+        if self.router is not None:
+            self.router.weigh(num_rows.flatten())
 
     def _count_own_media(self, observations: Sequence[Observation]) -> None:
         parts = [part for item in observations for part in segments(item) if isinstance(part, Encoded)]

@@ -8,7 +8,7 @@ where the model's head reads them, so that the logits of a whole sequence are ne
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
-from mmrl_core.language_model.observations import Encoded
+from mmrl_core.language_model.observations import Encoded, segments
+from mmrl_core.language_model.packing import each_once
+from mmrl_core.types import Row
+
+OnPass = Callable[[Tensor], None]
+"""Is told of each pass: int64 [R, S], how many rows each of its tokens is of or before, 0 for padding."""
 
 Parts = Sequence[Encoded | Tensor]
 """A conversation: encodings, and int64 [T] actions."""
@@ -84,6 +90,48 @@ class OwnForward:
         if isinstance(part, Encoded):
             return torch.zeros(len(part), dtype=torch.bool)
         return torch.isin(part, self._media_ids)
+
+    def whole_rows(self, rows: Sequence[Row], on_pass: OnPass) -> list[Tensor]:
+        """Hidden states [T, hidden] that predict the actions of each row, with each row run whole after its prompt."""
+        sequences = [[*segments(row.observation), row.action[:-1]] for row in rows]
+        hidden: dict[int, Tensor] = {}
+        for batch in alike(sequences):
+            found, mask = self.padded([sequences[index] for index in batch])
+            on_pass(mask.long())
+            for index, of_row in zip(batch, found.hidden, strict=True):
+                start = len(rows[index].observation) - 1
+                hidden[index] = of_row[start : start + rows[index].num_actions]
+        return [hidden[index] for index in range(len(rows))]
+
+    def after_prompts(self, rows: Sequence[Row], on_pass: OnPass) -> list[Tensor]:
+        """The same with each prompt run once, with its media, and its rows run after its cache, gradients included."""
+        from transformers import DynamicCache
+
+        distinct, prompt_of = each_once([row.observation for row in rows])
+        sequences = [segments(item) for item in distinct]
+        hidden: dict[int, Tensor] = {}
+        for batch in alike(sequences):
+            members = [row for row, prompt in enumerate(prompt_of) if prompt in batch]
+            slots = torch.tensor([batch.index(prompt_of[row]) for row in members])
+            cache = DynamicCache(config=self._model.config.get_text_config())
+            prefill, mask = self.padded([sequences[prompt] for prompt in batch], left=True, cache=cache)
+            on_pass(mask * slots.bincount().to(mask.device)[:, None])
+            slots = slots.to(mask.device)
+            cache.reorder_cache(slots)
+            for layer in cache.layers:
+                if hasattr(layer, "update_recurrent_state"):  # it would write over the state that gradients need
+                    layer.update_recurrent_state = lambda states, *_, **__: states
+            ids = pad_sequence([rows[row].action[:-1] for row in members], batch_first=True).to(mask.device)
+            ids = pad(ids, (0, max(0, 2 - ids.shape[1])))  # models take a single token for a step of decoding
+            steps = torch.arange(ids.shape[1], device=ids.device)
+            lengths = torch.tensor([rows[row].num_actions - 1 for row in members], device=ids.device)
+            on_pass((steps < lengths[:, None]).long())
+            inputs = {"position_ids": _last_positions(prefill, mask)[..., slots, :] + 1 + steps}
+            with _spelled_out(self._model, ids, torch.isin(ids, self._media_ids.to(ids.device))) as shown:
+                found = self.run(shown, pad(mask[slots], (0, ids.shape[1]), value=True), inputs, cache)
+            every = torch.cat([prefill.hidden[:, -1:][slots], found.hidden], 1)
+            hidden |= {row: every[place, : rows[row].num_actions] for place, row in enumerate(members)}
+        return [hidden[row] for row in range(len(rows))]
 
     def logits(self, input_ids: Tensor, prompt: Encoded, num_actions: int) -> Tensor:
         """[1, S, V] of int64 [1, S] tokens, a prompt with its completion, as the model computes them alone."""
@@ -189,6 +237,14 @@ def _spelled_out(model: Any, input_ids: Tensor, words: Tensor) -> Iterator[Tenso
         handle.remove()
 
 
+def _last_positions(prefill: Pass, mask: Tensor) -> Tensor:
+    """Positions [N, 1] or [axes, N, 1] of the last tokens of N sequences that were padded on the left."""
+    if prefill.positions is None:  # the model counts by itself
+        return mask.new_full((len(mask), 1), mask.shape[1] - 1, dtype=torch.long)
+    last = prefill.positions[..., -1:]
+    return last.expand(*last.shape[:-2], len(mask), 1)
+
+
 class OwnDecoding:
     """A key/value cache of transformers with a row for each completion, run by the model's own forward."""
 
@@ -210,11 +266,7 @@ class OwnDecoding:
         self._forward = forward
         self._cache = cache
         self._mask = mask[slots]
-        counted = mask.new_full(
-            (len(mask), 1), mask.shape[1] - 1, dtype=torch.long
-        )  # where the model names no positions
-        last = counted if prefill.positions is None else prefill.positions[..., -1:]
-        self._positions = last.expand(*last.shape[:-2], len(mask), 1)[..., slots, :]
+        self._positions = _last_positions(prefill, mask)[..., slots, :]
 
     def advance(self, tokens: Tensor) -> Tensor:
         self._mask = pad(self._mask, (0, 1), value=True)

@@ -203,7 +203,14 @@ class LanguageModelPolicy(PolicyBase):
         """How the work will be done, for a dry run."""
         reason = self.model.plain_reason
         runs = "prompts run once for each "
-        lines = [f"{runs}group" if reason is None else f"{runs}completion: {reason}"]
+        own = self.model.cache_reason
+        lines = [
+            f"{runs}group"
+            if reason is None
+            else f"{runs}group, in updates too, by its own forward: {reason}"
+            if own is None
+            else f"{runs}completion: {reason}"
+        ]
         kept = reason is None and towers_frozen(self.model.base)
         lines.append(
             "media features are computed once for each prompt" if kept else "media features are computed in each pass"

@@ -5,6 +5,7 @@ shared prompt. Against it are held, on two completions of a prompt with an image
 without a medium, all in one batch:
 
     shared prompts    forward, gradient and sampling; what differs makes the model run its own forward
+    a prompt's cache  of the own forward, with the same; what differs runs completions whole
     own forward       padded, and sampling from its cache; what differs refuses the model
     blindness         the same prompt with another medium must change the logprobs of its completion
 
@@ -66,7 +67,7 @@ class Proof:
         return [kind for kind, moved in self.seen.items() if moved <= BLIND]
 
 
-_proven: dict[str, tuple[Proof, str | None]] = {}
+_proven: dict[str, tuple[Proof, str | None, str | None]] = {}
 
 
 def prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
@@ -81,8 +82,8 @@ def prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
     if key not in _proven:
         with _undisturbed(model, encoder):
             proof = _prove(model, encoder)
-        _proven[key] = proof, model.plain_reason
-    proof, model.plain_reason = _proven[key]
+        _proven[key] = proof, model.plain_reason, model.cache_reason
+    proof, model.plain_reason, model.cache_reason = _proven[key]
     return proof
 
 
@@ -90,10 +91,15 @@ def _configuration(model: LanguageModel, encoder: PromptEncoder) -> str:
     """Digest of all that decides how the model computes; of each weight the first numbers."""
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     parts = [model.base.config.to_json_string(), type(model.base), type(model.model), _dtype(model), model.device]
-    parts += [model.plain_reason, model.lean_decoding, trained, encoder.processor]
+    parts += [model.plain_reason, model.lean_decoding, _recomputes(model), trained, encoder.processor]
     plain = [weight.detach() for weight in model.parameters() if type(weight.data) is Tensor]  # not quantised ones
     parts += [weight.flatten()[:4].float().tolist() for weight in plain]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _recomputes(model: LanguageModel) -> bool:
+    """Whether layers run again in the backward pass, which in training they do without a cache."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.base.modules())
 
 
 def _prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
@@ -104,7 +110,9 @@ def _prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
         truths = [_truth(model, observation) for _, observation in cases]
         _prove_own(model, encoder, proof, truths)
         if model.plain_reason is None:
-            model.plain_reason = _shared_reason(model, encoder, proof, truths)
+            model.plain_reason = _reason(model, encoder, proof, truths, "a shared prompt", proof.shared)
+        if model.plain_reason is not None:
+            model.cache_reason = _cache_reason(model, encoder, proof, truths)
         for kind in dict.fromkeys(kind for kinds in proof.kinds for kind in kinds):
             truth = truths[proof.kinds.index((kind,))]
             proof.seen[kind] = _largest(truth, _truth(model, _encoded(encoder, (kind,), other=True)))
@@ -141,26 +149,43 @@ def _prove_own(model: LanguageModel, encoder: PromptEncoder, proof: Proof, truth
                 )
 
 
-def _shared_reason(
+def _cache_reason(
     model: LanguageModel, encoder: PromptEncoder, proof: Proof, truths: Sequence[list[Tensor]]
 ) -> str | None:
-    """Why prompts cannot be shared; None if everything agrees."""
+    """Why its own forward cannot go on from a prompt's cache in the update."""
+    if _recomputes(model):
+        return "recomputing activations leaves no cache"
+    model.cache_reason = None
+    return _reason(model, encoder, proof, truths, "a prompt's cache", {})
+
+
+def _reason(
+    model: LanguageModel,
+    encoder: PromptEncoder,
+    proof: Proof,
+    truths: Sequence[list[Tensor]],
+    what: str,
+    found: dict[tuple[str, ...], float],
+) -> str | None:
+    """Why prompts cannot be run as the model runs them now; None if everything agrees. Keeps differences in `found`."""
     try:
         differences = _differences(model, encoder, proof.kinds, truths)
         gradients = _gradients(model, _rows(encoder, proof.kinds, model))
     except Exception as error:  # whatever an unknown architecture raises, there is its own forward
-        return f"its media do not fit a shared prompt ({type(error).__name__}: {error})".splitlines()[0]
-    noise = max(*proof.own.values(), differences[proof.kinds.index(())], 1e-6)
+        return f"its media do not fit {what} ({type(error).__name__}: {error})".splitlines()[0]
+    noise = max(*proof.own.values(), 1e-6)
+    if found is proof.shared:  # which was held against a plain forward without media before
+        noise = max(noise, differences[proof.kinds.index(())])
     for kinds, difference in zip(proof.kinds, differences, strict=True):
-        proof.shared[kinds] = difference
+        found[kinds] = difference
         if not difference <= TIMES_NOISE * noise:
-            return f"with {_named(kinds)} a shared prompt changes logprobs by {difference:.1g}"
+            return f"with {_named(kinds)} {what} changes logprobs by {difference:.1g}"
     with _own(model):
         expected = _gradients(model, _rows(encoder, proof.kinds, model))
-    for name, (found, own) in {name: (gradients[name], expected[name]) for name in expected}.items():
-        difference = float((found - own).norm() / own.norm().clamp(min=1e-12))
+    for name, own in expected.items():
+        difference = float((gradients[name] - own).norm() / own.norm().clamp(min=1e-12))
         if not difference < (1e-3 if _dtype(model) == torch.float32 else 0.2):
-            return f"a shared prompt changes the gradient of {name} by {difference:.1g} of its size"
+            return f"{what} changes the gradient of {name} by {difference:.1g} of its size"
     return None
 
 
@@ -292,12 +317,13 @@ def _largest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
 
 @contextmanager
 def _own(model: LanguageModel) -> Iterator[None]:
-    """The model runs its own forward inside."""
-    reason, model.plain_reason = model.plain_reason, "it is being proven"
+    """The model runs its own forward inside, each completion whole."""
+    reasons = model.plain_reason, model.cache_reason
+    model.plain_reason = model.cache_reason = "it is being proven"
     try:
         yield
     finally:
-        model.plain_reason = reason
+        model.plain_reason, model.cache_reason = reasons
 
 
 def _dtype(model: LanguageModel) -> torch.dtype:
