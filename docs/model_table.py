@@ -32,8 +32,10 @@ random: the numbers prove the code. `tests/integration/test_families.py` compare
 | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 FOOT = """
-Not in the table: Voxtral, whose processor takes token ids of Mistral's own tokenizer and no text; Gemma 3n, whose tower
-needs the package timm; Phi-4-multimodal, for which no small model has been made yet. None of them was tried.
+Not in the table: Voxtral, whose processor refuses a text with a sound in it and takes what Mistral's own tokenizer made
+(read, not run); Gemma 3n, which builds with the package timm, but whose smallest tower has 12 million parameters and
+was not through the proof in six minutes on a busy CPU; Phi-4-multimodal, which builds, but whose processor is read back
+without its template.
 
 Written by `python docs/model_table.py` with transformers {version}.
 """
