@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,13 @@ def add_lora(model: Any, options: LanguageModelOptions, adapter: Path | None, re
                 parameter.requires_grad_(False)
         return model
     towers = [name for name, _ in model.named_modules() if re.fullmatch(TOWER_MODULES, name)]
+    targets = lora.target_modules
+    if targets == "all-linear":  # peft would take it by the ends of names, which in some towers are numbers
+        targets = _linear_layers(model, {*towers, *frozen}) or targets
     settings = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=lora.target_modules,
+        target_modules=targets,
         exclude_modules=[*towers, *frozen] or None,
         task_type="CAUSAL_LM",
         revision=revision,
@@ -74,6 +78,13 @@ def load_adapter(model: Any, folder: Path, *, is_trainable: bool = False) -> Any
     except Exception as error:  # peft, safetensors and torch each raise their own
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"the adapter {folder} cannot be put on {model.name_or_path}: {first}") from error
+
+
+def _linear_layers(model: Any, left_out: Collection[str]) -> list[str]:
+    """Names of the linear layers, without the head."""
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    return [name for name in linear if name not in left_out]
 
 
 def _frozen(module: nn.Module) -> bool:

@@ -157,8 +157,10 @@ def _shared_reason(
             return f"with {_named(kinds)} a shared prompt changes logprobs by {difference:.1g}"
     with _own(model):
         expected = _gradients(model, _rows(encoder, proof.kinds, model))
-    for name, (found, own) in {name: (gradients[name], expected[name]) for name in expected}.items():
-        difference = float((found - own).norm() / own.norm().clamp(min=1e-12))
+    for name, own in expected.items():
+        if name not in gradients:
+            return f"a shared prompt gives {name} no gradient"
+        difference = float((gradients[name] - own).norm() / own.norm().clamp(min=1e-12))
         if not difference < (1e-3 if _dtype(model) == torch.float32 else 0.2):
             return f"a shared prompt changes the gradient of {name} by {difference:.1g} of its size"
     return None

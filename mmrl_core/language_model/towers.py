@@ -19,7 +19,10 @@ from mmrl_core.support import written_aside
 TOWERS = {
     "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
     "audio": ("*audio_tower.*",),
-    "projector": ("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
+    "projector": (
+        *("*visual.merger.*", "*multi_modal_projector.*", "*connector.*"),
+        *("*embed_vision.*", "*embed_audio.*", "*image_newline"),
+    ),
 }
 """Names in `model.freeze` -> patterns of parameter names. "language" is all that none of them selects."""
 
