@@ -20,6 +20,7 @@ from PIL import Image
 from runs import evaluation, train
 
 RECIPE = Path(__file__).with_suffix(".yaml")
+REWARD = Path(__file__).with_name("families_learn_reward.py")
 COLOURS = {"red": 0, "blue": 2}
 PITCHES_HZ = {"low": (200, 400), "high": (1500, 3000)}
 ROWS = {"train": 256, "held_out": 64}
@@ -73,6 +74,7 @@ def settings(kind: str, seed: int, data: Path) -> list[str]:
     """What `mmrl train` is told beside the recipe."""
     given = [f"model.build.kind={kind}", f"seed={seed}", f"data.train.path={data / 'train.jsonl'}"]
     given.append(f"data.held_out.path={data / 'held_out.jsonl'}")
+    given.append(f"rewards.0.name={REWARD}:right")
     if kind in HEARD:
         given += ["prompt.images=[]", "prompt.audios=['{audio}']", "prompt.text=How high is the tone?"]
     return given
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the recipe")
     arguments = parser.parse_args()
-    titles = ("kind", "with", "seed", "cold start", "GRPO", "minutes")
+    titles = ("kind", "with", "seed", "cold start", "GRPO")
     lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
     for kind in arguments.kinds:
         medium = "audio" if kind in HEARD else "image"
@@ -97,8 +99,7 @@ def main() -> None:
             records = train(str(RECIPE), arguments.output / f"{kind}-seed{seed}", given)
             evaluated = [evaluation(records, label) for label in ("after sft", "after grpo")]
             rewards = [f"{record['greedy/reward/right']:.3f}" for record in evaluated]
-            minutes = sum(record["seconds"] for record in records if record["kind"] == "step") / 60
-            lines.append("| " + " | ".join([f"`{kind}`", FAMILIES[kind], str(seed), *rewards, f"{minutes:.1f}"]) + " |")
+            lines.append("| " + " | ".join([f"`{kind}`", FAMILIES[kind], str(seed), *rewards]) + " |")
             print(lines[-1], flush=True)
     table = "\n".join(lines)
     (arguments.output / "table.md").write_text(table + "\n")
