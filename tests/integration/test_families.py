@@ -95,26 +95,32 @@ def test_the_table_holds_every_family_with_media_that_can_be_built():
 # What is dropped is noticed
 
 
-def test_a_parameter_that_kept_features_would_not_train_ends_the_shared_prompt(
-    model_folder, nothing_proven, monkeypatch
-):
-    towers = importlib.import_module("mmrl_core.language_model.towers")
-    known = tuple(pattern for pattern in towers._BEFORE_DECODER if "newline" not in pattern)
-    monkeypatch.setattr(towers, "_BEFORE_DECODER", known)
-    policy = LanguageModelPolicy(model_folder("llava_onevision"), precision="float32", freeze=["vision", "*projector*"])
-    assert policy.model.plain_reason == "a shared prompt gives model.model.image_newline no gradient"
-
-
 @pytest.fixture
 def nothing_proven(monkeypatch):
     """A process proves models of one configuration once."""
     monkeypatch.setattr("mmrl_core.language_model.proof._proven", {})
 
 
-def test_features_that_do_not_reach_the_layers_end_the_shared_prompt(model_folder, nothing_proven, monkeypatch):
+def test_a_parameter_that_kept_features_would_not_train_ends_the_shared_prompt(
+    model_folder, nothing_proven, monkeypatch
+):
+    monkeypatch.setattr("mmrl_core.language_model.module.towers_frozen", lambda model: True)
+    policy = LanguageModelPolicy(model_folder("llava_onevision"), precision="float32", freeze=["vision"])
+    assert re.fullmatch(r"a shared prompt gives model\.model\.\S+ no gradient", policy.model.plain_reason)
+
+
+@pytest.mark.parametrize("levels", ["dropped", "zeroed"])
+def test_features_that_do_not_reach_the_layers_end_the_shared_prompt(levels, model_folder, nothing_proven, monkeypatch):
     towers = importlib.import_module("mmrl_core.language_model.towers")
     whole = towers._flat
-    monkeypatch.setattr(towers, "_flat", lambda output: whole(output)[:, :64])  # without the levels of DeepStack
+
+    def without_deepstack(output):
+        features = whole(output)
+        hidden, deep = features[:, :64], features[:, 64:]
+        assert deep.abs().max() > 0
+        return hidden if levels == "dropped" else torch.cat([hidden, torch.zeros_like(deep)], -1)
+
+    monkeypatch.setattr(towers, "_flat", without_deepstack)
     policy = LanguageModelPolicy(model_folder("qwen3_vl"), precision="float32")
     assert policy.model.plain_reason.startswith("with an image a shared prompt changes logprobs by ")
     assert max(policy.proof.shared.values()) > 100 * max(policy.proof.own.values())
