@@ -183,6 +183,8 @@ def _reason(
     with _own(model):
         expected = _gradients(model, _rows(encoder, proof.kinds, model))
     for name, own in expected.items():
+        if name not in gradients:
+            return f"{what} gives {name} no gradient"
         difference = float((gradients[name] - own).norm() / own.norm().clamp(min=1e-12))
         if not difference < (1e-3 if _dtype(model) == torch.float32 else 0.2):
             return f"{what} changes the gradient of {name} by {difference:.1g} of its size"

@@ -1,45 +1,40 @@
 """Every family of models with media: its logprobs and gradients are those of its own forward, on every path.
 
-The truth is computed here from transformers alone: the processor's outputs of one prompt, its completion appended, one
-forward. `docs/models.md` is written from the same table.
+`tests/families.py` has the checks; `docs/models.md` is written from the same ones.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmrl_core.errors import PolicyError
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.testing import TINY_KINDS, build_tiny
-from mmrl_core.types import Prompt, Sampling
+from mmrl_core.types import Sampling
+from tests.families import FAMILIES, OPTIONS, Difference, Family, prompts_of
 
-IMAGES, VIDEOS, SOUNDS = ("image",), ("image", "video"), ("image", "video", "audio")
-FAMILIES = {
-    "qwen2_vl": (VIDEOS, True),
-    "qwen2_5_vl": (VIDEOS, True),
-    "qwen2_audio": (("audio",), True),
-    "qwen3_vl": (VIDEOS, True),
-    "qwen3_vl_moe": (VIDEOS, True),
-    "qwen3_5": (VIDEOS, False),
-    "qwen2_5_omni": (SOUNDS, True),
-    "qwen3_omni": (SOUNDS, True),
-    "glm46v": (VIDEOS, False),
-    "gemma3": (IMAGES, False),
-    "gemma4": (SOUNDS, False),
-    "internvl": (VIDEOS, True),
-    "smolvlm": (VIDEOS, True),
-    "llava": (IMAGES, True),
-    "llava_onevision": (VIDEOS, True),
-    "mistral3": (IMAGES, True),
-    "lfm2_vl": (IMAGES, False),
+FAST, OWN = 1e-5, 1e-4
+"""Largest relative difference of a gradient, with shared prompts and by the model's own forward in a batch."""
+
+NOT_SHARED = {
+    "qwen3_5": "it has layers of kind linear_attention",
+    "lfm2_vl": "it has layers of kind conv",
+    "gemma3": r"with an image a shared prompt changes logprobs by 0\.\d+",
+    "gemma4": "its media do not fit a shared prompt",
+    "glm46v": "its media do not fit a shared prompt",
 }
-"""Kind of tiny model -> the media that it takes, and whether completions of a group share their prompt."""
+"""Kinds whose completions do not share their prompt, and why. Their features are not kept either."""
+
+COSTLY, SOME = ("LoRA", "save and load"), ("qwen3_vl", "qwen3_5", "qwen3_omni", "gemma3", "internvl")
+"""Options that take as long as all others together, and the kinds that they are tried with here."""
+
+EXPERTS = ("qwen3_vl_moe", "qwen3_omni")
+"""Kinds with shared prompts whose tokens run the decoder's own layers."""
 
 
 @pytest.fixture(scope="module")
@@ -54,93 +49,42 @@ def model_folder(tmp_path_factory):
     return build
 
 
-def medium(kind, place):
-    numbers = np.random.default_rng(place)
-    width, height = [(112, 84), (60, 140), (84, 84)][place]
-    if kind == "image":
-        return {"type": "image", "image": Image.fromarray(numbers.integers(0, 255, (height, width, 3), dtype=np.uint8))}
-    if kind == "audio":
-        return {
-            "type": "audio",
-            "audio": numbers.standard_normal(16000 - 4000 * place).astype("f"),
-            "sampling_rate": 16000,
-        }
-    frames = torch.from_numpy(numbers.integers(0, 255, (4, 3, height, width), dtype=np.uint8))
-    about = {"fps": 2.0, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
-    return {"type": "video", "video": frames, "metadata": {**about, "video_backend": "pyav"}}
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, model_folder, tmp_path_factory):
+    """Each family in turn, built once for all of its checks."""
+    return Family(request.param, model_folder(request.param), tmp_path_factory.mktemp(request.param))
 
 
-def prompts_of(media):
-    """No medium, one of each kind, and two pictures of unequal sizes; every second one with a prefix."""
-    cases = [(), *((kind,) for kind in media), *((kind, kind) for kind in media if kind == "image")]
-    return [
-        Prompt(
-            str(case),
-            [
-                {
-                    "role": "user",
-                    "content": [*(medium(k, i) for i, k in enumerate(kinds)), {"type": "text", "text": f"Q {case}"}],
-                }
-            ],
-            {},
-            prefix="<think>\n" if case % 2 else "",
-        )
-        for case, kinds in enumerate(cases)
-    ]
+def holds(family, found):
+    assert found.logprobs <= 1e-5 and found.gradients <= (FAST if family.shared else OWN), found
 
 
-def plain_logprobs(model, processor, prompt, action):
-    """Logprobs [T] of a completion by transformers alone."""
-    parts = prompt.messages[0]["content"]
-    of = lambda kind: [part for part in parts if part["type"] == kind]  # noqa: E731
-    text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True) + prompt.prefix
-    opening = processor.tokenizer.bos_token
-    given = {"images": [part["image"] for part in of("image")], "videos": [part["video"] for part in of("video")]}
-    if opening is not None and text.startswith(opening):
-        given["add_special_tokens"] = False  # as transformers does where it applies the template itself
-    if of("video"):
-        given |= {"video_metadata": [part["metadata"] for part in of("video")], "do_sample_frames": False}
-    if of("audio"):
-        given |= {"audio": [part["audio"] for part in of("audio")], "sampling_rate": 16000}
-    outputs = dict(
-        processor(text=[text], return_tensors="pt", **{name: value for name, value in given.items() if value != []})
-    )
-    length = outputs["input_ids"].shape[1]
-    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
-        if name in outputs:
-            tail = {"input_ids": action, "attention_mask": torch.ones_like(action)}.get(name, torch.zeros_like(action))
-            outputs[name] = torch.cat([outputs[name], tail[None]], 1)
-    logits = model(**outputs, use_cache=False).logits[0, length - 1 : -1]
-    return logits.log_softmax(-1).gather(-1, action[:, None])[:, 0]
+def expected_reason(kind, option):
+    """Pattern of why a kind is without an option; None if it has it."""
+    if kind in NOT_SHARED:
+        reasons = {"shared prompt": NOT_SHARED[kind], "kept features": "own forward", "decode step": "own forward"}
+        return reasons.get(option)
+    return "layers with experts" if kind in EXPERTS and option == "decode step" else None
 
 
-def plain_model(path, kinds):
-    loader = AutoModelForMultimodalLM if "audio" in kinds else AutoModelForImageTextToText
-    return loader.from_pretrained(path, dtype=torch.float32).eval(), AutoProcessor.from_pretrained(path)
+def test_logprobs_and_gradients_of_each_medium_are_those_of_the_own_forward(family):
+    """In one batch: no medium, each that the family takes, two pictures of unequal sizes."""
+    found = family.batch
+    assert set(found) >= {"text", *family.media, "sampled"} and family.shared == (family.kind not in NOT_SHARED)
+    for difference in found.values():
+        holds(family, difference)
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_logprobs_and_gradients_are_those_of_the_own_forward(model_folder, kind):
-    media, shared = FAMILIES[kind]
-    policy = LanguageModelPolicy(model_folder(kind), precision="float32")
-    model, processor = plain_model(model_folder(kind), media)
-    assert (policy.model.plain_reason is None) == shared
-    prompts = prompts_of(media)
-    groups = policy.rollout(prompts, 2, Sampling(max_tokens=5, temperature=1.0, top_p=1.0, top_k=0, seed=3))
-    rows = [rollout.rows[0] for group in groups for rollout in group.rollouts]
-    stats = policy.logprobs(rows)
-    expected = [plain_logprobs(model, processor, prompts[place // 2], row.action) for place, row in enumerate(rows)]
-    for place, (row, own) in enumerate(zip(rows, expected, strict=True)):
-        found = stats.logprobs[place, : row.num_actions]
-        torch.testing.assert_close(found, own, atol=1e-5, rtol=0.0, msg=lambda text, p=place: f"row {p}: {text}")
-        torch.testing.assert_close(row.sampler_logprobs, own.detach(), atol=1e-5, rtol=0.0)
-    stats.logprobs.sum().backward()
-    torch.stack([own.sum() for own in expected]).sum().backward()
-    trained = {name: parameter for name, parameter in policy.model.base.named_parameters() if parameter.requires_grad}
-    for name, parameter in model.named_parameters():
-        if name in trained and parameter.grad is not None and float(parameter.grad.norm()) > 1e-6:
-            difference = float((trained[name].grad - parameter.grad).norm() / parameter.grad.norm())
-            assert difference < 1e-4, f"{name}: {difference}"
+@pytest.mark.parametrize("option", OPTIONS)
+def test_with_an_option_too(family, option):
+    if option in COSTLY and family.kind not in SOME:
+        pytest.skip("docs/model_table.py runs it")
+    found, reason = family.check(option), expected_reason(family.kind, option)
+    if reason is not None:
+        assert isinstance(found, str) and re.fullmatch(reason, found)
+    else:
+        assert isinstance(found, Difference), found
+        holds(family, found)
 
 
 def test_the_table_holds_every_family_with_media_that_can_be_built():
@@ -157,10 +101,26 @@ def nothing_proven(monkeypatch):
     monkeypatch.setattr("mmrl_core.language_model.proof._proven", {})
 
 
-def test_features_that_do_not_reach_the_layers_end_the_shared_prompt(model_folder, nothing_proven, monkeypatch):
+def test_a_parameter_that_kept_features_would_not_train_ends_the_shared_prompt(
+    model_folder, nothing_proven, monkeypatch
+):
+    monkeypatch.setattr("mmrl_core.language_model.module.towers_frozen", lambda model: True)
+    policy = LanguageModelPolicy(model_folder("llava_onevision"), precision="float32", freeze=["vision"])
+    assert re.fullmatch(r"a shared prompt gives model\.model\.\S+ no gradient", policy.model.plain_reason)
+
+
+@pytest.mark.parametrize("levels", ["dropped", "zeroed"])
+def test_features_that_do_not_reach_the_layers_end_the_shared_prompt(levels, model_folder, nothing_proven, monkeypatch):
     towers = importlib.import_module("mmrl_core.language_model.towers")
     whole = towers._flat
-    monkeypatch.setattr(towers, "_flat", lambda output: whole(output)[:, :64])  # without the levels of DeepStack
+
+    def without_deepstack(output):
+        features = whole(output)
+        hidden, deep = features[:, :64], features[:, 64:]
+        assert deep.abs().max() > 0
+        return hidden if levels == "dropped" else torch.cat([hidden, torch.zeros_like(deep)], -1)
+
+    monkeypatch.setattr(towers, "_flat", without_deepstack)
     policy = LanguageModelPolicy(model_folder("qwen3_vl"), precision="float32")
     assert policy.model.plain_reason.startswith("with an image a shared prompt changes logprobs by ")
     assert max(policy.proof.shared.values()) > 100 * max(policy.proof.own.values())
@@ -172,7 +132,7 @@ def test_a_model_that_does_not_see_is_refused_where_a_prompt_has_a_picture(model
         model.model.multi_modal_projector.mm_input_projection_weight.zero_()
     model.save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(model_folder("gemma3")).save_pretrained(tmp_path)
-    text, picture = prompts_of(("image",))[:2]
+    text, picture = list(prompts_of(("image",)).values())[:2]
     sampling = Sampling(max_tokens=2, temperature=1.0, top_p=1.0, top_k=0, seed=0)
     policy = LanguageModelPolicy(tmp_path, precision="float32")
     assert len(policy.rollout([text], 2, sampling)) == 1
@@ -181,20 +141,3 @@ def test_a_model_that_does_not_see_is_refused_where_a_prompt_has_a_picture(model
     assert (
         len(LanguageModelPolicy(tmp_path, precision="float32", blind_check="off").rollout([picture], 2, sampling)) == 1
     )
-
-
-@pytest.mark.parametrize("kind", ["qwen3_vl", "gemma3", "qwen3_5", "internvl"])
-def test_adapters_train_on_the_path_of_the_family(model_folder, kind):
-    policy = LanguageModelPolicy(model_folder(kind), precision="float32", lora={"rank": 4, "alpha": 8})
-    assert (policy.model.plain_reason is None) == FAMILIES[kind][1]
-    groups = policy.rollout(
-        prompts_of(("image",)), 2, Sampling(max_tokens=4, temperature=1.0, top_p=1.0, top_k=0, seed=0)
-    )
-    rows = [rollout.rows[0] for group in groups for rollout in group.rollouts]
-    found = policy.logprobs(rows).logprobs
-    for place, row in enumerate(rows):
-        torch.testing.assert_close(found[place, : row.num_actions].detach(), row.sampler_logprobs, atol=1e-5, rtol=0.0)
-    found.sum().backward()
-    trained = {name: p for name, p in policy.module.named_parameters() if p.requires_grad}
-    assert trained and all("lora" in name for name in trained)
-    assert sum(float(p.grad.abs().sum()) for p in trained.values() if p.grad is not None) > 0

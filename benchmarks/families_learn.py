@@ -1,0 +1,110 @@
+"""What small models of families unlike Qwen's learn by GRPO where only the medium tells the right answer, over seeds.
+
+    OMP_NUM_THREADS=1 python benchmarks/families_learn.py --seeds 0 1 2
+
+A picture is red or blue, a tone high or low. Each model is one of `mmrl tiny` with random weights, tower included, and
+all of it is trained. A cold start teaches the words by answers drawn by lot, so that it is right by chance; GRPO then
+has nothing but the reward. Prints held-out rewards after either. A run that was interrupted is resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from runs import evaluation, train
+
+RECIPE = Path(__file__).with_suffix(".yaml")
+REWARD = Path(__file__).with_name("families_learn_reward.py")
+COLOURS = {"red": 0, "blue": 2}
+PITCHES_HZ = {"low": (200, 400), "high": (1500, 3000)}
+ROWS = {"train": 256, "held_out": 64}
+RATE_HZ = 16000
+FAMILIES = {
+    "smolvlm": "tiles",
+    "gemma3": "attention both ways in a picture",
+    "lfm2_vl": "layers of convolutions",
+    "gemma4": "sound",
+}
+"""Kind of tiny model -> what sets it apart."""
+HEARD = ("gemma4",)
+
+
+def write_rows(folder: Path, medium: str) -> None:
+    """Write `train.jsonl` and `held_out.jsonl` with their pictures or sounds, the same ones each time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = np.random.default_rng(0)
+    names = list(COLOURS if medium == "image" else PITCHES_HZ)
+    for split, count in ROWS.items():
+        rows = []
+        for place in range(count):
+            answer, guess = names[place % len(names)], names[int(numbers.integers(len(names)))]
+            path = folder / f"{split}-{place}.{'png' if medium == 'image' else 'wav'}"
+            (write_picture if medium == "image" else write_tone)(path, answer, numbers)
+            rows.append({medium: path.name, "answer": answer, "guess": guess})
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_picture(path: Path, colour: str, numbers: np.random.Generator) -> None:
+    """Noise of any brightness in which one channel is stronger than the others."""
+    width, height = numbers.integers(56, 113, 2)
+    pixels = numbers.normal(numbers.uniform(60, 120), 30, (height, width, 3))
+    pixels[..., COLOURS[colour]] += 80
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+def write_tone(path: Path, pitch: str, numbers: np.random.Generator) -> None:
+    """A quarter of a second of a sine in noise, of any loudness and phase."""
+    seconds = np.arange(RATE_HZ // 4) / RATE_HZ
+    phase = 2 * np.pi * (numbers.uniform(*PITCHES_HZ[pitch]) * seconds + numbers.uniform())
+    samples = numbers.uniform(0.2, 0.6) * np.sin(phase) + numbers.normal(0, 0.02, len(seconds))
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE_HZ)
+        file.writeframes((samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
+
+
+def settings(kind: str, seed: int, data: Path) -> list[str]:
+    """What `mmrl train` is told beside the recipe."""
+    given = [f"model.build.kind={kind}", f"seed={seed}", f"data.train.path={data / 'train.jsonl'}"]
+    given.append(f"data.held_out.path={data / 'held_out.jsonl'}")
+    given.append(f"rewards.0.name={REWARD}:right")
+    if kind in HEARD:
+        given += ["prompt.images=[]", "prompt.audios=['{audio}']", "prompt.text=How high is the tone?"]
+    return given
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/families_learn"))
+    parser.add_argument("--kinds", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more settings of the recipe")
+    arguments = parser.parse_args()
+    titles = ("kind", "with", "seed", "cold start", "GRPO")
+    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    for kind in arguments.kinds:
+        medium = "audio" if kind in HEARD else "image"
+        data = arguments.output / medium
+        if not (data / "held_out.jsonl").is_file():
+            write_rows(data, medium)
+        for seed in arguments.seeds:
+            given = [*settings(kind, seed, data), *arguments.set]
+            records = train(str(RECIPE), arguments.output / f"{kind}-seed{seed}", given)
+            evaluated = [evaluation(records, label) for label in ("after sft", "after grpo")]
+            rewards = [f"{record['greedy/reward/right']:.3f}" for record in evaluated]
+            lines.append("| " + " | ".join([f"`{kind}`", FAMILIES[kind], str(seed), *rewards]) + " |")
+            print(lines[-1], flush=True)
+    table = "\n".join(lines)
+    (arguments.output / "table.md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
