@@ -25,7 +25,6 @@ from torch import Tensor
 
 from mmrl_core.errors import PolicyError, TaskDataError
 from mmrl_core.language_model.encoder import PromptEncoder
-from mmrl_core.language_model.engines.hf import refuse_not_finite
 from mmrl_core.language_model.module import LanguageModel
 from mmrl_core.language_model.observations import Encoded
 from mmrl_core.types import Prompt, Row
@@ -83,7 +82,6 @@ def prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
 
     Raises:
         PolicyError: its own forward in a batch, or from its cache, gives other logprobs than alone.
-        NotFiniteError: a logprob is NaN or infinite.
     """
     if not any(encoder.takes(kind) for kind in MEDIA):
         return Proof()
@@ -112,8 +110,6 @@ def _prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
     proof.kinds = [kinds for kinds, _ in cases]
     if any(proof.kinds):
         truths = [_truth(model, observation) for _, observation in cases]
-        for logprobs in (item for truth in truths for item in truth):
-            refuse_not_finite(logprobs[None], model)
         _prove_own(model, encoder, proof, truths)
         if model.plain_reason is None:
             model.plain_reason = _shared_reason(model, encoder, proof, truths)
