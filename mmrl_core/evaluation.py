@@ -188,6 +188,7 @@ def evaluate_checkpoint(
     try:
         if weights is not None and path is not weights:
             policy.load(weights)
+        policy.check_start(config.eval.max_tokens or config.rollout.max_tokens)
         metrics = Evaluator(config, plugins, limit=limit).evaluate(policy, log_all=log_all)
         memory = {"weights_mib": weights_mib(policy.module), "peak_mib": peak_memory_mib(device)}
         return metrics | {f"memory/{name}": value for name, value in memory.items()}

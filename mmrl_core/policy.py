@@ -153,8 +153,22 @@ class Policy(Protocol):
         """Logprobs are taken at this temperature, that of sampling, from the start of a stage on."""
         ...
 
+    def check_start(self, max_tokens: int) -> dict[str, float]:
+        """Look at what a run relies on, before its first step and with the weights it starts or goes on with.
+
+        Args:
+            max_tokens: most tokens of a completion that will be sampled; 0 if none will be.
+
+        Returns:
+            Numbers by name that belong to the run's record, the same for equal weights.
+
+        Raises:
+            PolicyError: what samples does not start, or cannot be relied on.
+        """
+        ...
+
     def describe(self) -> list[str]:
-        """Lines that say how the work will be done, for a dry run."""
+        """Lines that say how the work will be done, for a dry run; after `check_start`, with what that found."""
         ...
 
     def prompt_length(self, prompt: Prompt) -> int | None:
@@ -260,6 +274,10 @@ class PolicyBase:
             raise PolicyError(
                 f"rollout.temperature is {temperature:g}, but {type(self).__name__} knows no temperature. Set it to 1."
             )
+
+    def check_start(self, max_tokens: int) -> dict[str, float]:
+        """Nothing is to be looked at."""
+        return {}
 
     def describe(self) -> list[str]:
         trained = sum(value.numel() for _, value in self.trained_parameters())

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from mmrl_core.checkpoint import Keeper, check_space
-from mmrl_core.config import AlgorithmConfig, Component, check_components, check_trainable, parts_of
+from mmrl_core.config import AlgorithmConfig, Component, check_components, check_trainable, longest_completion, parts_of
 from mmrl_core.config.schema import RunConfig, StageConfig
 from mmrl_core.conversation import Environment, make_environment
 from mmrl_core.data import training_mixture
@@ -116,6 +116,10 @@ class Trainer:
             if self.is_main:
                 check_space(self.output, self.policy.module)
             self.keeper.note_sources()
+            self.publish_weights()
+            found = self.policy.check_start(longest_completion(self.config))
+            if self.state.metrics_bytes == 0:
+                self.recorder.started(found)
             for line in self.policy.describe():
                 self.recorder.print(line)
             self._evaluate("untrained")

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from mmrl_core.config import RunConfig, StageConfig, check_components, check_trainable, parts_of
+from mmrl_core.config import (
+    RunConfig,
+    StageConfig,
+    check_components,
+    check_trainable,
+    longest_completion,
+    parts_of,
+)
 from mmrl_core.conversation import make_environment
 from mmrl_core.data import training_mixture
 from mmrl_core.errors import ConfigError
@@ -41,14 +48,18 @@ def check_run(config: RunConfig) -> list[str]:
         raise ConfigError("\n".join(finding.what for finding in wrong))
     path = starting_model(config, plugins.registry, progress=partial(print, flush=True))
     policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
-    parameters = list(policy.module.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    lines = [
-        f"model {path}: {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained",
-        *policy.describe(),
-    ]
-    for stage in config.stages:
-        lines += _stage_lines(stage, plugins, policy)
+    try:
+        policy.check_start(longest_completion(config))
+        parameters = list(policy.module.parameters())
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        lines = [
+            f"model {path}: {sum(p.numel() for p in parameters):,} parameters, {trained:,} trained",
+            *policy.describe(),
+        ]
+        for stage in config.stages:
+            lines += _stage_lines(stage, plugins, policy)
+    finally:
+        policy.close()
     return [*lines, *(f"set aside: {finding.what}" for finding in wrong)]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl_core.cli.command import Command
 from mmrl_core.cli.listing import hooks
+from mmrl_core.cli.model_info import PREFIX, model_info
 from mmrl_core.errors import MMRLError, did_you_mean
 
 if TYPE_CHECKING:
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="ID", help="plugin, task, preset, hook, or anything registered, see `mmrl list`")
+    parser.add_argument(
+        "id",
+        metavar="ID",
+        help="plugin, task, preset, hook, or anything registered, see `mmrl list`; or model/NAME, with a kind of "
+        "`mmrl tiny`, a model's folder, or a hub's model in the cache",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         entries = {entry.id: entry for entry in plugins.registry.entries(kind)}
         if entry := entries.get(name) or entries.get(f"core/{name}"):
             parts.append(partial(_entry_info, plugins, entry))
+    if not parts and name.startswith(PREFIX):  # presets may be called so, too
+        parts.append(partial(model_info, plugins, name.removeprefix(PREFIX)))
     if not parts:
         ids = [entry.id.removeprefix("core/") for kind in KINDS for entry in plugins.registry.entries(kind)]
         known = [*plugins.plugins, *plugins.tasks, *presets(), *hooks(), *ids]
@@ -155,7 +163,7 @@ def _docstring(thing: Any) -> str:
 
 COMMAND = Command(
     "info",
-    "Show what an id is, where it is from and what options it has.",
+    "Show what an id is, where it is from and what options it has; or what a model does here.",
     "mmrl info clipped",
     add_arguments,
     run,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         SourceConfig,
         StageConfig,
         check_trainable,
+        longest_completion,
         parts_of,
     )
 
@@ -47,6 +48,7 @@ __all__ = [
     "find_key",
     "load_config",
     "load_reward",
+    "longest_completion",
     "parts_of",
     "with_declared_defaults",
 ]
@@ -64,6 +66,7 @@ __getattr__ = lazy_names(
         "load_reward": "reading",
         **{name: "schema" for name in __all__ if name.endswith(("Config", "Component"))},
         "check_trainable": "schema",
+        "longest_completion": "schema",
         "parts_of": "schema",
         "with_declared_defaults": "components",
     },

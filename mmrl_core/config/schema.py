@@ -296,6 +296,14 @@ class RunConfig(Strict):
         return self._origins.get(path, "config")
 
 
+def longest_completion(config: RunConfig) -> int:
+    """Most tokens of a completion that the stages of a run sample, or its evaluations; 0 if none is sampled."""
+    sampled = [stage.rollout.max_tokens for stage in config.stages if stage.kind == "grpo"]
+    if any(part.data.held_out is not None for part in parts_of(config)):
+        sampled.append(config.eval.max_tokens or config.rollout.max_tokens)
+    return max(sampled, default=0)
+
+
 STAGE_SECTIONS = ("mixture", "data", "prompt", "rewards", "rollout", "algorithm", "optimizer")
 """Sections that a stage inherits from the top and may override, key by key."""
 

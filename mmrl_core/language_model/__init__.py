@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmrl_core.language_model.observations import Continuation
     from mmrl_core.language_model.options import LanguageModelOptions
     from mmrl_core.language_model.policy import LanguageModelPolicy
+    from mmrl_core.language_model.proof import proof_prompt
     from mmrl_core.language_model.towers import encode_media
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "load_processor",
     "media_of",
     "merged_weights",
+    "proof_prompt",
 ]
 
 __getattr__ = lazy_names(
@@ -53,5 +55,6 @@ __getattr__ = lazy_names(
         "load_processor": "loading",
         "media_of": "encoder",
         "merged_weights": "engines.vllm_weights",
+        "proof_prompt": "proof",
     },
 )

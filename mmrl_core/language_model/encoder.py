@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,7 +71,7 @@ class PromptEncoder:
         self.max_tokens = max_tokens
         self.chat = ChatTemplate(processor)
         self._cache: OrderedDict[str, Encoded] = OrderedDict()
-        self.blind: Collection[str] = ()  # kinds of media whose content changes nothing, which are refused
+        self.blind: dict[str, str] = {}  # kinds of media whose content changes nothing -> why they are refused
         self._grown = False  # since the cache was last trimmed
         self._lock = threading.Lock()  # of the cache: prompts are also encoded ahead, in another thread
 
@@ -188,8 +188,7 @@ class PromptEncoder:
                 raise TaskDataError(f"prompt {name!r} holds {kind}, but the model takes none. Take out prompt.{kind}.")
             if getattr(media, kind) and kind[:-1] in self.blind:
                 raise PolicyError(
-                    f"the model does not see {kind}: with others in the same prompt each token of a completion has "
-                    "the same logprob. Its template may leave them out, or its weights be unfinished. Take another "
+                    f"{self.blind[kind[:-1]]}. The template may leave them out, or weights be unfinished. Take another "
                     "model, or set model.blind_check to off."
                 )
         opening = self.tokenizer.bos_token

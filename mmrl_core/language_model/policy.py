@@ -17,7 +17,8 @@ from torch import Tensor
 from mmrl_core.errors import PolicyError, UnfitPromptError
 from mmrl_core.language_model.adapter import adapters_in_words, restore_adapter
 from mmrl_core.language_model.encoder import PromptEncoder
-from mmrl_core.language_model.engines.base import Engine, Sampled
+from mmrl_core.language_model.engine_proof import EngineProof, prove_engine
+from mmrl_core.language_model.engines.base import Engine, OtherProgram, Sampled
 from mmrl_core.language_model.engines.hf import HFEngine
 from mmrl_core.language_model.loading import base_and_adapter, base_is_missing, check_adapter, load_processor
 from mmrl_core.language_model.module import LanguageModel
@@ -28,6 +29,7 @@ from mmrl_core.language_model.preparing import chosen_precision, prepared_model
 from mmrl_core.language_model.preview import PromptPreview
 from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
+from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.policy import PolicyBase
 from mmrl_core.support import refuse_broken
@@ -40,12 +42,15 @@ class LanguageModelPolicy(PolicyBase):
     Attributes:
         path: model folder or hub name that it started from; for an adapter, of the model that it adapts.
         options: the policy's options.
+        precision: `options.precision`, with "auto" decided.
         engine: samples the completions.
         model: the module that is trained. `module` is the same, or accelerate's wrapper around it.
         encoder: turns prompts into tokens and processed media.
+        support_columns: column of docs/models.md -> what stands in it.
     """
 
     Options = LanguageModelOptions
+    support_columns = SUPPORT_COLUMNS
 
     def __init__(
         self,
@@ -72,8 +77,8 @@ class LanguageModelPolicy(PolicyBase):
         self.path, adapter = base_and_adapter(path)
         self.engine = engine or HFEngine()
         device = torch.device(device)
-        precision = chosen_precision(self.options, device)
-        self._mixed = precision == "bfloat16_mixed"
+        self.precision = chosen_precision(self.options, device)
+        self._mixed = self.precision == "bfloat16_mixed"
         self.model = prepared_model(self.path, self.options, device, revision=revision, adapter=adapter)
         processor = load_processor(self.path, self.options, revision=revision)
         self.encoder = PromptEncoder(processor, self.model.base, self.options.max_prompt_tokens)
@@ -85,9 +90,10 @@ class LanguageModelPolicy(PolicyBase):
             refuse_broken(self.model, self.path)
             raise
         if self.options.blind_check == "on":
-            self.encoder.blind = self.proof.blind
+            self.encoder.blind = dict(self.proof.blind)
+        self.engine_proof: EngineProof | None = None
         if self.options.feature_cache is not None:
-            self.model.feature_cache = _feature_cache(self.options.feature_cache, self.model, processor, precision)
+            self.model.feature_cache = _feature_cache(self.options.feature_cache, self.model, processor, self.precision)
         super().__init__(self.model, self.model.model)
         self.counters = self.model.counters
 
@@ -199,6 +205,18 @@ class LanguageModelPolicy(PolicyBase):
         start = len(tokenizer.decode(before, skip_special_tokens=True))
         return prefix + tokenizer.decode([*before, *tokens.tolist()], skip_special_tokens=True)[start:]
 
+    def check_start(self, max_tokens: int) -> dict[str, float]:
+        """How far another medium moves logprobs of model and engine, and these two apart. See `Policy.check_start`."""
+        found = {f"seen/{kind}": moved for kind, moved in self.proof.seen.items()}
+        if not max_tokens or not isinstance(self.engine, OtherProgram):
+            return found
+        self.engine.start(self, max_tokens)
+        kinds = [kind for kind in self.proof.seen if kind not in self.encoder.blind]
+        self.engine_proof = prove_engine(self, self.engine, kinds)
+        if self.options.blind_check == "on":
+            self.encoder.blind |= self.engine_proof.blind
+        return found | self.engine_proof.numbers()
+
     def describe(self) -> list[str]:
         """How the work will be done, for a dry run."""
         reason = self.model.plain_reason
@@ -220,7 +238,11 @@ class LanguageModelPolicy(PolicyBase):
         if self.proof.seen:
             moved = ", ".join(f"{kind} {value:.1g}" for kind, value in self.proof.seen.items())
             lines.append(f"another medium in a prompt moves a logprob by: {moved}")
-        return lines
+        return lines + (self.engine_proof.lines() if self.engine_proof is not None else [])
+
+    def support(self) -> dict[str, str]:
+        """What the model does here: the cells of its row in docs/models.md, by column."""
+        return support_row(self.model, self.proof)
 
     def num_tokens(self, rows: Sequence[Row]) -> int:
         sequences = Sequences(rows)

@@ -54,7 +54,6 @@ class Proof:
         shared: kinds -> largest difference of a logprob with shared prompts.
         own: kinds -> the same with its own forward, in a batch.
         seen: kind -> how far another medium moves the logprobs.
-        blind: kinds of media that the model does not see.
     """
 
     kinds: list[tuple[str, ...]] = field(default_factory=list)
@@ -63,8 +62,17 @@ class Proof:
     seen: dict[str, float] = field(default_factory=dict)
 
     @property
-    def blind(self) -> list[str]:
-        return [kind for kind, moved in self.seen.items() if moved <= BLIND]
+    def blind(self) -> dict[str, str]:
+        """Kinds of media that the model does not see -> a clause that says so, and what was tried."""
+        return {kind: unseen("model", kind, moved) for kind, moved in self.seen.items() if moved <= BLIND}
+
+
+def unseen(who: str, kind: str, moved: float) -> str:
+    """A clause for the refusal of a kind of media: who does not see it, and what was tried."""
+    return (
+        f"the {who} does not see {kind}s: {named((kind,))} of noise in place of another, in the same prompt, moved the "
+        f"logprobs of a completion by {moved:.1g}"
+    )
 
 
 _proven: dict[str, tuple[Proof, str | None, str | None]] = {}
@@ -80,7 +88,7 @@ def prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
         return Proof()
     key = _configuration(model, encoder)
     if key not in _proven:
-        with _undisturbed(model, encoder):
+        with undisturbed(model, encoder):
             proof = _prove(model, encoder)
         _proven[key] = proof, model.plain_reason, model.cache_reason
     proof, model.plain_reason, model.cache_reason = _proven[key]
@@ -115,12 +123,12 @@ def _prove(model: LanguageModel, encoder: PromptEncoder) -> Proof:
             model.cache_reason = _cache_reason(model, encoder, proof, truths)
         for kind in dict.fromkeys(kind for kinds in proof.kinds for kind in kinds):
             truth = truths[proof.kinds.index((kind,))]
-            proof.seen[kind] = _largest(truth, _truth(model, _encoded(encoder, (kind,), other=True)))
+            proof.seen[kind] = largest(truth, _truth(model, _encoded(encoder, (kind,), other=True)))
     return proof
 
 
 @contextmanager
-def _undisturbed(model: LanguageModel, encoder: PromptEncoder) -> Iterator[None]:
+def undisturbed(model: LanguageModel, encoder: PromptEncoder) -> Iterator[None]:
     """No dropout, no counting, temperature 1, prompts of any length, and nothing of it stays in caches."""
     counters, training, limit = dict(model.counters), model.training, encoder.max_tokens
     temperature, cache = model.temperature, model.feature_cache
@@ -143,7 +151,7 @@ def _prove_own(model: LanguageModel, encoder: PromptEncoder, proof: Proof, truth
             limit = LIMITS.get(_dtype(model), 0.15)
             if not difference < limit:
                 raise PolicyError(
-                    f"{type(model.base).__name__} cannot be trusted with {_named(proof.kinds[case])}: in a batch, or "
+                    f"{type(model.base).__name__} cannot be trusted with {named(proof.kinds[case])}: in a batch, or "
                     f"from its cache, its forward gives logprobs that differ by {difference:.2g} from those it gives "
                     "alone."
                 )
@@ -179,7 +187,7 @@ def _reason(
     for kinds, difference in zip(proof.kinds, differences, strict=True):
         found[kinds] = difference
         if not difference <= TIMES_NOISE * noise:
-            return f"with {_named(kinds)} {what} changes logprobs by {difference:.1g}"
+            return f"with {named(kinds)} {what} changes logprobs by {difference:.1g}"
     with _own(model):
         expected = _gradients(model, _rows(encoder, proof.kinds, model))
     for name, own in expected.items():
@@ -207,9 +215,14 @@ def _cases(encoder: PromptEncoder) -> Iterator[tuple[tuple[str, ...], Encoded]]:
 
 
 def _encoded(encoder: PromptEncoder, kinds: Sequence[str], *, other: bool = False) -> Encoded:
+    return encoder.encode(proof_prompt(encoder, kinds, other=other))
+
+
+def proof_prompt(encoder: PromptEncoder, kinds: Sequence[str], *, other: bool = False) -> Prompt:
+    """A short prompt with media of these kinds; with others of the same sizes where `other` is set."""
     parts: list[dict[str, Any]] = [_medium(kind, place, encoder, other) for place, kind in enumerate(kinds)]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}]
-    return encoder.encode(Prompt(f"proof {kinds}", messages, {}))
+    return Prompt(f"proof {kinds}", messages, {})
 
 
 def _medium(kind: str, place: int, encoder: PromptEncoder, other: bool) -> dict[str, Any]:
@@ -230,7 +243,7 @@ def _medium(kind: str, place: int, encoder: PromptEncoder, other: bool) -> dict[
     return {"type": "video", "video": frames, "metadata": about}
 
 
-def _completions(model: LanguageModel) -> list[Tensor]:
+def completions(model: LanguageModel) -> list[Tensor]:
     """Ordinary tokens, the same for each prompt."""
     special = {*model.banned_ids.tolist(), *model.stop_ids}
     ids = [index for index in range(model.base.get_input_embeddings().weight.shape[0]) if index not in special]
@@ -244,7 +257,7 @@ def _rows(encoder: PromptEncoder, kinds: Sequence[tuple[str, ...]], model: Langu
     return [
         Row(str(case), f"{case}/{place}", observation, tokens, len(tokens))
         for case, observation in enumerate(observations)
-        for place, tokens in enumerate(_completions(model))
+        for place, tokens in enumerate(completions(model))
     ]
 
 
@@ -255,7 +268,7 @@ def _rows(encoder: PromptEncoder, kinds: Sequence[tuple[str, ...]], model: Langu
 def _truth(model: LanguageModel, observation: Encoded) -> list[Tensor]:
     """Logprobs of each completion by the model's own forward and head, alone."""
     found = []
-    for tokens in _completions(model):
+    for tokens in completions(model):
         ids = torch.cat([observation.input_ids, tokens])[None].to(model.device)
         logits = model.own.logits(ids, observation, len(tokens))
         found.append(
@@ -275,8 +288,8 @@ def _differences(
     found = []
     for case, truth in enumerate(truths):
         places = range(case * len(LENGTHS), (case + 1) * len(LENGTHS))
-        differences = [_largest(truth, [updated[row, : rows[row].num_actions] for row in places])]
-        differences.append(_largest([item[:2] for item in truth], [sampled[row] for row in places]))
+        differences = [largest(truth, [updated[row, : rows[row].num_actions] for row in places])]
+        differences.append(largest([item[:2] for item in truth], [sampled[row] for row in places]))
         found.append(max(differences))
     return found
 
@@ -313,7 +326,7 @@ def _gradients(model: LanguageModel, rows: Sequence[Row]) -> dict[str, Tensor]:
     }
 
 
-def _largest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
+def largest(one: Sequence[Tensor], two: Sequence[Tensor]) -> float:
     return max(float((first - second).abs().max()) for first, second in zip(one, two, strict=True))
 
 
@@ -333,7 +346,7 @@ def _dtype(model: LanguageModel) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else next(model.parameters()).dtype
 
 
-def _named(kinds: Sequence[str]) -> str:
+def named(kinds: Sequence[str]) -> str:
     if not kinds:
         return "text alone"
     if len(kinds) > 1:

@@ -8,6 +8,10 @@ Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (wo
 completions that met the length limit, `entropy` the mean over trained tokens of the entropy in nats, and `weights/norm`
 the 2-norm of the trained weights after the step. Records of kind "alarm" have a `name` and a `message`.
 
+The record of kind "start" has, before the first step, how far another medium moves a logprob of a completion
+(`seen/<kind of medium>`), and with an engine of another program `engine/seen/<kind>` and `engine/difference/<kind>`,
+the largest between a logprob of the engine and the trainer's; `text` is a prompt without media.
+
 `count/` has the work of a step: `media_encodes`; `prefill_tokens` and `decode_tokens` of sampling; `update_tokens` that
 went through the model with gradient, prompts included; `score_tokens` without (old and frozen policies);
 `padding_tokens` among these two; `rows_skipped` of the update. `time/idle` is what the model waited for data and

@@ -72,6 +72,11 @@ class Recorder:
         if self._config.log.trackers:
             self._accelerator.init_trackers(self._config.name, config=flat_config(self._config.model_dump()))
 
+    def started(self, found: Mapping[str, float]) -> None:
+        """Record what was found before the first step, once a run; see `Policy.check_start`."""
+        if self._is_main and found:
+            self.log.write({"kind": "start", "stage": "start", "step": 0, **found})
+
     def print(self, message: str) -> None:
         if self._is_main:
             self.log.print(message)

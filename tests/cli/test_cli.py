@@ -16,7 +16,7 @@ from mmrl_core import cli, hookspecs, testing, trainer
 from mmrl_core.config import dump_config, load_config
 from mmrl_core.plugins import load_plugins, presets
 from mmrl_core.plugins.registry import KINDS
-from mmrl_core.testing import Finding
+from mmrl_core.testing import Finding, build_tiny
 
 COMMANDS = ("train", "eval", "score", "check", "preview", "list", "info", "view", "tiny")
 LISTS = (
@@ -196,7 +196,24 @@ def test_info_shows_everything_that_is_registered(folder, capsys):
         assert cli.main(["info", name]) == 0
 
 
+def test_info_shows_what_a_model_at_hand_does(folder, capsys, tmp_path):
+    """In the words of docs/models.md: a kind that is built for it, and a folder."""
+    build_tiny("qwen2", tmp_path / "mine")
+    wanted = {
+        "llava": ["media            image", "path             shared prompt", "own decode step  yes", "seen "],
+        str(tmp_path / "mine"): ["model            Qwen2ForCausalLM", "media            text", "seen             –"],
+    }
+    for name, parts in wanted.items():
+        assert cli.main(["info", f"model/{name}"]) == 0
+        told = capsys.readouterr().out
+        assert all(part in told for part in parts), told
+
+
 def test_unknown_ids_exit_with_2_and_the_nearest(folder, capsys):
+    assert cli.main(["info", "model/models/nope"]) == 2
+    assert "there is no folder models/nope" in capsys.readouterr().err
+    assert cli.main(["info", "model/lava"]) == 2
+    assert "Did you mean 'llava'?" in capsys.readouterr().err
     assert cli.main(["info", "clippd"]) == 2
     assert capsys.readouterr().err == "mmrl: nothing installed is called 'clippd'. Did you mean 'clipped'?\n"
 

@@ -53,6 +53,9 @@ def rollouts_of(trainer):
 def test_a_prompt_is_prefilled_once_a_group_and_a_picture_encoded_once_in_a_run(run, grpo, data_files):
     """16 rows in steps of 4: steps 5 to 8 see again what steps 1 to 4 saw."""
     trainer, steps = run(grpo("spread", stage={"steps": 8}, log={"rollouts_every_steps": 1, "rollouts_per_step": 4}))
+    first, *others = read_metrics(trainer.output)
+    assert first["kind"] == "start" and all(record["kind"] != "start" for record in others)
+    assert {name for name in first if "/" in name} == {"seen/image", "seen/video"} and first["seen/image"] > 1e-3
     encodes = [record.get("count/media_encodes", 0) for record in steps]
     assert sum(encodes[:4]) == len(list(data_files.glob("*.png"))) == 13 and encodes[4:] == [0, 0, 0, 0]
     for record, rollouts in zip(steps, rollouts_of(trainer), strict=True):

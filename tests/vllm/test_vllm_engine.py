@@ -238,9 +238,9 @@ def test_lora_is_merged_into_copies(make_policy, prompts, helpers):
 def test_weights_have_the_names_they_are_saved_with(make_policy, tiny_model):
     from safetensors import safe_open
 
-    for lora in (None, {"rank": 4}):
-        policy = make_policy("qwen2_5_vl", VLLMEngine(), lora=lora)
-        with safe_open(tiny_model("qwen2_5_vl") / "model.safetensors", "pt") as saved:
+    for kind, lora in (("qwen2_5_vl", None), ("qwen2_5_vl", {"rank": 4}), ("gemma3_text", None)):  # the last ties two
+        policy = make_policy(kind, VLLMEngine(), lora=lora)
+        with safe_open(tiny_model(kind) / "model.safetensors", "pt") as saved:
             for name, weight in merged_weights(policy):
                 assert torch.equal(weight, saved.get_tensor(name))
             assert {name for name, _ in merged_weights(policy)} == set(saved.keys())

@@ -40,7 +40,11 @@ def test_two_grpo_steps_with_importance_correction(tiny_model, helpers, tmp_path
         trainer.run(resume=False)
     finally:
         trainer.close()
-    steps = [record for record in read_metrics(tmp_path / "run") if record["kind"] == "step"]
+    first, *records = read_metrics(tmp_path / "run")
+    assert first["kind"] == "start" and not any(record["kind"] == "start" for record in records)
+    assert first["engine/seen/image"] > 1e-3 and first["seen/image"] > 1e-3
+    assert first["engine/difference/image"] < 1e-4
+    steps = [record for record in records if record["kind"] == "step"]
     assert len(steps) == 2
     assert all(record["grad_norm"] > 0 for record in steps)
     assert sum(record.get("count/decode_tokens", 0) for record in steps) > 0  # ahead, both may count in the first

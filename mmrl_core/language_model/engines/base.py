@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -100,4 +100,29 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release what the engine holds: processes, memory, ports. May be called more than once."""
+        ...
+
+
+@runtime_checkable
+class OtherProgram(Protocol):
+    """An engine that computes with a program of its own: it is held against the trainer before a run relies on it."""
+
+    def start(self, policy: Sampler, max_tokens: int) -> None:
+        """Start with the present weights, for completions of at most `max_tokens` tokens.
+
+        Raises:
+            PolicyError: it does not start.
+        """
+        ...
+
+    def forced_logprobs(
+        self, policy: Sampler, prompt: Prompt, observation: Observation, token: int, num_tokens: int
+    ) -> Tensor:
+        """Logprobs float32 [num_tokens], at temperature 1, of the completion that is this token again and again.
+
+        Computed as completions are sampled, so that the media, the prompt and each sampled token pass the same way.
+
+        Raises:
+            PolicyError: the engine does not take the prompt; it can be used for others.
+        """
         ...

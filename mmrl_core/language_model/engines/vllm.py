@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.errors import ConfigError, MMRLError, PolicyError
 from mmrl_core.language_model.encoder import media_of
 from mmrl_core.language_model.engines.base import OnFinished, Sampled, Sampler
+from mmrl_core.language_model.engines.hf import refuse_not_finite
 from mmrl_core.language_model.engines.vllm_host import (
     Answer,
     AnyHost,
@@ -21,6 +24,7 @@ from mmrl_core.language_model.engines.vllm_host import (
     Request,
     ServerLostError,
     Start,
+    first_line,
     num_processes,
 )
 from mmrl_core.language_model.engines.vllm_server import RemoteHost
@@ -33,7 +37,7 @@ MODES = ("colocated", "server")
 
 
 class VLLMEngine:
-    """Samples completions through vLLM, which is started with the first rollout."""
+    """Samples completions through vLLM, which starts with the run, or else with the first rollout."""
 
     def __init__(
         self,
@@ -52,8 +56,8 @@ class VLLMEngine:
             mode: "colocated" runs vLLM in the training process and on its device; "server" in a process of its own,
                 which is started again once if it ends while it samples.
             memory_gib: memory for keys and values of what is being sampled, GiB. The weights come on top.
-            max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the
-                max_tokens first sampled with.
+            max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the most
+                max_tokens of the run.
             sleep: give vLLM's GPU memory back between rollouts. Its weights wait in the machine's memory. GPU only.
             gpus: GPUs of the server, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
             address: "host:port" of a server that runs already, see docs/vllm.md. Default: one is started.
@@ -91,6 +95,7 @@ class VLLMEngine:
 
         Raises:
             PolicyError: vLLM does not start, sees a prompt as other tokens than the trainer, or its server ended twice.
+            NotFiniteError: a sampled token has no logprob.
         """
         converted = _Converted(policy.encoder.audio_rate_hz)
         requests = [
@@ -111,7 +116,7 @@ class VLLMEngine:
                 _check_prompt(prompts[answer.index], observations[answer.index], answer)
                 policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
                 done.add(answer.index)
-                on_finished(answer.index, _samples(answer) * (num_samples // num_drawn))
+                on_finished(answer.index, _samples(policy, answer) * (num_samples // num_drawn))
 
         with torch.autocast(policy.model.device.type, enabled=False):
             try:
@@ -123,6 +128,47 @@ class VLLMEngine:
                 except ServerLostError as second:
                     self.close()
                     raise PolicyError(f"the vLLM server ended twice in one rollout; {second}") from second
+        self._rest()
+
+    def start(self, policy: Sampler, max_tokens: int) -> None:
+        """See `OtherProgram.start`."""
+        self._check_length(policy, 0, max_tokens)
+        with self._running(policy):
+            pass
+
+    def forced_logprobs(
+        self, policy: Sampler, prompt: Prompt, observation: Observation, token: int, num_tokens: int
+    ) -> Tensor:
+        """See `OtherProgram.forced_logprobs`."""
+        self._check_length(policy, len(observation), num_tokens)
+        inputs = _inputs(policy, prompt, observation, _Converted(policy.encoder.audio_rate_hz))
+        job = Job([Request(0, inputs, 0)], 1, Sampling(num_tokens, temperature=0.0), (), forced=token)
+        with self._running(policy) as host:
+            (answer,) = host.generate(job)
+        _check_prompt(prompt, observation, answer)
+        (sampled,) = _samples(policy, answer)
+        if sampled.tokens.tolist() != [token] * num_tokens:
+            raise PolicyError(
+                f"vLLM was to sample token {token} {num_tokens} times; it gave {sampled.tokens.tolist()}."
+            )
+        return sampled.logprobs
+
+    @contextmanager
+    def _running(self, policy: Sampler) -> Iterator[AnyHost]:
+        """vLLM for what is asked beside rollouts. What breaks it closes it, and it starts anew when it is needed."""
+        try:
+            with torch.autocast(policy.model.device.type, enabled=False):
+                yield self._awake(policy)
+            self._rest()
+        except MMRLError:
+            raise
+        except Exception as error:
+            self.close()
+            lost = isinstance(error, ServerLostError)
+            why = f"the vLLM server has ended; {error}" if lost else f"vLLM fails: {first_line(error)}"
+            raise PolicyError(why) from error
+
+    def _rest(self) -> None:
         if self._sleep and self._host is not None:
             self._host.sleep()
             self._asleep = {"weights", "kv_cache"}
@@ -282,8 +328,12 @@ def _check_prompt(prompt: Prompt, observation: Observation, answer: Answer) -> N
         )
 
 
-def _samples(answer: Answer) -> list[Sampled]:
-    return [
+def _samples(policy: Sampler, answer: Answer) -> list[Sampled]:
+    """Raises NotFiniteError where weights have no meaning: vLLM samples on, whatever its logits are."""
+    samples = [
         Sampled(torch.tensor(tokens), torch.tensor(logprobs), truncated)
         for tokens, logprobs, truncated in zip(answer.tokens, answer.logprobs, answer.truncated, strict=True)
     ]
+    for sampled in samples:
+        refuse_not_finite(sampled.logprobs[None], policy.model)
+    return samples

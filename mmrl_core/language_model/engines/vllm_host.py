@@ -9,6 +9,7 @@ import gc
 import os
 import random
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Job:
     """Requests that are sampled in one way.
 
     `banned` are token texts that are never sampled. Requests that continue conversations use the keys and values that
-    earlier turns computed.
+    earlier turns computed. `forced` is a token that every sampled one is, with its logprob among all.
     """
 
     requests: Sequence[Request]
@@ -67,6 +68,7 @@ class Job:
     stop_ids: Sequence[int]
     banned: Sequence[str] = field(default=())
     continues: bool = False
+    forced: int | None = None
 
 
 class AnyHost(Protocol):
@@ -108,14 +110,16 @@ class Host:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self._temperature = 1.0
-        with tempfile.TemporaryDirectory(prefix="mmrl-vllm-") as folder, _process_settings_kept():
-            for name, content in start.files.items():
-                (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                (Path(folder) / name).write_bytes(content)
+        self._folder = tempfile.TemporaryDirectory(prefix="mmrl-vllm-")  # vLLM reads some files at the first prompt
+        for name, content in start.files.items():
+            path = Path(self._folder.name) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        with _process_settings_kept():
             try:
                 from vllm import LLM
 
-                self._llm = LLM(model=folder, load_format=_load_format(weights), **start.arguments)
+                self._llm = LLM(model=self._folder.name, load_format=_load_format(weights), **start.arguments)
             except ImportError as error:
                 why = f"rollout engine vllm needs vLLM ({error}). docs/vllm.md says how to install it."
                 raise PolicyError(why) from error
@@ -169,6 +173,7 @@ class Host:
             _KEPT.append(llm)
             return
         llm.llm_engine.engine_core.shutdown()
+        self._folder.cleanup()
         del llm
         gc.collect()
 
@@ -192,6 +197,7 @@ def _sampling_params(job: Job, seed: int) -> Any:
         stop_token_ids=list(job.stop_ids),
         ignore_eos=True,  # only these stop ids count
         bad_words=list(job.banned),
+        allowed_token_ids=None if job.forced is None else [job.forced],
         logprobs=0,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
@@ -250,4 +256,11 @@ def _process_settings_kept() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """What an error says; of one that is no sentence, such as `KeyError: 'x'`, also where it was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = ": ".join(lines[:3] if lines and "validation error" in lines[0] else lines[:1])
+    if said and not isinstance(error, AssertionError | AttributeError | LookupError | NameError | TypeError):
+        return said
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})" if frames else ""
+    return f"{type(error).__name__}{': ' if said else ''}{said}{where}"

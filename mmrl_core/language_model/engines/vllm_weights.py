@@ -36,7 +36,11 @@ def merged_weights(policy: Sampler) -> Iterator[tuple[str, Tensor]]:
     saved = revert_weight_conversion(base, weights)
     if not adapted.keys() <= set(saved.values()):
         raise PolicyError("model.lora adapts weights that vLLM takes in another form only. Use rollout.engine=hf.")
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings().weight
+    tied = head is not None and head.weight is embedding
     for name, weight in saved.items():
+        if tied and name.endswith("lm_head.weight"):  # saved once, as the embedding; vLLM ties them by the config
+            continue
         if (layer := adapted.get(weight)) is not None:
             with torch.no_grad():
                 weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)

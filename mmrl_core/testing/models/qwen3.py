@@ -167,7 +167,8 @@ def _omni(
 def _settings(tokenizer: PreTrainedTokenizerFast, **rope: Any) -> dict[str, Any]:
     """A text config whose rotary positions have three axes."""
     settings = language_model_settings(tokenizer)
-    parameters = {**settings["rope_parameters"], "mrope_section": [4, 2, 2], **rope}
+    pairs = sizes.HEAD_DIM // 2  # 8, shared out over time, height and width
+    parameters = {**settings["rope_parameters"], "mrope_section": [pairs // 2, pairs // 4, pairs // 4], **rope}
     return {**settings, "head_dim": sizes.HEAD_DIM, "rope_parameters": parameters}
 
 

@@ -58,14 +58,15 @@ def build_llama(directory: Path) -> None:
     save(model, tokenizer, LLAMA_TOKENS, tokenizer, directory)
 
 
-# What Gemma 2 and 3 share; every second layer attends to a window only.
-_GEMMA_SETTINGS: dict[str, Any] = dict(
-    head_dim=sizes.HEAD_DIM,
-    query_pre_attn_scalar=sizes.HEAD_DIM,
-    sliding_window=sizes.SLIDING_WINDOW,
-    layer_types=["sliding_attention", "full_attention"] * (sizes.NUM_LAYERS // 2),
-    tie_word_embeddings=True,
-)
+def _gemma_settings() -> dict[str, Any]:
+    """What Gemma 2 and 3 share; every second layer attends to a window only."""
+    return dict(
+        head_dim=sizes.HEAD_DIM,
+        query_pre_attn_scalar=sizes.HEAD_DIM,
+        sliding_window=sizes.SLIDING_WINDOW,
+        layer_types=["sliding_attention", "full_attention"] * (sizes.NUM_LAYERS // 2),
+        tie_word_embeddings=True,
+    )
 
 
 def build_gemma2(directory: Path) -> None:
@@ -73,7 +74,7 @@ def build_gemma2(directory: Path) -> None:
 
     tokenizer = build_tokenizer(GEMMA_TOKENS, GEMMA2_CHAT_TEMPLATE)
     softcaps = dict(attn_logit_softcapping=sizes.ATTENTION_SOFTCAP, final_logit_softcapping=sizes.LOGIT_SOFTCAP)
-    model = Gemma2ForCausalLM(Gemma2Config(**language_model_settings(tokenizer), **_GEMMA_SETTINGS, **softcaps))
+    model = Gemma2ForCausalLM(Gemma2Config(**language_model_settings(tokenizer), **_gemma_settings(), **softcaps))
     save(model, tokenizer, GEMMA_TOKENS, tokenizer, directory)
 
 
@@ -86,5 +87,5 @@ def build_gemma3_text(directory: Path) -> None:
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
         "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
     }
-    model = Gemma3ForCausalLM(Gemma3TextConfig(**settings, **_GEMMA_SETTINGS))
+    model = Gemma3ForCausalLM(Gemma3TextConfig(**settings, **_gemma_settings()))
     save(model, tokenizer, GEMMA_TOKENS, tokenizer, directory)
