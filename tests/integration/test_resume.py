@@ -227,7 +227,8 @@ def final(run):
         for record in read_metrics(run)
     ]
     weights = {path.name: path.read_bytes() for path in sorted((checkpoint / "model").iterdir())}
-    return records, weights, sorted(path.name for path in (run / "checkpoints").iterdir())
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    return records, weights, {"step-9", "step-12"} <= kept  # a kill may come before the one before them is deleted
 
 
 def test_a_run_killed_while_it_writes_its_checkpoints_equals_one_never_stopped(short):
