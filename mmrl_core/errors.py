@@ -12,7 +12,8 @@ MMRLError
 ├── RewardError       a reward is unknown, misdeclared, or failed where the run may not go on
 ├── ToolError         a tool call of the policy cannot be done; the policy reads why, and the run goes on
 ├── HookResultError   a hook returned something of the wrong type, shape or value
-└── CheckpointError   a checkpoint is torn, missing, or of another run
+├── CheckpointError   a checkpoint is torn, missing, or of another run
+└── ProcessLostError  one of the processes that train together has ended, or does not answer
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class HookResultError(MMRLError):
 
 class CheckpointError(MMRLError):
     """A checkpoint is torn, missing, or does not belong to this run."""
+
+
+class ProcessLostError(MMRLError):
+    """One of the processes that train together has ended, or does not answer. It is printed where it is raised."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.errors import ProcessLostError
+
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
+
+
+def make_accelerator(timeout_s: float, **options: Any) -> Accelerator:
+    """An Accelerator whose processes wait `timeout_s` seconds for each other, and not torch's 10 or 30 minutes."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))]
+    return Accelerator(kwargs_handlers=handlers, **options)
+
+
+def process_lost(error: BaseException) -> ProcessLostError | None:
+    """What an error of torch's communication means for a user; None for any other error."""
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or not isinstance(error, RuntimeError):
+        return None
+    if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo raises plain RuntimeErrors
+        return None
+    cause = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+    return ProcessLostError(
+        f"process {dist.get_rank()} of {dist.get_world_size()} ends because another one has ended or does not answer "
+        f"({cause[:200]}): what that one printed, or the launcher's list of failures, says why. Go on with --resume."
+    )
+
+
+@contextmanager
+def losses_named() -> Iterator[None]:
+    """Say in one sentence, and at once, that another process is lost: its launcher is about to end this one too.
+
+    Raises:
+        ProcessLostError: in place of an error of torch's communication.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = process_lost(error)
+        if lost is None:
+            raise
+        print(f"mmrl: {lost}", file=sys.stderr, flush=True)
+        raise lost from error
 
 
 class Processes:

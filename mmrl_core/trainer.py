@@ -26,7 +26,7 @@ from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import attribute_hooks, load_plugins
 from mmrl_core.plugins.registry import CORE, Entry, Registry
 from mmrl_core.policy import REFERENCE, Policy, make_policy
-from mmrl_core.processes import Processes
+from mmrl_core.processes import Processes, losses_named, make_accelerator, process_lost
 from mmrl_core.run import Drawn, TrainState, stage_name
 from mmrl_core.runs import Recorder, check_trackers
 from mmrl_core.sampling import GroupSampler
@@ -71,8 +71,8 @@ def train(config: RunConfig, output: Path, resume: bool = False) -> Path:
 class Trainer:
     """A run. Hooks get it as `run`, see `mmrl_core.run.Run`; the step as `SteppingRun`."""
 
+    @losses_named()
     def __init__(self, config: RunConfig, output: Path, stopping: Stopping | None = None) -> None:
-        from accelerate import Accelerator
         from accelerate.utils import set_seed
 
         check_trainable(config)
@@ -88,7 +88,8 @@ class Trainer:
         self.hooks.mmrl_configure(config=config)
         check_trackers(config.log.trackers)
         output.mkdir(parents=True, exist_ok=True)
-        self.accelerator = Accelerator(log_with=config.log.trackers or None, project_dir=str(output))
+        trackers = config.log.trackers or None
+        self.accelerator = make_accelerator(config.process_timeout_s, log_with=trackers, project_dir=str(output))
         self.is_main = self.accelerator.is_main_process
         set_seed(config.seed)
         self.processes = Processes(self.accelerator)
@@ -108,6 +109,7 @@ class Trainer:
 
     # Stages
 
+    @losses_named()
     def run(self, resume: bool) -> None:
         """All stages from where the run stands."""
         training = self.keeper.resume() if resume else None
@@ -128,7 +130,7 @@ class Trainer:
                 training = None
             self.recorder.print_evaluations()
         except Exception as error:
-            self.recorder.failed(self.state.step, error)
+            self.recorder.failed(self.state.step, process_lost(error) or error)
             raise
 
     def _run_stage(self, index: int, training: dict[str, Any] | None) -> None:
@@ -158,7 +160,7 @@ class Trainer:
             raise
 
     def _end_stage(self, index: int, name: str) -> None:
-        with self.keeper.saved_if_it_fails():
+        with self.keeper.saved_if_it_fails(alone=True):
             self._close_stage()
             self.recorder.end_stage()
             self.hooks.mmrl_stage_end(run=self)
@@ -317,14 +319,14 @@ class Trainer:
             "set_aside": self.recorder.set_aside(name, self._set_aside),
             **metrics,
         }
-        self.recorder.failures(self.state.step, self.rewards.failure_reasons)
+        reasons = self.recorder.failures(self.state.step, self.rewards.failure_reasons)
         self.recorder.step(record, metrics, self.state.stage_step, self._num_steps)
         self.hooks.mmrl_step_end(run=self, metrics=record)
-        self.recorder.watch_step(record, self.stage, self.rewards.failure_reasons, self.keeper.save)
+        self.recorder.watch_step(record, self.stage, reasons, self.keeper.save)
 
     def _evaluate_when_due(self, name: str) -> None:
         if self.state.stage_step and self._due(self.config.eval.every_steps, self.state.stage_step):
-            with self.keeper.saved_if_it_fails():
+            with self.keeper.saved_if_it_fails(alone=True):
                 self._evaluate(f"{name} step {self.state.stage_step}")
 
     def _due(self, every: int | None, stage_step: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -60,25 +60,27 @@ class Keeper:
 
     # Saving
 
-    def save(self, snapshot: Snapshot | None = None) -> None:
-        """Write a checkpoint of the present state, or of the snapshot; all processes call it."""
+    def save(self) -> None:
+        """Write a checkpoint of the present state; all processes call it."""
+        self._run.accelerator.wait_for_everyone()
+        if self._run.is_main:
+            self._write(self.snapshot())
+        self._run.accelerator.wait_for_everyone()
+
+    def _write(self, kept: Snapshot) -> None:
         run = self._run
-        run.accelerator.wait_for_everyone()
-        if run.is_main:
-            kept = snapshot or self.snapshot()
-            if kept.state != self._saved:
-                save_checkpoint(
-                    run.output,
-                    kept.state,
-                    run.policy,
-                    run.optimizer,
-                    kept.plugins.unchanged(),
-                    keep=run.config.checkpoint.keep,
-                    generators=kept.generators,
-                )
-            run.state = kept.state
-            self._saved = replace(kept.state)
-        run.accelerator.wait_for_everyone()
+        if kept.state != self._saved:
+            save_checkpoint(
+                run.output,
+                kept.state,
+                run.policy,
+                run.optimizer,
+                kept.plugins.unchanged(),
+                keep=run.config.checkpoint.keep,
+                generators=kept.generators,
+            )
+        run.state = kept.state
+        self._saved = replace(kept.state)
 
     def snapshot(self) -> Snapshot:
         """All but weights and optimiser as it is now. Nothing of the size of a tensor is copied."""
@@ -102,26 +104,29 @@ class Keeper:
         self._weights_moved = True
 
     @contextmanager
-    def saved_if_it_fails(self, *, undoable: bool = True) -> Iterator[None]:
+    def saved_if_it_fails(self, *, undoable: bool = True, alone: bool = False) -> Iterator[None]:
         """Around a step or an evaluation: what was trained before it is kept if it fails or a signal comes.
+
+        Of several processes the first one keeps it, also if another has ended.
 
         Args:
             undoable: the state before can be gone back to, as long as the weights have not moved.
+            alone: the first process works and the others wait, so that a signal need not wait for them.
         """
-        undoable = undoable and self._run.processes.count == 1
         self._weights_moved = False
-        if not undoable:
+        if not undoable or not self._run.is_main:
             yield
             return
         before = self.snapshot()
+        several = self._run.processes.count > 1
         try:
-            with self.stopping.opened():
+            with nullcontext() if several and not alone else self.stopping.opened():
                 yield
         except (Exception, KeyboardInterrupt) as error:
             at_once = isinstance(error, Interrupted) and error.at_once
             sound = not isinstance(error, NotFiniteError)  # the weights before may be those that are not finite
             if sound and not self._weights_moved and before.state.step > 0 and not at_once:
-                self.save(before)
+                self._write(before)
                 self._tell()
             raise
 

@@ -27,6 +27,7 @@ MAY_CHANGE = (
     ("*.max_broken", "a limit"),
     ("*.max_unscored_steps", "a limit"),
     ("*.timeout_s", "a limit"),
+    ("process_timeout_s", "a limit"),
     ("*.stop_on_failure", "whether a failing reward ends the run"),
     ("*.isolate", "where a reward runs"),
     ("*.num_workers", "processes of tools"),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from mmrl_core.cli import check, eval, info, listing, preview, score, tiny, train, view
-from mmrl_core.errors import MMRLError
+from mmrl_core.errors import MMRLError, ProcessLostError
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return arguments.run(arguments) or 0
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else 1
+    except ProcessLostError:  # it was printed where it was noticed
+        return 2
     except MMRLError as error:
         print(f"mmrl: {error}", file=sys.stderr)
         return 2

@@ -274,6 +274,9 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="when checkpoints are written")
     log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
     stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
+    process_timeout_s: Seconds = Field(
+        3600.0, description="of several processes, the longest wait for another, such as while the first one evaluates"
+    )
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
 
     @field_validator("plugins")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl_core.conversation.tools import Question
 from mmrl_core.errors import MediaError, PluginError, ToolError
+from mmrl_core.support import end_with_parent
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -188,6 +189,7 @@ def _work(connection: Connection) -> None:
 
     The answer to a call is the pickled tuple (result, message for the policy in its place, line for the log).
     """
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the trainer ends its workers itself
     os.dup2(2, 1)  # the standard output is for what the command prints
     os.environ["OMP_NUM_THREADS"] = "1"  # before the tools import torch: the trainer has the cores

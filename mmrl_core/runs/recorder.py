@@ -230,12 +230,23 @@ class Recorder:
 
     # Failing and resuming
 
-    def failures(self, step: int, reasons: Mapping[str, Sequence[str]]) -> None:
-        """Record the first failure of each reward: reward -> why it failed, the first time first."""
-        for name, told in reasons.items():
+    def failures(self, step: int, reasons: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Record the first failure of each reward, in whichever process it was.
+
+        Args:
+            reasons: reward -> why it failed in this process, the first time first.
+
+        Returns:
+            The reasons of all processes.
+        """
+        everywhere: dict[str, list[str]] = {}
+        for name, told in self._processes.gather([(name, list(told)) for name, told in reasons.items()]):
+            everywhere.setdefault(name, []).extend(told)
+        for name, told in everywhere.items():
             if self._is_main and told and name not in self._failed:
                 self._failed.add(name)
                 self.log.write({"kind": "failure", "step": step, "name": name, "message": told[0]})
+        return everywhere
 
     def failed(self, step: int, error: Exception) -> None:
         """Record what ended the run after a step. A resumed run deletes the record with all that follows its step."""

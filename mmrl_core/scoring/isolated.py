@@ -25,6 +25,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mmrl_core.errors import RewardError
+from mmrl_core.support import end_with_parent
 from mmrl_core.types import Rollout
 
 START_TIMEOUT_S = 180.0
@@ -118,6 +119,7 @@ def without_observations(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 def _serve(connection: Connection, origin: tuple[str, str, str | None]) -> None:
     """Main function of the process: it imports the reward, sends "" or the problem, and then answers calls."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run ends its processes itself
     os.dup2(2, 1)  # the standard output is for what the command prints
     faulthandler.enable()  # a crash writes where it was

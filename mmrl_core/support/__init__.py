@@ -5,6 +5,7 @@ from mmrl_core.support.files import finite, remove_unfinished, writes_to, writte
 from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
 from mmrl_core.support.model_paths import local_model
+from mmrl_core.support.parent import end_with_parent
 from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm, refuse_broken
 
@@ -15,6 +16,7 @@ __all__ = [
     "Interrupted",
     "Stopping",
     "describe_weights",
+    "end_with_parent",
     "finite",
     "finite_norm",
     "lazy_names",

@@ -1,8 +1,10 @@
 """Real architectures with tiny random weights, real files, and plain transformers code to compare with."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import textwrap
 from pathlib import Path
@@ -304,33 +306,57 @@ def make_trainer(make_config, tmp_path):
         made.close()
 
 
-TRAIN = """
+TRAIN = '''
 import os
-from pathlib import Path
+import signal
+import sys
+
 
 def train(task, output, resume, environment):
+    os.setsid()  # all that it starts can be found by its session
     os.environ |= environment
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # some are ignored where the tests run behind nohup
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    if "PROBE_LOG" in environment:
+        log = os.open(environment["PROBE_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+    if "PROBE_WRITES" in environment:
+        watch_writes(str(output), environment["PROBE_WRITES"], int(environment.get("PROBE_CRASH", 0)))
 
-    from mmrl_core.trainer import Trainer
-    from mmrl_core.config import load_config
-    from mmrl_core.support import Interrupted, Stopping, locked_folder
+    from mmrl_core.cli import main
 
-    try:
-        with Stopping() as stopping, locked_folder(Path(output)):
-            trainer = Trainer(load_config(str(task)), Path(output), stopping)
-            try:
-                trainer.run(resume)
-            finally:
-                trainer.close()
-    except Interrupted as stop:
-        raise SystemExit(stop.exit_code)
-"""
+    sys.exit(main(["train", str(task), "--output", str(output), *(["--resume"] if resume else [])]))
+
+
+def watch_writes(folder, trace, crash_at):
+    """Note whatever is opened, renamed or deleted in a folder; kill this process just before the one of a number."""
+    file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    seen = 0
+
+    def note(event, arguments):
+        nonlocal seen
+        if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
+            return
+        within_rmtree = event in ("os.remove", "os.rmdir") and arguments[-1] != -1  # relative to an open folder
+        if within_rmtree or folder in str(arguments[0]):
+            seen += 1
+            os.write(file, f"{event} {arguments[0]}\\n".encode())
+            if seen == crash_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(note)
+'''
 
 PRELOADED = (
+    "mmrl_core.cli",
     "mmrl_core.trainer",
     "mmrl_core.language_model.policy",
     "accelerate",
     "datasets",
+    "matplotlib.figure",  # of the report
+    "matplotlib.backends.backend_svg",
+    "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl",
     "transformers.models.qwen2_vl.image_processing_qwen2_vl",
@@ -340,9 +366,10 @@ PRELOADED = (
 
 @pytest.fixture(scope="session")
 def start_training(tmp_path_factory, surroundings):
-    """`start_training(task file, output, resume=False, **environment)` -> a started process that trains.
+    """`start_training(task file, output, resume=False, **environment)` -> a started process of `mmrl train`.
 
     It is forked from a server that has done the imports, which saves each process the many seconds that they take.
+    PROBE_LOG in its environment is a file for what it prints; for PROBE_WRITES and PROBE_CRASH see `watch_writes`.
     """
     site = tmp_path_factory.mktemp("site")
     (site / "probe_train.py").write_text(TRAIN)
@@ -359,3 +386,37 @@ def start_training(tmp_path_factory, surroundings):
 
     yield start
     sys.path.remove(str(site))
+
+
+@pytest.fixture(scope="session")
+def start_ranks(start_training):
+    """`start_ranks(task file, output, resume=False, **environment)` -> two such processes that train together.
+
+    They get what launchers set. What the process of rank R prints is in `<output>.R.log`.
+    """
+
+    def start(task, output, resume=False, **environment):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        common = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank, "PROBE_LOG": f"{output}.{rank}.log"} for rank in "01"]
+        return [start_training(task, output, resume, **common, **rank, **environment) for rank in ranks]
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def session_members():
+    """`session_members(pid)` -> pids of the living processes of the session that this process of a training began."""
+
+    def members(leader):
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has just ended
+                state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+                if int(session) == leader and state not in "ZX":
+                    found.append(int(stat.parent.name))
+        return found
+
+    return members

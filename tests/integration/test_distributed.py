@@ -1,51 +1,177 @@
-"""Two processes with gloo do what one process does with the same global batch."""
+"""Two processes with gloo do what one process does with the same global batch, and end together."""
 
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 
-NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes", "advantage/abs_mean", "reward/raises")
-"""Times; work that depends on who has seen a picture before; and means over tokens or scored rollouts, of which the
-processes have unequal numbers: what is logged is the mean of their means."""
+NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes", "advantage/abs_mean", "truncated/tokens")
+"""Times; work that depends on who has seen a picture before; and means over tokens, of which the processes have unequal
+numbers: what is logged is the mean of their means."""
 
-PROBE = """
+MEANS_OF_SCORED = ("reward/raises", "reward/hangs")  # of which the processes have unequal numbers too
+TIMES = ("time/", "memory/")
+
+PROBE = '''
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
 from mmrl_core import hookimpl
-from mmrl_core.types import Rollout, RolloutGroup
+from mmrl_core.conversation import Reply
+from mmrl_core.run import derive_seed
 
-WORDS = ("red dog", "cat", "left of the blue dog", "no", "red", "the table", "a", "two dogs")
+plan = dict(part.split("=") for part in os.environ.get("PROBE_PLAN", "").split())
+
+@hookimpl
+def mmrl_register(registry):
+    registry.add("environment", "echo", "probe_ranks:Echo", "repeats how much was said")
+
+class Echo:
+    def __init__(self, tools, media_root):
+        pass
+
+    def prepare(self, prompt):
+        return prompt
+
+    def begin(self, prompt):
+        return {"turns": 0}
+
+    def reply(self, episodes, texts, ask):
+        replies = []
+        for episode, text in zip(episodes, texts):
+            episode["turns"] += 1
+            said = f"you said {len(text)} letters"
+            replies.append(Reply([{"role": "user", "content": [{"type": "text", "text": said}]}], len(text) % 7 / 7))
+        return replies
+
+    def outcome(self, episode):
+        return dict(episode)
+
+    def split(self, prompt, answer):
+        return [answer]
+
+    def close(self):
+        pass
 
 @hookimpl
 def mmrl_rollout(run, prompts):
-    '''Completions that depend on the prompt alone, as if each process had sampled what one process samples.'''
-    groups = []
+    """What the core does, but prompt by prompt, with seeds that do not depend on the process that has the prompt."""
+    groups, given = [], {} if run.environment is None else {"environment": run.environment}
     for prompt in prompts:
-        shift = prompt.sample["number"]
-        answers = [WORDS[(shift + index * (1 + shift % 3)) % len(WORDS)] for index in range(run.stage.group_size)]
-        demonstrated = [run.policy.demonstrate([prompt], [answer])[0].rollouts[0] for answer in answers]
-        groups.append(RolloutGroup(prompt, [Rollout(shown.rows, shown.completion) for shown in demonstrated]))
+        sampling = replace(run.sampling(), seed=derive_seed("probe", run.state.step, prompt.id))
+        strategy = run.stage.rollout.strategy
+        groups += run.call("strategy", strategy, run.policy, [prompt], run.stage.group_size, sampling, **given)
     return groups
+
+@hookimpl(tryfirst=True)
+def mmrl_shape_rewards(run):
+    """In the middle of a step that the plan names, in the process that it names, something happens."""
+    rank = os.environ.get("RANK")
+    if int(plan.get("step", -1)) != run.state.step + 1 or plan["rank"] not in ("all", "launcher", rank):
+        return
+    if plan["what"] == "raise":
+        raise ValueError("the probe has had enough")
+    number = getattr(signal, plan["what"])
+    if "met" in plan:
+        Path(plan["met"]).write_text(str(time.time()))
+    if plan["rank"] != "launcher":
+        os.kill(os.getpid(), number)
+    elif rank == "0":
+        os.kill(os.getppid(), number)
+    limit = time.monotonic() + 60
+    while run.keeper.stopping.pending != number and time.monotonic() < limit:
+        time.sleep(0.01)
+
+@hookimpl
+def mmrl_evaluated(run):
+    if plan.get("rank") == "evaluates" and run.state.step == int(plan["step"]):
+        os.kill(os.getpid(), getattr(signal, plan["what"]))
+'''
+
+
+def make_site(folder, source):
+    """A folder to put on the path that has the plugin `probe_ranks` installed."""
+    info = folder / "site" / "mmrl_probe_ranks-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "site" / "probe_ranks.py").write_text(source)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mmrl-probe-ranks\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mmrl]\nprobe_ranks = probe_ranks\n")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def joined(processes, limit_s=120):
+    """Exit codes, and the seconds until the last one had ended."""
+    started = time.monotonic()
+    for process in processes:
+        process.join(limit_s)
+    return [process.exitcode for process in processes], time.monotonic() - started
+
+
+REWARDS = """
+import os
+import time
+
+def spread(completions, samples):
+    return [sum(map(ord, c)) % 97 / 96 for c in completions]
+
+def raises(completions, samples):
+    return [1 / (s["number"] % 2) for s in samples]
+
+def hangs(completions, samples):
+    time.sleep(2.0 if samples[0]["number"] % 4 == 3 else 0)
+    return [1.0] * len(completions)
+
+def raises_on_one(completions, samples):
+    return [1 / (os.environ.get("RANK") != "1") for _ in samples]
+
+def hangs_on_one(completions, samples):
+    time.sleep(2.0 if os.environ.get("RANK") == "1" else 0)
+    return [1.0] * len(completions)
 """
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory, base_config, rewards_file):
-    """A task file of an sft and a grpo stage; the environment variable that puts its plugin on the path."""
+def folder(tmp_path_factory):
+    """A folder whose `site` is on the path, with `ranks.py` of rewards."""
     folder = tmp_path_factory.mktemp("distributed")
-    info = folder / "site" / "mmrl_probe_forced-1.0.dist-info"
-    info.mkdir(parents=True)
-    (folder / "site" / "probe_forced.py").write_text(PROBE)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mmrl-probe-forced\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mmrl]\nprobe_forced = probe_forced\n")
+    make_site(folder, PROBE)
+    (folder / "ranks.py").write_text(REWARDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder / "site")
+        load_plugins.cache_clear()
+        yield folder
+        load_plugins.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def outputs(folder, base_config, start_training, start_ranks):
+    """Run folders of one process, and of two, that imitate, answer once, and talk with an environment."""
     base = base_config("qwen2_vl")
+    unscored = [{"name": f"{folder}/ranks.py:{name}", "weight": 0.0, "timeout_s": 0.3} for name in ("raises", "hangs")]
+    grpo = {"kind": "grpo", "steps": 2, "prompts_per_step": 4, "group_size": 3, "micro_batch_rows": 3}
     config = {
         **base,
-        "plugins": ["probe_forced"],
-        "rewards": [f"{rewards_file}:spread", {"name": f"{rewards_file}:raises", "weight": 0.0}],
+        "plugins": ["probe_ranks"],
+        "rewards": [f"{folder}/ranks.py:spread", *unscored],
         # A large eps: gradients that are zero but for rounding stay without influence on the weights.
         "optimizer": {"lr": 1e-3, "eps": 1e-3},
         "algorithm": {
@@ -57,49 +183,165 @@ def task(tmp_path_factory, base_config, rewards_file):
         "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 2}},
         "stages": [
             {"kind": "sft", "steps": 2, "prompts_per_step": 4, "micro_batch_rows": 1},
-            {"kind": "grpo", "steps": 2, "prompts_per_step": 4, "group_size": 3, "micro_batch_rows": 3},
+            grpo,
+            {
+                **grpo,
+                "name": "talk",
+                "rewards": [f"{folder}/ranks.py:spread", "environment", *unscored],
+                "rollout": {"strategy": {"name": "multi_turn", "max_turns": 3}, "environment": "probe_ranks/echo"},
+            },
         ],
     }
     (folder / "task.yaml").write_text(json.dumps(config))
-    return folder / "task.yaml"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def outputs(task, start_training):
-    """Run folders: of one process, and of two."""
-    folder = task.parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder / "site")
-        common = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        ranks = [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"} for rank in (0, 1)]
-        processes = [
-            start_training(task, folder / "one", ACCELERATE_USE_CPU="true"),
-            *(start_training(task, folder / "two", **rank) for rank in ranks),
-        ]
-        for process in processes:
-            process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    one = start_training(folder / "task.yaml", folder / "one", ACCELERATE_USE_CPU="true")
+    assert joined([one, *start_ranks(folder / "task.yaml", folder / "two")])[0] == [0, 0, 0]
     return folder / "one", folder / "two"
 
 
 def test_two_processes_log_the_same_numbers_once(outputs):
     one, two = (read_metrics(output) for output in outputs)
     assert [(r["kind"], r["step"]) for r in two] == [(r["kind"], r["step"]) for r in one]
-    assert [r["step"] for r in two if r["kind"] == "step"] == [1, 2, 3, 4]
+    steps = [record for record in one if record["kind"] == "step"]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(record["failures/raises"] and record["grad_norm"] > 1e-3 for record in steps[2:])
+    assert any(record.get("failures/hangs") for record in steps)
+    assert all(1 < record["outcome/num_turns"] <= 3 for record in steps[4:])
     for record, expected in zip(two, one, strict=True):
         assert record.keys() == expected.keys()
         for name, value in expected.items():
-            if isinstance(value, float) and name not in NOT_COMPARED and not name.startswith(("time/", "memory/")):
+            compared = isinstance(value, float) and name not in (*NOT_COMPARED, *MEANS_OF_SCORED)
+            if compared and not name.startswith(TIMES):
                 assert record[name] == pytest.approx(value, rel=2e-5, abs=2e-6), f"step {record['step']}: {name}"
 
 
 def test_two_processes_learn_the_same_weights(outputs):
-    one, two = (load_file(output / "checkpoints" / "step-4" / "model" / "model.safetensors") for output in outputs)
+    one, two = (load_file(output / "checkpoints" / "step-6" / "model" / "model.safetensors") for output in outputs)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# Failing and stopping
+
+NUM_STEPS = 7
+FAILING = ("raises_on_one", "hangs_on_one")
+SENTENCE = (
+    r"mmrl: process \d of 2 ends because another one has ended or does not answer \(.*onnection .*peer.*\): "
+    r"what that one printed, or the launcher's list of failures, says why. Go on with --resume.\n"
+)
+LIMIT_S = 60
+STOPS = [  # what happens, in which step, in which process; exit codes of both; the step that is saved then
+    ("SIGTERM", 2, "all", [143, 143], 2),
+    ("SIGTERM", 3, "evaluates", [143, 2], 3),  # the first process alone, which the second waits for
+    ("raise", 5, "1", [2, 1], 4),
+    ("SIGKILL", 6, "0", [-9, 2], None),  # who saves is dead
+    ("SIGINT", 6, "1", [130, 130], 6),
+]
+LAUNCHERS = {
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port={port}"],
+    "torchrun": ["torch.distributed.run", "--nproc_per_node=2", "--master_port={port}"],
+}
+LAUNCHED = [("accelerate", "SIGTERM"), ("torchrun", "SIGKILL"), ("torchrun", "SIGINT"), ("accelerate", "SIGKILL")]
+
+
+@pytest.fixture(scope="module")
+def small(folder, base_config):
+    """A task in whose every step one reward raises and one hangs, in the second process alone."""
+    failing = [{"name": f"{folder}/ranks.py:{name}", "weight": 0.0, "timeout_s": 0.1} for name in FAILING]
+    base = base_config("qwen2")
+    config = {
+        **base,
+        "plugins": ["probe_ranks"],
+        "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 1}},
+        "eval": {"every_steps": 3},
+        "rewards": [f"{folder}/ranks.py:spread", *failing],
+        "stages": [{"kind": "grpo", "steps": NUM_STEPS, "prompts_per_step": 2, "group_size": 3}],
+    }
+    (folder / "small.yaml").write_text(json.dumps(config))
+    return folder / "small.yaml"
+
+
+@pytest.fixture(scope="module")
+def never_stopped(small, folder, start_ranks):
+    assert joined(start_ranks(small, folder / "whole"))[0] == [0, 0]
+    return folder / "whole"
+
+
+def assert_same_run(run, whole, without_times):
+    records, expected = ([without_times(record) for record in read_metrics(path)] for path in (run, whole))
+    assert records == expected
+    file = f"checkpoints/step-{NUM_STEPS}/model/model.safetensors"
+    assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_reward_that_fails_or_hangs_in_one_process_is_counted_and_does_not_hang_the_other(never_stopped):
+    records = read_metrics(never_stopped)
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [[record[f"failures/{name}"] for name in FAILING] for record in steps] == [[3, 3]] * NUM_STEPS
+    failures = {record["name"]: record["message"] for record in records if record["kind"] == "failure"}
+    assert failures["raises_on_one"].startswith("raised ZeroDivisionError: division by zero (")
+    assert failures["hangs_on_one"] == "took longer than 0.1 s"
+
+
+def test_a_process_that_ends_ends_the_other_and_signals_to_one_stop_both(
+    small, folder, never_stopped, start_ranks, without_times
+):
+    """All stops of the table, one after the other; then the run is finished, and is the one that nothing stopped."""
+    output = folder / "stopped"
+    for number, (what, step, rank, codes, saved) in enumerate(STOPS):
+        plan = f"what={what} step={step} rank={rank}"
+        found, seconds = joined(start_ranks(small, output, resume=number > 0, PROBE_PLAN=plan))
+        assert found == codes and seconds < LIMIT_S, plan
+        logs = [Path(f"{output}.{process}.log") for process in (0, 1)]
+        printed = [log.read_text() for log in logs]
+        for log in logs:
+            log.unlink()
+        tells = f"saved step {saved}; go on from it with --resume\n"
+        assert [tells in text for text in printed] == [saved is not None, False], plan
+        assert [len(re.findall(SENTENCE, text)) for text in printed] == [int(code == 2) for code in codes], plan
+        if what == "raise":
+            assert "ValueError: the probe has had enough" in printed[1]
+            assert "because another one has ended" in read_metrics(output)[-1]["message"]
+    assert joined(start_ranks(small, output, resume=True))[0] == [0, 0]
+    assert_same_run(output, never_stopped, without_times)
+
+
+def test_a_process_that_does_not_answer_ends_the_other_after_the_timeout(small, folder, start_ranks):
+    task, output = folder / "impatient.yaml", folder / "unanswered"
+    task.write_text(json.dumps({**json.loads(small.read_text()), "process_timeout_s": 8}))
+    first, second = start_ranks(task, output, PROBE_PLAN="what=SIGSTOP step=2 rank=1")
+    first.join(120)
+    second.kill()
+    second.join()
+    printed = Path(f"{output}.0.log").read_text()
+    assert first.exitcode == 2, printed
+    assert "saved step 1; go on from it with --resume\n" in printed
+    assert "because another one has ended or does not answer (Timed out waiting 8000ms" in printed
+
+
+@pytest.mark.parametrize(("launcher", "what"), LAUNCHED if os.environ.get("MMRL_WHOLE_SWEEP") else LAUNCHED[:1])
+def test_what_the_launcher_is_sent_reaches_all_and_what_one_process_meets_ends_the_launcher(
+    launcher, what, small, folder, never_stopped, start_ranks, without_times
+):
+    """With the real launchers, which send SIGTERM to all when one has ended, and pass on what they are sent."""
+    output = folder / f"{launcher}-{what}"
+    module, *options = LAUNCHERS[launcher]
+    plan = f"what={what} step=4 rank={'1' if what == 'SIGKILL' else 'launcher'} met={folder}/met"
+    path = os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": path, "PROBE_PLAN": plan}
+    command = [sys.executable, "-m", module, *(option.format(port=free_port()) for option in options)]
+    done = subprocess.run(
+        [*command, "-m", "mmrl_core", "train", str(small), "--output", str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    met = float((folder / "met").read_text())
+    assert time.time() - met < LIMIT_S
+    assert done.returncode == 1, done.stderr  # whatever those of its processes are
+    saved = 3 if what == "SIGKILL" else 4
+    assert f"saved step {saved}; go on from it with --resume\n" in done.stdout, done.stdout + done.stderr
+    assert len(re.findall(SENTENCE, done.stderr)) == (what == "SIGKILL"), done.stderr
+    assert joined(start_ranks(small, output, resume=True))[0] == [0, 0]
+    assert_same_run(output, never_stopped, without_times)

@@ -3,9 +3,10 @@
 import json
 import multiprocessing
 import os
+import random
 import shutil
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 
 NUM_KILLS = 3
+NUM_POINTS = 4  # of the second checkpoint, one after the other; MMRL_WHOLE_SWEEP=1: every write of a run, one by one
+NUM_MOMENTS = 50  # of the whole sweep, besides: seconds after the start
 NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes")  # features are kept only as long as the process
 MEASURED = ("time/", "memory/")
 """Times; and a resumed process has to encode pictures again."""
@@ -52,16 +55,30 @@ class Runs:
     task: Path
     folder: Path
     start_process: Callable[..., multiprocessing.Process]
-    whole: Path | None = None
-    duration_s: float = 0.0
 
-    def start(self, output, resume=False):
-        return self.start_process(self.task, output, resume)
+    @property
+    def whole(self):
+        return self.folder / "whole"
+
+    def start(self, output, resume=False, crash=0):
+        """`crash` is the number of the write before which it is killed; see `watch_writes`."""
+        watched = {"PROBE_WRITES": f"{output}.writes", "PROBE_CRASH": str(crash), "PROBE_LOG": f"{output}.log"}
+        return self.start_process(self.task, output, resume, **watched)
 
     def finish(self, output, resume=False):
         process = self.start(output, resume)
         process.join(120)
-        assert process.exitcode == 0
+        assert process.exitcode == 0, Path(f"{output}.log").read_text()
+
+    def kill(self, output, write, resume=False):
+        """Whether it got so far."""
+        process = self.start(output, resume, crash=write)
+        process.join(120)
+        assert process.exitcode in (0, -9), Path(f"{output}.log").read_text()
+        return process.exitcode == -9
+
+    def writes(self, output):
+        return Path(f"{output}.writes").read_text().splitlines()
 
     def copy(self, name):
         return Path(shutil.copytree(self.whole, self.folder / name))
@@ -107,11 +124,7 @@ def runs(tmp_path_factory, base_config, data_files, rewards_file, start_training
         patch.syspath_prepend(site)
         load_plugins.cache_clear()
         made = Runs(task, folder, start_training)
-        made.finish(folder / "warm-up")
-        started = time.perf_counter()
-        made.finish(folder / "whole")
-        made.duration_s = time.perf_counter() - started
-        made.whole = folder / "whole"
+        made.finish(made.whole)
         yield made
         load_plugins.cache_clear()
 
@@ -151,22 +164,16 @@ def test_the_uninterrupted_run_has_what_a_resume_could_lose(runs):
     assert sorted(path.name for path in (runs.whole / "checkpoints").iterdir()) == ["step-10", "step-9"]
 
 
-def test_two_runs_of_one_config_are_equal(runs):
-    assert_same_run(runs.folder / "warm-up", runs.whole, "two uninterrupted runs")
-
-
-def test_a_run_killed_at_random_moments_and_resumed_equals_one_never_stopped(runs):
-    output = runs.folder / "killed"
-    delays_s = []
-    for _ in range(NUM_KILLS):
-        process = runs.start(output, resume=output.exists() and any(output.iterdir()))
-        delays_s.append(int.from_bytes(os.urandom(4), "big") / 2**32 * 0.8 * runs.duration_s)
-        process.join(delays_s[-1])
-        process.kill()
-        process.join()
-    if output.exists() and any(output.iterdir()):
-        runs.finish(output, resume=True)
-        assert_same_run(output, runs.whole, f"killed {delays_s} seconds after each start")
+def test_a_run_killed_at_random_writes_and_resumed_equals_one_never_stopped(runs):
+    """The first kill is before there is a checkpoint, so that the run starts anew."""
+    output, total = runs.folder / "killed", runs.writes(runs.whole)
+    first = next(index for index, write in enumerate(total) if "checkpoints" in write)
+    writes = [random.randrange(2, first), *(random.randrange(2, len(total) // 2) for _ in range(NUM_KILLS - 1))]
+    killed = [runs.kill(output, write, resume=index > 0) for index, write in enumerate(writes)]
+    assert killed[0]
+    runs.finish(output, resume=True)
+    assert "has no checkpoint; the run starts anew." in Path(f"{output}.log").read_text()
+    assert_same_run(output, runs.whole, f"killed before the writes {writes} of each start")
 
 
 def test_a_torn_checkpoint_is_skipped_for_the_one_before(runs):
@@ -191,12 +198,78 @@ def test_one_altered_bit_is_noticed_and_the_checkpoint_before_is_used(runs):
     header.write_bytes(b"x" * 20 + kept[20:])  # as long, and no safetensors any more
     process = runs.start(output, resume=True)
     process.join(120)
-    assert process.exitcode == 1, "none of them is whole"
+    assert process.exitcode == 2, "none of them is whole"
     assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["step-10", "step-9"]
 
 
-def test_a_run_whose_checkpoints_were_deleted_starts_anew(runs):
-    output = runs.copy("without")
-    shutil.rmtree(output / "checkpoints")
-    runs.finish(output, resume=True)
-    assert_same_run(output, runs.whole, "no checkpoints")
+@pytest.fixture(scope="module")
+def short(tmp_path_factory, base_config, rewards_file, start_training):
+    """A run of a text model: 12 steps, a checkpoint every 3, the newest two kept."""
+    folder = tmp_path_factory.mktemp("short")
+    config = {
+        **base_config("qwen2"),
+        "rewards": [f"{rewards_file}:spread"],
+        "checkpoint": {"every_steps": 3, "keep": 2},
+        "log": {"rollouts_every_steps": 4},
+        "stages": [{"kind": "grpo", "steps": 12, "prompts_per_step": 2, "group_size": 3}],
+    }
+    (folder / "task.yaml").write_text(json.dumps(config))
+    made = Runs(folder / "task.yaml", folder, start_training)
+    made.finish(made.whole)
+    return made
+
+
+def final(run):
+    """What must be equal, byte for byte but for times."""
+    checkpoint = run / "checkpoints" / "step-12"
+    records = [
+        {k: v for k, v in record.items() if k not in NOT_COMPARED and not k.startswith(MEASURED)}
+        for record in read_metrics(run)
+    ]
+    weights = {path.name: path.read_bytes() for path in sorted((checkpoint / "model").iterdir())}
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    return records, weights, {"step-9", "step-12"} <= kept  # a kill may come before the one before them is deleted
+
+
+def test_a_run_killed_while_it_writes_its_checkpoints_equals_one_never_stopped(short):
+    """Each start is killed somewhere in the writing of a checkpoint, from its first file to the end of the old one."""
+    total = short.writes(short.whole)
+    second, third = (next(i for i, write in enumerate(total) if f".step-{n}." in write) for n in (6, 9))
+    for number in range(NUM_POINTS):
+        output = short.folder / f"point-{number}"
+        span = (third - second) // NUM_POINTS
+        write = second + 1 + number * span + random.randrange(span)
+        assert short.kill(output, write), write
+        short.finish(output, resume=True)
+        assert final(output) == final(short.whole), f"killed before write {write}, {total[write - 1]}"
+
+
+@pytest.mark.skipif(not os.environ.get("MMRL_WHOLE_SWEEP"), reason="minutes: MMRL_WHOLE_SWEEP=1 runs it")
+@pytest.mark.timeout(7200)
+def test_a_run_killed_before_any_of_its_writes_or_at_any_moment_equals_one_never_stopped(short):
+    expected, total = final(short.whole), short.writes(short.whole)
+    moments = [random.uniform(0.0, 3.0) for _ in range(NUM_MOMENTS)]
+
+    def outcome(point):
+        """What is resumed from a kill at a point: (whether it was killed before its end, whether it is the same)."""
+        output = short.folder / f"sweep-{point}"
+        if isinstance(point, int):
+            was_killed = short.kill(output, point)
+        else:
+            process = short.start(output)
+            process.join(point)
+            process.kill()
+            process.join()
+            was_killed = process.exitcode == -9
+        short.finish(output, resume=output.exists())
+        same = final(output) == expected
+        shutil.rmtree(output)
+        where = total[point - 1] if isinstance(point, int) else "seconds after the start"
+        print(point, where, "killed" if was_killed else "ended", "the same" if same else "DIFFERENT", flush=True)
+        return was_killed, same
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(outcome, [*range(1, len(total) + 1, 2), *range(2, len(total) + 1, 2), *moments]))
+    print(f"{len(total)} writes, {sum(killed for killed, _ in outcomes)} kills")
+    assert all(same for _, same in outcomes)
+    assert all(killed for killed, _ in outcomes[: len(total)])

@@ -5,14 +5,18 @@ pipeline is the real thing, the policy included.
 """
 
 import json
+import multiprocessing
+import os
 import re
 import shutil
+import socket
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mmrl_core.config import RunConfig, load_config
 from mmrl_core.errors import ConfigError
@@ -31,6 +35,7 @@ TARGETS = {"north": [1.5, -1.0, 0.5, 2.0], "south": [-1.0, 0.0, 2.0, -0.5]}
 
 REWARDS = """
 import random
+from dataclasses import replace
 
 from mmrl_core import hookimpl
 
@@ -42,6 +47,13 @@ def sometimes(completions, samples):
 
 def never(completions, samples):
     return [None] * len(completions)
+
+class Alike:
+    # What is sampled does not depend on which process has the prompt.
+    @hookimpl
+    def mmrl_rollout(self, run, prompts):
+        sampling = replace(run.sampling(), seed=run.state.step)
+        return run.policy.rollout(prompts, run.stage.group_size, sampling)
 
 class Shuffled:
     # Rewards of a step go to other rollouts than those that earned them.
@@ -133,6 +145,44 @@ def mean_of(records, name):
 
 def weights_of(trainer):
     return {name: weight.clone() for name, weight in trainer.policy.module.state_dict().items()}
+
+
+def as_rank(rank, port, task, output):
+    """One of two processes that train together, forked from this one, which has done the imports."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # of this process, which trained alone
+    common = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    trainer = Trainer(load_config(str(task)), output)
+    trainer.run(resume=False)
+    trainer.close()
+
+
+def test_two_processes_learn_what_one_learns(train, tmp_path):
+    plugins = [{"name": f"{tmp_path / 'toy.py'}:Alike"}]
+    noise = {"distribution": "amortised"}
+    _, expected = train(4, reward="sometimes", plugins=plugins, policy=noise, output=tmp_path / "one")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = multiprocessing.get_context("fork")
+    ranks = [
+        processes.Process(target=as_rank, args=(rank, port, tmp_path / "task.yaml", tmp_path / "two"))
+        for rank in (0, 1)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    records = [record for record in read_metrics(tmp_path / "two") if record["kind"] == "step"]
+    for name in ("loss", "grad_norm", "weights/norm"):
+        found, wanted = ([record[name] for record in part] for part in (records, expected))
+        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-7) and all(wanted), name
+    weights, same = (load_file(tmp_path / run / "checkpoints/step-4/model/noise.safetensors") for run in ("one", "two"))
+    for name, weight in weights.items():
+        torch.testing.assert_close(same[name], weight, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_everything_registered_is_sound_and_in_the_readme():

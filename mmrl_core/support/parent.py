@@ -1,0 +1,26 @@
+"""Processes of a run that end with it, also when it is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import signal
+
+
+def end_with_parent() -> None:
+    """Have the system end this process, a child of multiprocessing, as soon as the one that started it has ended.
+
+    The parent holds one end of a pipe as long as it lives, and the system signals its closing to this process, whatever
+    that is doing: a thread would not get its turn in code that holds the interpreter. (Linux's PR_SET_PDEATHSIG ends a
+    process with the *thread* that started it.) Where the system knows no signals for pipes nothing happens; a process
+    that waits for its next call ends in any case.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(fcntl, "F_SETSIG"):
+        return
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    if not parent.is_alive():  # it ended before there was a signal to send
+        os._exit(1)
