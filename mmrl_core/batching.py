@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmrl_core.errors import ConfigError
 from mmrl_core.run import derive_seed
-from mmrl_core.types import ACTION_MASK, LOSS_MASK, MASK_NAMES, Batch, RolloutGroup, Row
+from mmrl_core.types import ACTION_MASK, KL_WEIGHT, LOSS_MASK, MASK_NAMES, Batch, RewardView, RolloutGroup, Row
 
 
 def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Batch:
@@ -41,6 +41,7 @@ def pack(groups: Sequence[RolloutGroup], *, mask_truncated: bool = False) -> Bat
         group_ids=torch.tensor(group_ids),
         trajectory_ids=torch.tensor(trajectory_ids),
         masks=masks,
+        columns=columns_of(rows),
         advantages=torch.zeros(masks[LOSS_MASK].shape),
         rewards=torch.zeros(len(rows)),
         sampler_logprobs=nn.utils.rnn.pad_sequence(known, batch_first=True) if len(known) == len(rows) else None,
@@ -59,11 +60,23 @@ def masks_of(rows: Sequence[Row]) -> dict[str, Tensor]:
     return masks
 
 
-def with_advantages(batch: Batch, advantages: Tensor, rewards: Tensor) -> Batch:
-    """The batch with advantages [B] or [B, T], which become 0 where nothing is trained, and totals [B]."""
+def columns_of(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Columns float32 [B, T] of rows, 0 on padding; a column that a row lacks is 0 over its actions, KL_WEIGHT 1."""
+    width = max(row.num_actions for row in rows)
+    columns = {}
+    for name in sorted({name for row in rows for name in row.columns}):
+        columns[name] = torch.zeros(len(rows), width)
+        for index, row in enumerate(rows):
+            columns[name][index, : row.num_actions] = row.columns.get(name, float(name == KL_WEIGHT))
+    return columns
+
+
+def with_advantages(batch: Batch, advantages: Tensor, view: RewardView) -> Batch:
+    """The batch with the rewards of the view, and advantages [B] or [B, T], which become 0 where nothing is trained."""
     if advantages.dim() == 1:
         advantages = advantages[:, None].expand(batch.mask.shape)
-    return replace(batch, advantages=(advantages * batch.mask).float(), rewards=rewards)
+    advantages = (advantages * batch.mask).float()
+    return replace(batch, advantages=advantages, rewards=view.rewards, components=view.components)
 
 
 def disjoint_parts(batch: Batch, num_parts: int, *seed: object) -> Iterator[Batch]:

@@ -15,7 +15,7 @@ from mmrl_core.hookspecs import hookimpl
 from mmrl_core.plugins.hook_results import check_advantages, check_rollouts
 from mmrl_core.policy import REFERENCE
 from mmrl_core.policy_loss import policy_loss
-from mmrl_core.types import LOSS_MASK, LossInputs, Prompt, RewardView, RolloutGroup, Scores
+from mmrl_core.types import LOSS_MASK, Batch, LossInputs, Prompt, RewardView, RolloutGroup, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.run import Run
@@ -81,11 +81,17 @@ class CoreBehaviour:
         return torch.where(advantages.isnan(), 0.0, advantages)  # NaN: unscored, and no stage has said so
 
     @hookimpl
+    def mmrl_batch(self, batch: Batch) -> Batch:
+        return batch
+
+    @hookimpl
     def mmrl_policy_loss(self, run: Run, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]]:
-        algorithm = run.stage.algorithm
-        surrogate = run.load("loss", algorithm.loss)
+        loss = run.current(run.stage.algorithm.loss)
+        algorithm = run.stage.algorithm.model_copy(update={"loss": loss})
+        entry = run.registered("loss", loss)
         max_length = algorithm.max_length or run.stage.rollout.max_tokens
-        return policy_loss(inputs, algorithm, surrogate, max_length=max_length)
+        unit = entry.details.get("unit", "token")
+        return policy_loss(inputs, algorithm, entry.load(), max_length=max_length, unit=unit)
 
 
 def _kl_of_rollouts(run: Run, groups: Sequence[RolloutGroup]) -> Tensor:

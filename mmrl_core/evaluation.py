@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
 from mmrl_core.runs import peak_memory_mib, weights_mib
-from mmrl_core.scoring import RewardRunner, own_copy
+from mmrl_core.scoring import RewardRunner, own_copy, pass_metrics
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 ROLLOUTS_SHOWN = 12
 """Held-out prompts whose rollouts are written, the same at each evaluation."""
+
+PASS_TOLERANCE = 1e-6
+"""A reward this close to its maximum has reached it, whatever float32 made of it."""
 
 EVALUATION_SEED = 20_260_101
 """Sampling at a temperature draws the same randomness at each evaluation."""
@@ -65,7 +69,8 @@ class Evaluator:
 
         Returns:
             `greedy/reward/total`, `greedy/reward/<name>`, `greedy/<metric>`, `greedy/completion_tokens`, and the same
-            under `t<temperature>`; `num_prompts`, `set_aside`. Unscored completions are left out of reward means. Of a
+            under `t<temperature>`, with `pass@<k>` where `eval.samples` is above 1, and `maj@<k>` where the reward
+            says what an answer is; `num_prompts`, `set_aside`. Unscored completions are left out of reward means. Of a
             mixture: the same of each part, under `greedy/<part>/` and so on, and `greedy/reward/total`, the mean of the
             parts' totals.
 
@@ -81,9 +86,10 @@ class Evaluator:
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             totals = []
+            apart = scores.split(groups)
             for part in self._parts:
                 places = [place for place, group in enumerate(groups) if group.prompt.part == part.name]
-                of_part = scores.select(places)
+                of_part = Scores.join([apart[place] for place in places])
                 measured = self._measure(part, [groups[place] for place in places], of_part)
                 metrics |= {f"{prefix}/{_inside(part, name)}": value for name, value in measured.items()}
                 totals.append(_mean(of_part.totals))
@@ -91,7 +97,7 @@ class Evaluator:
                 metrics[f"{prefix}/reward/total"] = _mean(torch.tensor(totals))
             if log is not None:
                 places = in_turns(prompts, ROLLOUTS_SHOWN)
-                log([groups[place] for place in places], scores.select(places), temperature)
+                log([groups[place] for place in places], Scores.join([apart[place] for place in places]), temperature)
             if log_all is not None:
                 log_all(groups, scores, temperature)
         if self._environment is not None:
@@ -99,29 +105,60 @@ class Evaluator:
         return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
 
     def _sampled(self, policy: Policy, prompts: Sequence[Prompt], temperature: float) -> list[RolloutGroup]:
-        """A group of one rollout for each prompt."""
+        """A group for each prompt: of one rollout if greedy, else of `eval.samples`."""
         config, strategy = self._config, self._config.rollout.strategy
         rollout = self._plugins.registry.get("strategy", strategy.name)
         given = {} if self._environment is None else {"environment": self._environment}
         max_tokens = config.eval.max_tokens or config.rollout.max_tokens
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=EVALUATION_SEED)
         groups: list[RolloutGroup] = []
-        for start in range(0, len(prompts), config.eval.batch_size):
-            batch = prompts[start : start + config.eval.batch_size]
-            sampled = rollout.call(policy, batch, 1, sampling, options=strategy.options, **given)
+        num_samples = 1 if temperature == 0 else config.eval.samples
+        size = max(1, config.eval.batch_size // num_samples)
+        for start in range(0, len(prompts), size):
+            batch = prompts[start : start + size]
+            sampled = rollout.call(policy, batch, num_samples, sampling, options=strategy.options, **given)
             check_rollouts(sampled, batch, f"rollout strategy {strategy.name!r}")
             groups += sampled
         return groups
 
     def _measure(self, part: PartConfig, groups: Sequence[RolloutGroup], scores: Scores) -> dict[str, float]:
-        """Metrics of the groups of a part, with scores of just these."""
+        """Metrics of the groups of a part, with scores of just these; benchmark metrics read the first rollouts."""
         own = {key: scores.components[_inside(part, key)] for key in [reward.key for reward in part.rewards]}
         measured = {"reward/total": _mean(scores.totals)} if len(own) > 1 else {}
         measured |= {f"reward/{name}": _mean(values) for name, values in own.items()}
         measured |= self._benchmark_metrics(part, groups)
-        measured |= mean_outcomes([group.rollouts[0] for group in groups])
-        measured["completion_tokens"] = sum(g.rollouts[0].num_actions for g in groups) / len(groups)
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
+        measured |= mean_outcomes(rollouts)
+        measured["completion_tokens"] = sum(rollout.num_actions for rollout in rollouts) / len(rollouts)
+        if len(rollouts) > len(groups):
+            measured |= self._passes(part, groups, own)
         return measured
+
+    def _passes(
+        self, part: PartConfig, groups: Sequence[RolloutGroup], components: Mapping[str, torch.Tensor]
+    ) -> dict[str, float]:
+        """pass@k and maj@k of the samples of each prompt, by the reward that the config names or the first one."""
+        key = self._config.eval.pass_reward or part.rewards[0].key
+        named = {reward.key: reward for reward in part.rewards}
+        if key not in named:
+            raise ConfigError(f"eval.pass_reward {key!r} is no reward of the task; rewards here: {', '.join(named)}.")
+        entry = self._plugins.registry.get("reward", named[key].name)
+        maximum = entry.details.get("maximum", 1.0)
+        if maximum is None:
+            raise ConfigError(
+                f"pass@k needs to know when a sample is right, but reward {key!r} declares no maximum. Set "
+                "eval.pass_reward to one that does, or eval.samples to 1."
+            )
+        sizes = [len(group.rollouts) for group in groups]
+        right = [
+            [None if math.isnan(value) else value >= maximum - PASS_TOLERANCE for value in of_group.tolist()]
+            for of_group in components[key].split(sizes)
+        ]
+        answer_of = entry.detail("answer")
+        if answer_of is None:
+            return pass_metrics(right)
+        said = [[answer_of(r.completion, group.prompt.sample) for r in group.rollouts] for group in groups]
+        return pass_metrics(right, said)
 
     def _benchmark_metrics(self, part: PartConfig, groups: Sequence[RolloutGroup]) -> dict[str, float]:
         completions = [group.rollouts[0].completion for group in groups]

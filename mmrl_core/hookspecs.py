@@ -134,6 +134,19 @@ def mmrl_compute_advantages(run: Run, view: RewardView) -> Tensor | None:
 
 
 @hookspec(firstresult=True)
+def mmrl_batch(run: Run, batch: Batch) -> Batch | None:
+    """Change what the update trains on: leave rows or tokens out, scale advantages, add columns for the loss.
+
+    Called once a step, when advantages and logprobs are known. Behaviours registered with ``needs=("entropy", ...)``
+    find these in `batch.columns`. Counts over all processes: `run.reduce_sum`.
+
+    :param batch: every row of this process. Do not modify it: `dataclasses.replace`, and `batch.select` for rows.
+    :returns: the batch to train on, with at least one row; the loss is normalised by its tokens and rows. None to leave
+        it to others. The core returns it as it is.
+    """
+
+
+@hookspec(firstresult=True)
 def mmrl_policy_loss(run: Run, inputs: LossInputs) -> tuple[Tensor, Mapping[str, Tensor]] | None:
     """The loss of one micro-batch.
 

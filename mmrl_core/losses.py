@@ -22,7 +22,7 @@ mean over the trained tokens of that step (for policy_loss, the policy term of t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -337,6 +337,9 @@ def zero_where_not_trained(inputs: LossInputs) -> LossInputs:
     def zeroed(values: Tensor | None) -> Tensor | None:
         return None if values is None else torch.where(inputs.mask, values, 0.0)
 
+    def all_zeroed(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: torch.where(inputs.mask, values, 0.0) for name, values in named.items()}
+
     return replace(
         inputs,
         logprobs=torch.where(inputs.mask, inputs.logprobs, 0.0),
@@ -345,7 +348,9 @@ def zero_where_not_trained(inputs: LossInputs) -> LossInputs:
         sampler_logprobs=zeroed(inputs.sampler_logprobs),
         ref_logprobs=zeroed(inputs.ref_logprobs),
         entropy=zeroed(inputs.entropy),
-        extras={name: torch.where(inputs.mask, values, 0.0) for name, values in inputs.extras.items()},
+        extras=all_zeroed(inputs.extras),
+        columns=all_zeroed(inputs.columns),
+        frozen_logprobs=all_zeroed(inputs.frozen_logprobs),
     )
 
 

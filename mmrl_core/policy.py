@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, Statistic, TokenStats
 
 if TYPE_CHECKING:
     import torch
@@ -121,12 +121,14 @@ class Policy(Protocol):
         """
         ...
 
-    def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
+    def logprobs(
+        self, rows: Sequence[Row], *, needs: Collection[str | Statistic] = (), frozen: str | None = None
+    ) -> TokenStats:
         """Natural-log probabilities of the rows' actions at the temperature they are trained at.
 
         Args:
             rows: B rows; those of a group are neighbours and share their observation.
-            needs: further quantities: "entropy", and those of the policy's own, which come as `extras`.
+            needs: further quantities: "entropy"; statistics, and quantities of the policy's own, come as `extras`.
             frozen: name of a frozen policy to ask instead of the trained one; then without gradient.
 
         Returns:

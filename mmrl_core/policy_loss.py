@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from mmrl_core.config.schema import AlgorithmConfig
@@ -19,7 +21,7 @@ from mmrl_core.losses import (
     zero_where_not_trained,
 )
 from mmrl_core.plugins.hook_results import check_token_losses
-from mmrl_core.types import LossInputs
+from mmrl_core.types import KL_WEIGHT, LossInputs
 
 
 def policy_loss(
@@ -28,6 +30,7 @@ def policy_loss(
     surrogate: Surrogate = clipped,
     *,
     max_length: int | None = None,
+    unit: Literal["token", "row", "score"] = "token",
 ) -> tuple[Tensor, Metrics]:
     """The loss of one micro-batch; minimise the sum over the micro-batches and processes of an optimizer step.
 
@@ -42,8 +45,11 @@ def policy_loss(
             maximised whatever the aggregation (TRL: ``entropy_coef``). `importance_correction` corrects the policy
             term for the rollout engine, see `importance_weights`. `off_policy_threshold` leaves rows out of the policy
             term, see `off_policy_sequence_mask`.
-        surrogate: the loss of each token.
+        surrogate: the loss of each token or row.
         max_length: longest completion allowed, in tokens; for the aggregation "constant_length".
+        unit: what the surrogate gives: losses of tokens [B, T], or of rows [B], which stand on each token of the row.
+            "score": it is not called; the advantages are the negative gradient of a loss of scores, see
+            `methods/scores.py`, the policy term is the sum of -advantage * logprob, and its value is reported there.
 
     Returns:
         Scalar with gradient, and metrics: those of the surrogate; policy_loss (the policy term alone); kl_old (k3
@@ -52,28 +58,25 @@ def policy_loss(
 
     Raises:
         ConfigError: an option needs a tensor that inputs lacks, or has an unknown value.
-        HookResultError: the surrogate returned something else than token losses [B, T] and metrics.
+        HookResultError: the surrogate returned anything but losses of its unit and metrics.
     """
     inputs = zero_where_not_trained(inputs)
-    result = surrogate(inputs, **algorithm.loss.options)
-    check_token_losses(result, inputs, f"loss {algorithm.loss.name!r}")
-    token_losses, surrogate_metrics = result
-    metrics = dict(surrogate_metrics)
-    token_losses = _corrected(token_losses, inputs, algorithm, metrics)
-    loss = aggregate(token_losses, inputs.mask, algorithm.aggregate, inputs.totals, max_length=max_length)
-    metrics["policy_loss"] = loss.detach()
+    metrics: Metrics = {}
+    if unit == "score":
+        loss = -(inputs.advantages * (inputs.logprobs - inputs.logprobs.detach())).sum()
+    else:
+        result = surrogate(inputs, **algorithm.loss.options)
+        check_token_losses(result, inputs, f"loss {algorithm.loss.name!r}", unit)
+        token_losses, surrogate_metrics = result
+        metrics |= surrogate_metrics
+        if unit == "row":
+            token_losses = token_losses[:, None].expand(inputs.mask.shape)
+        token_losses = _corrected(token_losses, inputs, algorithm, metrics)
+        loss = aggregate(token_losses, inputs.mask, algorithm.aggregate, inputs.totals, max_length=max_length)
+        metrics["policy_loss"] = loss.detach()
     metrics["kl_old"] = token_mean(kl_estimate(inputs.old_logprobs, inputs.logprobs), inputs)
 
-    kl_coefficient = algorithm.kl.coefficient if algorithm.kl.place == "loss" else 0.0
-    if kl_coefficient != 0 or inputs.ref_logprobs is not None:
-        ref_logprobs = required(inputs.ref_logprobs, "kl.coefficient is set, but there is no reference policy")
-        kl = kl_estimate(inputs.logprobs, ref_logprobs, algorithm.kl.estimator)
-        metrics["kl_ref"] = token_mean(kl, inputs)
-        if algorithm.kl.times_ratio:
-            kl = kl * ratios_of(inputs, "token")
-        penalty = aggregate(kl, inputs.mask, algorithm.aggregate, inputs.totals, max_length=max_length)
-        loss = loss + kl_coefficient * penalty
-
+    loss = loss + _kl_penalty(inputs, algorithm, metrics, max_length)
     if inputs.entropy is not None:
         metrics["entropy"] = token_mean(inputs.entropy, inputs)
     if algorithm.entropy_coefficient != 0:
@@ -81,6 +84,23 @@ def policy_loss(
         bonus = aggregate(entropy, inputs.mask, "token_mean", inputs.totals)
         loss = loss - algorithm.entropy_coefficient * bonus
     return loss, metrics
+
+
+def _kl_penalty(
+    inputs: LossInputs, algorithm: AlgorithmConfig, metrics: Metrics, max_length: int | None
+) -> Tensor | float:
+    """The weighted penalty for leaving the reference or the old policy; its estimate is added to the metrics."""
+    coefficient = algorithm.kl.coefficient if algorithm.kl.place == "loss" else 0.0
+    if coefficient == 0 and inputs.ref_logprobs is None:
+        return 0.0
+    ref_logprobs = required(inputs.ref_logprobs, "kl.coefficient is set, but there is no reference policy")
+    kl = kl_estimate(inputs.logprobs, ref_logprobs, algorithm.kl.estimator)
+    metrics["kl_ref"] = token_mean(kl, inputs)
+    if KL_WEIGHT in inputs.columns:
+        kl = kl * inputs.columns[KL_WEIGHT]
+    if algorithm.kl.times_ratio:
+        kl = kl * ratios_of(inputs, "token")
+    return coefficient * aggregate(kl, inputs.mask, algorithm.aggregate, inputs.totals, max_length=max_length)
 
 
 def _corrected(token_losses: Tensor, inputs: LossInputs, algorithm: AlgorithmConfig, metrics: Metrics) -> Tensor:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mmrl_core.types import RewardView, Rollout, RolloutGroup, Scores
@@ -40,7 +40,9 @@ def group_totals(weights: Sequence[float], values: Sequence[Sequence[float | Non
     return totals
 
 
-def reward_view(scores: Scores, groups: Sequence[RolloutGroup], masks: Tensor) -> RewardView:
+def reward_view(
+    scores: Scores, groups: Sequence[RolloutGroup], masks: Tensor, stats: Mapping[str, Tensor] | None = None
+) -> RewardView:
     """Turn rewards of all four shapes into what advantage stages read. Nothing else does.
 
     Args:
@@ -48,6 +50,7 @@ def reward_view(scores: Scores, groups: Sequence[RolloutGroup], masks: Tensor) -
             token rewards do not account for belongs to the completion as a whole.
         groups: with B rows in all. Rows of the result are in the order groups -> rollouts -> rows.
         masks: bool [B, T], tokens that are trained.
+        stats: `RewardView.stats`.
 
     Returns:
         A view on the device of `masks`. Over the rows of a scored trajectory with a trained token, `token_rewards` add
@@ -80,6 +83,9 @@ def reward_view(scores: Scores, groups: Sequence[RolloutGroup], masks: Tensor) -
         group_ids=by_row(group_of),
         trajectory_ids=of_row.to(masks.device),
         mask=masks,
+        rows=[row for rollout in rollouts for row in rollout.rows],
+        prompts=[group.prompt for group in groups for rollout in group.rollouts for _ in rollout.rows],
+        stats=stats or {},
     )
 
 

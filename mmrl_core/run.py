@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmrl_core.plugins.registry import Entry
     from mmrl_core.policy import Policy
     from mmrl_core.processes import Processes
-    from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
+    from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores, Statistic
 
 
 @dataclass
@@ -83,11 +83,17 @@ class Run(Protocol):
     def sampling(self) -> Sampling:
         """How the rollout under way samples; its seed differs between steps, rounds and processes."""
 
+    def registered(self, kind: str, component: Component) -> Entry:
+        """The registry's entry of a component of the config."""
+
     def load(self, kind: str, component: Component) -> Callable[..., Any]:
         """The registered function that a component of the config names."""
 
+    def current(self, component: Component) -> Component:
+        """The component with the numbers that its scheduled options have in this step."""
+
     def call(self, kind: str, component: Component, *arguments: Any, **given: Any) -> Any:
-        """Call it with its options, and with those of `given` that it takes."""
+        """Call it with its current options, and with those of `given` that it takes."""
 
     def clock(self, phase: str) -> AbstractContextManager[None]:
         """Add the seconds spent inside to `time/<phase>` of the step."""
@@ -97,6 +103,12 @@ class Run(Protocol):
 
     def is_overridden(self, hook: str) -> bool:
         """Whether a plugin or behaviour of this run implements the hook, and not the core alone."""
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step, as if it had no more: it is saved and evaluated, and --resume goes on with it.
+
+        Where several processes train, each has to call it in the same step.
+        """
 
 
 class Drawn(Protocol):
@@ -137,8 +149,8 @@ class SteppingRun(Run, Protocol):
     def source(self, hook: str) -> str:
         """The hook and the plugin that gave its last result, for messages."""
 
-    def registered(self, kind: str, component: Component) -> Entry:
-        """The registry's entry of a component of the config."""
+    def statistic(self, name: str) -> Statistic | str:
+        """The registered statistic of a name that a component needs; the name, if it is the policy's own."""
 
     def publish_weights(self) -> None:
         """Rollouts from now on act with the present weights."""

@@ -1,10 +1,12 @@
 """One training step, arrow by arrow, in the order in which things happen.
 
     prompts -> rollout -> score      sampling.py, now or while the step before trained
-    -> shape rewards -> select groups -> extend groups -> pack -> advantages -> logprobs -> update     this file
+    -> shape rewards -> select groups -> extend groups -> pack -> statistics -> advantages -> logprobs
+    -> batch -> update                                                                                 this file
 
-Each arrow but packing and logprobs is a hook (`hookspecs.py`); `defaults.py` has the core's own answers. A supervised
-step is the same with answers from the data in place of rollouts. The step knows the `Policy` protocol and no model.
+Each arrow but packing, statistics and logprobs is a hook (`hookspecs.py`); `defaults.py` has the core's own answers. A
+supervised step is the same with answers from the data in place of rollouts. The step knows the `Policy` protocol and no
+model.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,25 +33,27 @@ from mmrl_core.config import parts_of
 from mmrl_core.conversation import demonstrate
 from mmrl_core.data import Template
 from mmrl_core.errors import HookResultError, NotFiniteError, PolicyError, UnfitPromptError
-from mmrl_core.evaluation import mean_outcomes
+from mmrl_core.methods import LOGPROBS, add_statistics, score_weights, told
 from mmrl_core.plugins.hook_results import (
     check_advantages,
+    check_batch,
     check_choices,
     check_groups,
     check_loss,
     check_scores,
-    check_token_stats,
 )
 from mmrl_core.policy import REFERENCE
 from mmrl_core.rewards import reward_view
+from mmrl_core.step_metrics import rollout_metrics
 from mmrl_core.support import describe_weights
-from mmrl_core.types import Batch, BatchTotals, LossInputs, Prompt, RolloutGroup, Row, Scores
+from mmrl_core.types import Batch, BatchTotals, LossInputs, Prompt, RolloutGroup, Row, Scores, TokenStats
 
 if TYPE_CHECKING:
     from mmrl_core.config.schema import StageConfig
     from mmrl_core.run import SteppingRun
 
 Metrics = dict[str, float]
+Weigh = Callable[[Batch, Tensor], tuple[Batch, Metrics]]
 
 
 def grpo_step(run: SteppingRun) -> Metrics:
@@ -58,9 +63,10 @@ def grpo_step(run: SteppingRun) -> Metrics:
         run.sampler.start_ahead()
     groups, trained_scores = extended_groups(run, sampled, scores)
     batch = pack(groups, mask_truncated=run.stage.algorithm.mask_truncated)
+    batch = add_statistics(run, batch)
     batch = add_advantages(run, batch, groups, trained_scores)
     batch = add_logprobs(run, batch)
-    metrics = update(run, batch)
+    metrics = update(run, changed_batch(run, batch))
     run.log_rollouts(batch, groups, sampled, scores)
     after_update(run, batch)
     return {**rollout_metrics(sampled, scores, batch), **metrics}
@@ -140,10 +146,10 @@ def answers_of(run: SteppingRun, prompts: Sequence[Prompt]) -> list[str]:
 
 
 def add_advantages(run: SteppingRun, batch: Batch, groups: Sequence[RolloutGroup], scores: Scores) -> Batch:
-    view = reward_view(scores, groups, batch.mask)
+    view = reward_view(scores, groups, batch.mask, batch.columns)
     advantages = run.hooks.mmrl_compute_advantages(run=run, view=view)
     check_advantages(advantages, view, run.source("mmrl_compute_advantages"))
-    return with_advantages(batch, advantages, view.rewards)
+    return with_advantages(batch, advantages, view)
 
 
 def add_logprobs(run: SteppingRun, batch: Batch) -> Batch:
@@ -158,17 +164,28 @@ def add_logprobs(run: SteppingRun, batch: Batch) -> Batch:
                 )
             batch = replace(batch, old_logprobs=batch.sampler_logprobs)
         elif algorithm.updates_per_rollout * algorithm.epochs_per_rollout > 1:
-            with torch.no_grad():
-                batch = replace(batch, old_logprobs=_logprobs(run, batch))
-        if algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss":
-            batch = replace(batch, frozen_logprobs={REFERENCE: _logprobs(run, batch, REFERENCE)})
-    return batch
+            known = batch.columns.get(LOGPROBS)
+            batch = replace(batch, old_logprobs=_logprobs(run, batch) if known is None else known)
+        frozen = set(run.registered("loss", algorithm.loss).details.get("frozen", ()))
+        if algorithm.kl.needs_reference and algorithm.kl.place == "loss":
+            frozen.add(REFERENCE)
+        found = {name: _logprobs(run, batch, name) for name in sorted(frozen)}
+    return replace(batch, frozen_logprobs=found) if found else batch
+
+
+def changed_batch(run: SteppingRun, batch: Batch) -> Batch:
+    """The batch as plugins want it trained on: rows left out, masks, advantages or columns changed."""
+    changed = run.hooks.mmrl_batch(run=run, batch=batch)
+    check_batch(changed, run.source("mmrl_batch"))
+    return changed
 
 
 def _logprobs(run: SteppingRun, batch: Batch, frozen: str | None = None) -> Tensor:
-    """[B, T] on the CPU, micro-batch by micro-batch."""
+    """[B, T] on the CPU, without gradient, micro-batch by micro-batch."""
     passes = micro_batches(batch, run.fits_one_pass)
-    return stack_rows([run.policy.logprobs(part.rows, frozen=frozen).logprobs.cpu() for part in passes], batch.mask)
+    with torch.no_grad():
+        parts = [run.policy.logprobs(part.rows, frozen=frozen).logprobs.cpu() for part in passes]
+    return stack_rows(parts, batch.mask)
 
 
 # Update
@@ -198,20 +215,44 @@ def update(run: SteppingRun, batch: Batch) -> Metrics:
 def optimizer_step(run: SteppingRun, batch: Batch) -> Metrics:
     """Loss and gradient of a batch, micro-batch by micro-batch, and one step of the optimiser."""
     counts = [float(batch.mask.sum()), float(len(batch))]
-    batch = _with_gradient(run, batch)
+    sums: Counter[str] = Counter()
+    weigh = _weigher(run)
+    if weigh is not None and max(run.processes.gather([len(list(micro_batches(batch, run.fits_one_pass)))])) > 1:
+        batch, score_metrics = weigh(batch, _logprobs(run, batch))
+        sums.update(score_metrics)
+        weigh = None
+    if weigh is None:  # else one pass gives the scores and their gradient
+        batch = _with_gradient(run, batch)
     counts.append(float(batch.mask.sum()))
     totals = BatchTotals(*run.reduce_sum(torch.tensor(counts)).clamp(min=1.0).tolist())
     passes = list(micro_batches(batch, run.fits_one_pass))
-    sums: Counter[str] = Counter()
     for index, micro in enumerate(passes):
         last = index + 1 == len(passes)
         with nullcontext() if last else run.accelerator.no_sync(run.policy.module):
-            loss, loss_metrics = micro_batch_loss(run, micro, totals)
+            loss, loss_metrics = micro_batch_loss(run, micro, totals, weigh)
             # DDP averages gradients over processes; the totals already count all of them.
             run.accelerator.backward(loss * run.accelerator.num_processes)
-        sums.update({"loss": float(loss.detach()), **{name: float(value) for name, value in loss_metrics.items()}})
+        sums.update({name: float(value) for name, value in loss_metrics.items()})
+        sums["loss"] += float(loss.detach())
     norm = run.optimize()
     return {**run.processes.sums(sums), "grad_norm": norm}
+
+
+def _weigher(run: SteppingRun) -> Weigh | None:
+    """What gives a batch the gradient of a loss of scores in the place of its advantages; None for other losses."""
+    loss = run.current(run.stage.algorithm.loss)
+    entry = run.registered("loss", loss)
+    if entry.details.get("unit") != "score" or run.is_overridden("mmrl_policy_loss"):
+        return None
+    function = partial(entry.load(), **loss.options)
+    reduction = entry.details.get("score", "mean")
+
+    def weigh(batch: Batch, logprobs: Tensor) -> tuple[Batch, Metrics]:
+        source = f"loss {loss.name!r}"
+        batch, metrics = score_weights(batch, logprobs, function, reduction, run.reduce_sum, source)
+        return batch, {**metrics, "loss": metrics["policy_loss"]}  # the update's own policy term has the value 0
+
+    return weigh
 
 
 def _with_gradient(run: SteppingRun, batch: Batch) -> Batch:
@@ -220,15 +261,26 @@ def _with_gradient(run: SteppingRun, batch: Batch) -> Batch:
     if algorithm.aggregate == "local_token_mean" or run.is_overridden("mmrl_policy_loss"):
         return batch  # the mean is over the rows at hand; a plugin's loss is not known
     kl_in_loss = algorithm.kl.coefficient > 0 and algorithm.kl.place == "loss"
-    idle_at_zero = run.registered("loss", algorithm.loss).details.get("idle_at_zero", False)
+    details = run.registered("loss", algorithm.loss).details
+    idle_at_zero = details.get("idle_at_zero", details.get("unit") == "score")
     moving = rows_that_move(batch, idle_at_zero=idle_at_zero and not kl_in_loss and not algorithm.entropy_coefficient)
     run.counts["rows_skipped"] += len(batch) - len(moving)
     return moving
 
 
-def micro_batch_loss(run: SteppingRun, batch: Batch, totals: BatchTotals) -> tuple[Tensor, dict[str, Tensor]]:
-    """logprobs -> policy loss of one micro-batch, with gradient."""
-    inputs = loss_inputs(run, batch, totals)
+def micro_batch_loss(
+    run: SteppingRun, batch: Batch, totals: BatchTotals, weigh: Weigh | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """logprobs -> policy loss of one micro-batch, with gradient.
+
+    Args:
+        weigh: puts the gradient of a loss of scores in the place of the advantages, if that is still to be done.
+    """
+    stats = forward(run, batch)
+    score_metrics: Metrics = {}
+    if weigh is not None:
+        batch, score_metrics = weigh(batch, stats.logprobs.detach().cpu())
+    inputs = loss_inputs(run, batch, stats, totals)
     result = run.hooks.mmrl_policy_loss(run=run, inputs=inputs)
     check_loss(result, run.source("mmrl_policy_loss"))
     loss, metrics = result
@@ -246,23 +298,20 @@ def micro_batch_loss(run: SteppingRun, batch: Batch, totals: BatchTotals) -> tup
             f"the loss is {float(loss.detach())} at step {run.state.step + 1}; training stops before the update "
             f"({cause})."
         )
-    return loss, dict(metrics)
+    return loss, {**metrics, **score_metrics}
 
 
-def loss_inputs(run: SteppingRun, batch: Batch, totals: BatchTotals) -> LossInputs:
-    """The forward pass: what a policy loss reads of a micro-batch."""
+def forward(run: SteppingRun, batch: Batch) -> TokenStats:
+    """The policy's answer about the rows of a micro-batch, with gradient."""
     algorithm = run.stage.algorithm
     needs = set(run.registered("loss", algorithm.loss).details.get("needs", ()))
     if algorithm.entropy_coefficient:
         needs.add("entropy")
-    stats = run.policy.logprobs(batch.rows, needs=needs)
-    check_token_stats(stats, batch.rows, f"logprobs of policy {run.config.model.policy.name!r}")
-    given = {name for name, values in stats.extras.items() if values.shape == stats.logprobs.shape}
-    if missing := needs - given - {"entropy"}:
-        raise PolicyError(
-            f"the loss {algorithm.loss.name!r} needs {', '.join(sorted(missing))}, which the policy "
-            f"{run.config.model.policy.name!r} did not give as {tuple(stats.logprobs.shape)}."
-        )
+    return told(run, batch.rows, needs, f"the loss {algorithm.loss.name!r}")
+
+
+def loss_inputs(run: SteppingRun, batch: Batch, stats: TokenStats, totals: BatchTotals) -> LossInputs:
+    """What a policy loss reads of a micro-batch, with the policy's answer about its rows."""
 
     def put(tensor: Tensor | None) -> Any:
         return None if tensor is None else tensor.to(stats.logprobs.device)
@@ -278,11 +327,14 @@ def loss_inputs(run: SteppingRun, batch: Batch, totals: BatchTotals) -> LossInpu
         mask=put(batch.mask),
         totals=totals,
         sampler_logprobs=put(batch.sampler_logprobs),
-        ref_logprobs=put(batch.frozen_logprobs.get(REFERENCE)),
+        ref_logprobs=old if run.stage.algorithm.kl.to == "old" else put(batch.frozen_logprobs.get(REFERENCE)),
+        frozen_logprobs={name: put(values) for name, values in batch.frozen_logprobs.items()},
         entropy=stats.entropy,
         extras=stats.extras,
         rewards=put(batch.rewards),
         penalties=stats.penalties,
+        components={name: put(values) for name, values in batch.components.items()},
+        columns={name: put(values) for name, values in batch.columns.items()},
     )
 
 
@@ -301,62 +353,6 @@ def _post_update(run: SteppingRun, rows: Sequence[Row]) -> Callable[[], Any]:
             return run.policy.logprobs(rows)
 
     return compute
-
-
-# What a step measures
-
-
-def rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch) -> Metrics:
-    """Metrics of a step's rollouts: means over scored rollouts, spread, lengths."""
-    sizes = [len(group.rollouts) for group in groups]
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    lengths = torch.tensor([float(rollout.num_actions) for rollout in rollouts])
-    spreads = torch.stack([part.nan_to_num(0.0).std() for part in scores.totals.split(sizes) if len(part) > 1])
-    trained = batch.advantages[batch.mask]
-    num_tokens = max(float(lengths.sum()), 1.0)
-    return {
-        "reward/total": float(scores.totals.nanmean()),
-        "reward/total_std": float(spreads.mean()),
-        **{f"reward/{name}": float(values.nanmean()) for name, values in scores.components.items()},
-        **_totals_of_parts(groups, scores),
-        **{f"failures/{name}": float(count) for name, count in scores.failures.items() if count},
-        "unscored": float(scores.totals.isnan().float().mean()),
-        **_unscored_by_reward(groups, scores),
-        "groups/flat": float((spreads < 1e-6).float().mean()),
-        "advantage/abs_mean": float(trained.abs().mean()) if len(trained) else 0.0,
-        "completion_tokens/mean": float(lengths.mean()),
-        "completion_tokens/max": float(lengths.max()),
-        "truncated": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
-        "truncated/tokens": sum(rollout.num_actions for rollout in rollouts if rollout.truncated) / num_tokens,
-        **mean_outcomes(rollouts),
-    }
-
-
-def _totals_of_parts(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
-    """Mean totals of a mixture's parts, `reward/<part>/total`: the mean of all depends on how many groups each has."""
-    totals: dict[str, list[Tensor]] = {}
-    for group, part in zip(groups, scores.split(groups), strict=True):
-        if group.prompt.part:
-            totals.setdefault(f"reward/{group.prompt.part}/total", []).append(part.totals)
-    return {name: float(torch.cat(values).nanmean()) for name, values in totals.items()}
-
-
-def _unscored_by_reward(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
-    """`unscored/<reward>`: the share that a reward did not score of its rollouts, in a mixture those of its part."""
-    parts = [group.prompt.part for group in groups for _ in group.rollouts]
-    shares = {}
-    for name, values in scores.components.items():
-        own = torch.tensor([not part or name.startswith(f"{part}/") for part in parts])
-        if bool(own.any()):
-            shares[f"unscored/{name}"] = float(values[own].isnan().float().mean())
-    return shares
-
-
-def trajectory_advantages(batch: Batch) -> list[float]:
-    """Mean advantage over trained tokens of each trajectory of the batch, its rows counting alike."""
-    by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
-    num_rows = batch.trajectory_ids.bincount()
-    return (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
 
 
 def explain_failure(error: BaseException, step: int, stage: StageConfig) -> None:

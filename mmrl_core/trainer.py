@@ -15,7 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from mmrl_core.checkpoint import Keeper, check_space
-from mmrl_core.config import AlgorithmConfig, Component, check_components, check_trainable, longest_completion, parts_of
+from mmrl_core.config import (
+    AlgorithmConfig,
+    Component,
+    check_components,
+    check_trainable,
+    current,
+    longest_completion,
+    parts_of,
+)
 from mmrl_core.config.schema import RunConfig, StageConfig
 from mmrl_core.conversation import Environment, make_environment
 from mmrl_core.data import training_mixture
@@ -27,14 +35,15 @@ from mmrl_core.plugins import attribute_hooks, load_plugins
 from mmrl_core.plugins.registry import CORE, Entry, Registry
 from mmrl_core.policy import REFERENCE, Policy, make_policy
 from mmrl_core.processes import Processes, losses_named, make_accelerator, process_lost
-from mmrl_core.run import Drawn, TrainState, stage_name
+from mmrl_core.run import Drawn, SteppingRun, TrainState, stage_name
 from mmrl_core.runs import Recorder, check_trackers
 from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
-from mmrl_core.step import accept, explain_failure, grpo_step, sft_step, trajectory_advantages
+from mmrl_core.step import accept, explain_failure, grpo_step, sft_step
+from mmrl_core.step_metrics import trajectory_advantages
 from mmrl_core.support import Stopping, finite_norm, locked_folder
-from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
+from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores, Statistic
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
 """Supervised stages: mean negative logprob of the answers' tokens, one update a step."""
@@ -106,6 +115,7 @@ class Trainer:
         self.keeper = Keeper(self, stopping or Stopping())
         self._published = False  # whether rollouts act with the present weights
         self._num_steps = 0  # of the stage
+        self._stop_reason: str | None = None  # that a hook gave
 
     # Stages
 
@@ -128,6 +138,8 @@ class Trainer:
             for index in range(self.state.stage, len(self.config.stages)):
                 self._run_stage(index, training)
                 training = None
+                if self._stop_reason is not None:
+                    break
             self.recorder.print_evaluations()
         except Exception as error:
             self.recorder.failed(self.state.step, process_lost(error) or error)
@@ -147,6 +159,8 @@ class Trainer:
                     metrics = self._step()
                 self._end_step(name, metrics, started)
                 self.keeper.stop_if_asked()
+                if self._stop_reason is not None:
+                    return self._end_early(name)
                 self._evaluate_when_due(name)
                 if self._due(self.config.checkpoint.every_steps, self.state.stage_step):
                     self.keeper.save()
@@ -158,6 +172,13 @@ class Trainer:
         except Exception as error:
             explain_failure(error, self.state.step + 1, self.stage)
             raise
+
+    def _end_early(self, name: str) -> None:
+        """A hook has stopped the run: its stage stays unfinished, so that --resume goes on with it."""
+        self.recorder.end_stage()
+        self._evaluate(f"stopped in {name} at step {self.state.stage_step}")
+        self.keeper.save()
+        self.recorder.print(f"stopped after step {self.state.step}: {self._stop_reason}")
 
     def _end_stage(self, index: int, name: str) -> None:
         with self.keeper.saved_if_it_fails(alone=True):
@@ -203,7 +224,7 @@ class Trainer:
         self.policy.set_temperature(self.stage.rollout.temperature if self.stage.kind == "grpo" else 1.0)
         self.optimizer = make_optimizer(self.accelerator.unwrap_model(self.policy.module), self.stage)
         if training is None or training["optimizer"] is None:
-            for policy_name in frozen_names(self.stage):
+            for policy_name in frozen_names(self):
                 self.policy.freeze(policy_name)
         else:
             self.optimizer.load_state_dict(training["optimizer"])
@@ -230,11 +251,21 @@ class Trainer:
     def load(self, kind: str, component: Component) -> Any:
         return self.registered(kind, component).load()
 
+    def current(self, component: Component) -> Component:
+        return current(component, self.state.stage_step)
+
     def call(self, kind: str, component: Component, *arguments: Any, **given: Any) -> Any:
-        return self.registered(kind, component).call(*arguments, options=component.options, **given)
+        return self.registered(kind, component).call(*arguments, options=self.current(component).options, **given)
+
+    def statistic(self, name: str) -> Statistic | str:
+        known = self.plugins.registry.has("statistic", name)
+        return Statistic(name, self.load("statistic", Component(name=name))) if known else name
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         return self.processes.reduce_sum(tensor)
+
+    def stop(self, reason: str) -> None:
+        self._stop_reason = reason
 
     def is_overridden(self, hook: str) -> bool:
         return len(getattr(self.hooks, hook).get_hookimpls()) > 1
@@ -359,12 +390,11 @@ class Trainer:
         self.recorder.close()
 
 
-def frozen_names(stage: StageConfig) -> list[str]:
-    """Names of the frozen policies of a stage."""
-    names = set(stage.algorithm.frozen_policies)
-    if stage.algorithm.kl.coefficient > 0:
-        names.add(REFERENCE)
-    return sorted(names)
+def frozen_names(run: SteppingRun) -> list[str]:
+    """Names of the frozen policies of a stage: of its config, of a KL penalty, and those that its loss reads."""
+    algorithm = run.stage.algorithm
+    names = {*algorithm.frozen_policies, *run.registered("loss", algorithm.loss).details.get("frozen", ())}
+    return sorted(names | ({REFERENCE} if algorithm.kl.needs_reference else set()))
 
 
 def load_policy(config: RunConfig, registry: Registry, accelerator: Any, progress: Callable[[str], None]) -> Policy:

@@ -16,7 +16,7 @@ Worked example: two prompts, group size 2, the second prompt answered over two t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ ACTION_MASK = "action_mask"  # made by the policy
 LOSS_MASK = "loss_mask"  # trained
 FORCED_MASK = "forced_mask"  # taken from data: a supervised target, a resumed prefix
 MASK_NAMES = (ACTION_MASK, LOSS_MASK, FORCED_MASK)
+
+KL_WEIGHT = "kl_weight"  # column: factor of the KL penalty at each token; 1 where a row has none
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Row:
         sampler_logprobs: float32 [T], as the rollout engine reported them; None for rows taken from data.
         masks: name -> bool [T], over actions; see MASK_NAMES. A mask that is absent is all False, except that
             absent action and loss masks are all True.
+        columns: name -> float32 [T], numbers of each action that travel with it to the loss, such as KL_WEIGHT.
         step_reward: reward of this decision alone, if the environment gave one; the reward `environment` reads it.
         done: the trajectory ends here.
         truncated: it ended because a limit was hit, not because the policy ended it.
@@ -110,6 +113,7 @@ class Row:
     observation_key: str | None = None
     sampler_logprobs: Tensor | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
     step_reward: float | None = None
     done: bool = True
     truncated: bool = False
@@ -239,6 +243,9 @@ class RewardView:
         group_ids: int64 [B], equal for the completions of one prompt.
         trajectory_ids: int64 [B], equal for the rows of one trajectory.
         mask: bool [B, T], tokens that are trained.
+        rows: B rows, with their actions and columns.
+        prompts: B prompts, that of each row.
+        stats: name -> float32 [B, T], what the stage's `needs` name, under the weights before the update.
     """
 
     rewards: Tensor
@@ -248,6 +255,9 @@ class RewardView:
     group_ids: Tensor
     trajectory_ids: Tensor
     mask: Tensor
+    rows: Sequence[Row] = ()
+    prompts: Sequence[Prompt] = ()
+    stats: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -264,6 +274,8 @@ class Batch:
         old_logprobs: float32 [B, T] that ratios are taken to, see `algorithm.old_logprobs`; None while the update is
             on-policy, when they equal the current ones.
         frozen_logprobs: name of a frozen policy -> float32 [B, T].
+        components: name of a reward -> float32 [B], unweighted, NaN = unscored.
+        columns: name -> float32 [B, T], 0 on padding: the columns of the rows, and statistics that were asked for.
     """
 
     rows: Sequence[Row]
@@ -275,6 +287,8 @@ class Batch:
     sampler_logprobs: Tensor | None = None
     old_logprobs: Tensor | None = None
     frozen_logprobs: Mapping[str, Tensor] = field(default_factory=dict)
+    components: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def mask(self) -> Tensor:
@@ -302,7 +316,23 @@ class Batch:
             sampler_logprobs=None if self.sampler_logprobs is None else pick(self.sampler_logprobs),
             old_logprobs=None if self.old_logprobs is None else pick(self.old_logprobs),
             frozen_logprobs={name: pick(value) for name, value in self.frozen_logprobs.items()},
+            components={name: value[index] for name, value in self.components.items()},
+            columns={name: pick(value) for name, value in self.columns.items()},
         )
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A quantity of the policy's distribution that a component asks for by the name of a registered `statistic`.
+
+    Attributes:
+        name: as it is registered; `TokenStats.extras` has the values under it.
+        function: (logits [n, V] at the sampling temperature, tokens [n]) -> [n]. Called without gradient, with some of
+            the tokens at a time.
+    """
+
+    name: str
+    function: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -352,11 +382,14 @@ class LossInputs:
         mask: bool [B, T], trained tokens.
         totals: counts that normalise the loss over the optimizer step.
         sampler_logprobs: [B, T], as the rollout engine reported them.
-        ref_logprobs: [B, T], of the reference policy.
+        ref_logprobs: [B, T], of the policy that the KL penalty is taken to.
+        frozen_logprobs: name of a frozen policy that the loss asked for -> [B, T].
         entropy: [B, T], if the policy gave it; with a gradient if the loss asked for it.
         extras: what else the loss asked the policy for, by name, each [B, T]; see `TokenStats.extras`.
         rewards: [B], total of the trajectory.
         penalties: see `TokenStats.penalties`. The step adds them; a loss leaves them alone.
+        components: name of a reward -> [B], unweighted, NaN = unscored.
+        columns: name -> [B, T], see `Batch.columns`.
     """
 
     logprobs: Tensor
@@ -366,7 +399,10 @@ class LossInputs:
     totals: BatchTotals
     sampler_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    frozen_logprobs: Mapping[str, Tensor] = field(default_factory=dict)
     entropy: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     rewards: Tensor | None = None
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    components: Mapping[str, Tensor] = field(default_factory=dict)
+    columns: Mapping[str, Tensor] = field(default_factory=dict)

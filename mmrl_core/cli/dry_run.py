@@ -75,7 +75,8 @@ def _stage_lines(stage: StageConfig, plugins: Plugins, policy: Policy) -> list[s
         told.append(f"{len(source)} rows" + (f", prompts of {min(tokens)} to {max(tokens)} tokens" if tokens else ""))
     steps = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
     group = f" x {stage.group_size} completions" if stage.kind == "grpo" else ""
-    line = f"stage {stage.name or stage.kind}: {steps} of {stage.prompts_per_step} prompts{group}, "
+    method = f" ({stage.algorithm.method})" if stage.algorithm.method else ""
+    line = f"stage {stage.name or stage.kind}{method}: {steps} of {stage.prompts_per_step} prompts{group}, "
     if not stage.mixture:
         return [line + told[0]]
     shares = [part.weight / sum(mixture.weights) for part in parts]

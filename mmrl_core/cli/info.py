@@ -16,6 +16,7 @@ from mmrl_core.cli.model_info import PREFIX, model_info
 from mmrl_core.errors import MMRLError, did_you_mean
 
 if TYPE_CHECKING:
+    from mmrl_core.config import RunConfig, StageConfig
     from mmrl_core.plugins import Plugins
     from mmrl_core.plugins.registry import Entry
 
@@ -85,8 +86,22 @@ def _plugin_info(plugins: Plugins, name: str) -> str:
 
 
 def _task_info(plugins: Plugins, name: str) -> str:
+    from mmrl_core.config import load_config
+
     task = plugins.tasks[name]
-    return _yaml_info("task", name, task.path, f"plugin {task.plugin}")
+    told = _yaml_info("task", name, task.path, f"plugin {task.plugin}")
+    config = load_config(name)
+    asked = [_order(config, stage, plugins) for stage in config.stages if stage.kind == "grpo"]
+    return "\n".join([told, *(["", *dict.fromkeys(asked)] if asked else [])])
+
+
+def _order(config: RunConfig, stage: StageConfig, plugins: Plugins) -> str:
+    """Who is asked in a stage, in order."""
+    from mmrl_core.config import entries_in_order
+
+    entries = entries_in_order(config, stage, plugins)
+    asked = " -> ".join(f"{entry.kind} {entry.id.removeprefix('core/')}" for entry in entries)
+    return f"order in stage {stage.name or stage.kind}: {asked}"
 
 
 def _yaml_info(kind: str, name: str, path: Path, origin: str) -> str:

@@ -7,7 +7,9 @@ from mmrl_core.support import lazy_names
 if TYPE_CHECKING:
     from mmrl_core.config.components import check_components, component_problems, with_declared_defaults
     from mmrl_core.config.messages import find_key
+    from mmrl_core.config.methods import entries_in_order
     from mmrl_core.config.reading import differing_keys, dump_config, extends_chain, load_config, load_reward
+    from mmrl_core.config.schedules import current
     from mmrl_core.config.schema import (
         AlgorithmConfig,
         Component,
@@ -42,8 +44,10 @@ __all__ = [
     "check_components",
     "check_trainable",
     "component_problems",
+    "current",
     "differing_keys",
     "dump_config",
+    "entries_in_order",
     "extends_chain",
     "find_key",
     "load_config",
@@ -58,8 +62,10 @@ __getattr__ = lazy_names(
     {
         "check_components": "components",
         "component_problems": "components",
+        "current": "schedules",
         "differing_keys": "reading",
         "dump_config": "reading",
+        "entries_in_order": "methods",
         "extends_chain": "reading",
         "find_key": "messages",
         "load_config": "reading",

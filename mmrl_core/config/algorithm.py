@@ -50,7 +50,20 @@ class KLConfig(Strict):
         "k3", description="estimate of KL(policy, reference) from the sampled token"
     )
     place: Literal["loss", "reward"] = Field("loss", description="penalty in the loss, or subtracted from the reward")
+    to: Literal["reference", "old"] = Field(
+        "reference", description="from the reference policy, or from the policy before the step's first update"
+    )
     times_ratio: bool = Field(False, description="multiply the loss penalty by the ratio, unbiased off-policy")
+
+    @model_validator(mode="after")
+    def _old_is_in_the_loss(self) -> Self:
+        if self.to == "old" and self.place == "reward":
+            raise ValueError("kl.to 'old' is a penalty on the update, which a reward cannot hold: set kl.place to loss")
+        return self
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.coefficient > 0 and self.to == "reference"
 
 
 class RefreshConfig(Strict):
@@ -93,6 +106,11 @@ class OverlongConfig(Strict):
 
 
 class AlgorithmConfig(Strict):
+    method: str | None = Field(
+        None,
+        description="set by presets of whole methods, such as TRPA; of two that are extended side by side, each with "
+        "its own, one would undo the other, so they are refused",
+    )
     advantage: list[Annotated[Component, Registered("advantage")]] = Field(
         [Component(name="group_relative")], description="advantage stages, in order"
     )

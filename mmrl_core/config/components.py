@@ -16,8 +16,10 @@ from mmrl_core.config.component import Registered
 from mmrl_core.config.layers import is_short, short_forms
 from mmrl_core.config.merge import CORE_PREFIX, name_of
 from mmrl_core.config.messages import Locate, fault_line
+from mmrl_core.config.methods import method_problems
 from mmrl_core.config.nodes import DEFAULT, Mark, Node
 from mmrl_core.config.options import KeyPath, model_of, option_problems, options_model, options_of
+from mmrl_core.config.schedules import SCHEDULED_KINDS, ends
 from mmrl_core.config.schema import RunConfig
 from mmrl_core.errors import ConfigError, MMRLError, PluginError, did_you_mean
 from mmrl_core.plugins import Plugins, is_behaviour
@@ -51,7 +53,8 @@ def component_problems(config: RunConfig, plugins: Plugins) -> list[str]:
     def locate(path: KeyPath) -> Mark:
         return Mark(config.where(*path), 0, "")
 
-    return list(dict.fromkeys(_problems(values, locate, plugins)))  # stages inherit components
+    found = [*_problems(values, locate, plugins), *method_problems(config, plugins)]
+    return list(dict.fromkeys(found))  # stages inherit components
 
 
 def node_problems(root: Node, plugins: Plugins) -> list[str]:
@@ -113,8 +116,15 @@ def _component_problems(
         return
     options = {key: value for key, value in component.items() if key not in model.model_fields}
     others = [key for key in model.model_fields if key != "name"]
+    try:
+        at_ends = ends(options) if kind in SCHEDULED_KINDS else [options]
+    except ValueError as error:
+        yield f"{locate(path)}: {kind} {name!r}: {error}."
+        return
     declared, wrong = options_model(target), set()
-    for problem in option_problems(target, options, KINDS[kind].positional, KINDS[kind].given, others):
+    of = KINDS[kind]
+    found = [problem for at in at_ends for problem in option_problems(target, at, of.positional, of.given, others)]
+    for problem in found:
         wrong.add(problem.path)
         if problem.fault is not None and declared is not None and problem.is_inside:
             yield fault_line(problem.fault, declared, locate, at=path)

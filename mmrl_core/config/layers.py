@@ -75,6 +75,7 @@ class Layers:
         values = dict(root.value)
         extends = values.pop("extends", None)
         merged = Node({}, root.mark)
+        methods: dict[str, str] = {}
         for entry in self._entries(extends, chain):
             base = self.find(entry, path, "extends")
             if base is None:
@@ -83,9 +84,26 @@ class Layers:
                 steps = " extends ".join(shown(step) for step in (*chain, path, base))
                 self.problems.add_unreadable(entry.mark, f"extends goes in a circle: {steps}.")
                 continue
-            merged = merge(merged, self.read_file(base, (*chain, path)), RUN, self.problems)
+            layer = self.read_file(base, (*chain, path))
+            self._refuse_second_method(methods, layer, entry)
+            merged = merge(merged, layer, RUN, self.problems)
         self.files.append(path)
         return merge(merged, with_long_forms(Node(values, root.mark), self.problems), RUN, self.problems)
+
+    def _refuse_second_method(self, methods: dict[str, str], layer: Node, entry: Node) -> None:
+        """Note it where two of the files that one file extends are whole methods, of which the last alone would count.
+
+        Args:
+            methods: name of a method -> the entry that brought it, of the files before.
+        """
+        node, walked = layer.find(("algorithm", "method"))
+        if walked != ("algorithm", "method") or not isinstance(node.value, str):
+            return
+        for name, other in methods.items():
+            if name != node.value:
+                what = f"{other!r} ({name}) and {entry.value!r} ({node.value}) are both whole methods"
+                self.problems.add(entry.mark, f"{what}, and the second would undo the first. Extend one of them.")
+        methods.setdefault(node.value, str(entry.value))
 
     def _entries(self, extends: Node | None, chain: tuple[Path, ...]) -> list[Node]:
         """What a file extends; nothing if it is too much, which is noted."""

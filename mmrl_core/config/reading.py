@@ -23,6 +23,7 @@ from mmrl_core.config.layers import Layers, apply_overrides, shown
 from mmrl_core.config.limits import MAX_FILLED
 from mmrl_core.config.merge import without_disabled
 from mmrl_core.config.messages import differences, fault_line
+from mmrl_core.config.methods import method_problems
 from mmrl_core.config.nodes import COMMAND_LINE, DEFAULT, Mark, Node, Problems, parse, yaml_text
 from mmrl_core.config.options import KeyPath, faults, model_faults, option_problems
 from mmrl_core.config.schema import RewardConfig, RunConfig
@@ -86,6 +87,8 @@ def _checked(root: Node, problems: Problems) -> RunConfig:
     if config is None or problems.lines:
         raise ConfigError(str(problems))
     config._origins.update(root.marks())
+    if wrong := list(dict.fromkeys(method_problems(config, plugins))):
+        raise ConfigError("\n".join(wrong))
     return config
 
 

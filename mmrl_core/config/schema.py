@@ -113,7 +113,13 @@ class EvalConfig(Strict):
     every_steps: Count | None = Field(None, description="also within stages; default: before and after each")
     limit: Count | None = Field(None, description="evaluate only the first held-out rows")
     temperatures: list[EvaluationTemperature] = Field([0.0], description="metrics at each; 0 is greedy")
-    batch_size: Count = Field(64, description="prompts generated for at a time")
+    samples: Count = Field(
+        1, description="completions of each prompt at temperatures above 0; with more than one, pass@k and maj@k"
+    )
+    pass_reward: str | None = Field(
+        None, description="reward whose maximum makes a sample pass; default: the first one of the task"
+    )
+    batch_size: Count = Field(64, description="completions generated at a time")
     max_tokens: Count | None = Field(None, description="default: rollout.max_tokens")
 
 
@@ -216,11 +222,6 @@ class StageConfig(Strict):
             )
         if self.kind == "grpo" and self.rollout.steps_ahead:
             self._check_steps_ahead()
-        if self.kind == "grpo" and self.group_size < 2:
-            raise ValueError(
-                "group_size is 1: a group of one has no baseline, so every advantage would be 0. "
-                "Set group_size to 2 or more"
-            )
         return self
 
     def _check_steps_ahead(self) -> None:

@@ -25,7 +25,7 @@ from mmrl_core.language_model.own_forward import JoinedDecoding, OwnDecoding, Ow
 from mmrl_core.language_model.packing import Packing, Sequences, each_once
 from mmrl_core.language_model.router import RouterBalance
 from mmrl_core.language_model.towers import FeatureCache, encode_media, num_media, placeholder_id, towers_frozen
-from mmrl_core.types import Row, TokenStats
+from mmrl_core.types import Row, Statistic, TokenStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -97,13 +97,14 @@ class LanguageModel(nn.Module):
 
     # Logprobs of rows
 
-    def forward(self, rows: Sequence[Row], needs: Collection[str] = ()) -> TokenStats:
-        """Logprobs [B, T] of the rows' actions, and entropies. See `Policy.logprobs`.
+    def forward(self, rows: Sequence[Row], needs: Collection[str | Statistic] = ()) -> TokenStats:
+        """Logprobs [B, T] of the rows' actions, entropies, and statistics as extras. See `Policy.logprobs`.
 
         Entropies have a gradient if `needs` names them. While training they come anyway, without one: what they are
         made of has just been computed for the logprobs.
         """
-        if unknown := set(needs) - {"entropy"}:
+        statistics = [need for need in needs if isinstance(need, Statistic)]
+        if unknown := {need for need in needs if isinstance(need, str)} - {"entropy"}:
             raise PolicyError(f"the language-model policy cannot compute {', '.join(sorted(unknown))}.")
         watched_router = self.router if torch.is_grad_enabled() else None
         with nullcontext() if watched_router is None else watched_router.watch():
@@ -111,10 +112,12 @@ class LanguageModel(nn.Module):
             penalties = {} if watched_router is None else {"router_aux_loss": watched_router.loss()}
         tokens = torch.cat([row.action for row in rows]).to(self.device)
         watched: Literal["none", "value", "gradient"] = "value" if torch.is_grad_enabled() else "none"
-        logprobs, entropy = self._token_stats(hidden, tokens, "gradient" if "entropy" in needs else watched)
+        found = self._token_stats(hidden, tokens, "gradient" if "entropy" in needs else watched, statistics)
         lengths = [row.num_actions for row in rows]
         pad = lambda values: nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)  # noqa: E731
-        return TokenStats(pad(logprobs), None if entropy is None else pad(entropy), penalties=penalties)
+        extras = {name: pad(values) for name, values in found.extras.items()}
+        entropy = None if found.entropy is None else pad(found.entropy)
+        return TokenStats(pad(found.logprobs), entropy, extras, penalties)
 
     def _packed_hidden(self, rows: Sequence[Row]) -> Tensor:
         """Hidden states [tokens, hidden] that predict the actions of all rows. Each prompt and each turn runs once."""
@@ -234,32 +237,38 @@ class LanguageModel(nn.Module):
         return logits
 
     def _token_stats(
-        self, hidden: Tensor, tokens: Tensor, entropies_with: Literal["none", "value", "gradient"]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Logprobs, and entropies, of n tokens from n hidden states. LOGIT_CHUNK logits exist at one time."""
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        entropies_with: Literal["none", "value", "gradient"],
+        statistics: Sequence[Statistic],
+    ) -> TokenStats:
+        """Logprobs, entropies and statistics [n] from n hidden states. LOGIT_CHUNK logits exist at one time."""
 
-        def chunk(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        def chunk(hidden: Tensor, tokens: Tensor) -> list[Tensor]:
             logits = self.logits(hidden)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             if self.temperature != 1.0:
                 logits = logits / self.temperature
             normed = logits.log_softmax(-1)
-            logprobs = -nn.functional.nll_loss(normed, tokens, reduction="none")
-            if entropies_with == "none":
-                return logprobs, None
-            if entropies_with == "gradient":
-                return logprobs, -(normed.exp() * normed).sum(-1)
-            return logprobs, _entropy(normed)
+            found = [-nn.functional.nll_loss(normed, tokens, reduction="none")]
+            if entropies_with != "none":
+                found.append(_entropy(normed) if entropies_with == "value" else -(normed.exp() * normed).sum(-1))
+            with torch.no_grad():
+                return found + [_values_of(statistic, logits.detach(), tokens) for statistic in statistics]
 
-        parts: list[tuple[Tensor, Tensor | None]] = []
+        parts: list[list[Tensor]] = []
         size = max(1, LOGIT_CHUNK // self.base.config.get_text_config().vocab_size)
         for piece, ids in zip(hidden.split(size), tokens.split(size), strict=True):
             if torch.is_grad_enabled() and len(tokens) > size:
                 parts.append(checkpoint(chunk, piece, ids, use_reentrant=False))
             else:
                 parts.append(chunk(piece, ids))
-        entropies = [entropy for _, entropy in parts if entropy is not None]
-        return torch.cat([logprobs for logprobs, _ in parts]), torch.cat(entropies) if entropies else None
+        logprobs, *others = (torch.cat(of_chunks) for of_chunks in zip(*parts, strict=True))
+        entropy = others.pop(0) if entropies_with != "none" else None
+        return TokenStats(
+            logprobs, entropy, {item.name: values for item, values in zip(statistics, others, strict=True)}
+        )
 
     def _embed_tokens(self, tokens: Tensor) -> Tensor:
         return self.base.get_input_embeddings()(tokens)
@@ -327,6 +336,15 @@ class LanguageModel(nn.Module):
             name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in media.items()
         }
         return encode_media(self.base, on_device)
+
+
+def _values_of(statistic: Statistic, logits: Tensor, tokens: Tensor) -> Tensor:
+    """[n], one for each token."""
+    values = statistic.function(logits, tokens)
+    if not isinstance(values, Tensor) or values.shape != tokens.shape or not values.is_floating_point():
+        got = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise PolicyError(f"statistic {statistic.name!r} returned {got}; expected floating {tuple(tokens.shape)}.")
+    return values
 
 
 @torch.no_grad()

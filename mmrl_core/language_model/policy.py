@@ -33,7 +33,17 @@ from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.policy import PolicyBase
 from mmrl_core.support import refuse_broken
-from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
+from mmrl_core.types import (
+    ACTION_MASK,
+    FORCED_MASK,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    Row,
+    Sampling,
+    Statistic,
+    TokenStats,
+)
 
 
 class LanguageModelPolicy(PolicyBase):
@@ -258,7 +268,9 @@ class LanguageModelPolicy(PolicyBase):
         """Set the sampling temperature, which logprobs are taken at too."""
         self.model.temperature = temperature
 
-    def logprobs(self, rows: Sequence[Row], *, needs: Collection[str] = (), frozen: str | None = None) -> TokenStats:
+    def logprobs(
+        self, rows: Sequence[Row], *, needs: Collection[str | Statistic] = (), frozen: str | None = None
+    ) -> TokenStats:
         """See `Policy.logprobs`."""
         if frozen is None:
             with self.autocast():

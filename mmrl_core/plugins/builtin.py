@@ -77,7 +77,7 @@ def mmrl_register(registry: Registry) -> None:
 
 
 def _register_arithmetic(registry: Registry) -> None:
-    """Advantage stages and losses."""
+    """Advantage stages, losses and statistics."""
     add = registry.add
     stages = {
         "group_relative": "(reward - group mean) / (group std + eps): GRPO; without the division Dr. GRPO",
@@ -98,3 +98,10 @@ def _register_arithmetic(registry: Registry) -> None:
     add("loss", "cispo", f"{losses}:cispo", "clipped importance weight without gradient, times logprob: CISPO", **idle)
     add("loss", "reinforce", f"{losses}:reinforce", "-advantage * logprob, no ratio", **idle)
     add("loss", "nll", f"{losses}:nll", "-logprob: supervised fine-tuning")
+
+    add(
+        "statistic",
+        "top_probability",
+        "mmrl_core.methods:top_probability",
+        "probability of the likeliest token, high where the policy is sure",
+    )

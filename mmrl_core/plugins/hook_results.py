@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.errors import HookResultError
-from mmrl_core.types import LossInputs, Prompt, RewardView, Rollout, RolloutGroup, Row, Scores, TokenStats
+from mmrl_core.types import Batch, LossInputs, Prompt, RewardView, Rollout, RolloutGroup, Row, Scores, TokenStats
 
 
 def _kind(value: Any) -> str:
@@ -117,6 +117,24 @@ def check_advantages(advantages: Any, view: RewardView, source: str) -> None:
         raise HookResultError(f"{source} returned advantages with a gradient; detach them.")
 
 
+def check_batch(batch: Any, source: str) -> None:
+    """Raises HookResultError unless a hook returned a batch with a row, all of whose tensors fit its rows."""
+    if not isinstance(batch, Batch):
+        raise HookResultError(f"{source} returned {_kind(batch)}; expected a Batch.")
+    if not len(batch):
+        raise HookResultError(f"{source} returned a batch without rows; an update needs one.")
+    shape = tuple(batch.mask.shape)
+    named: dict[str, Tensor | None] = {"advantages": batch.advantages, **batch.masks, **batch.columns}
+    named |= {"old_logprobs": batch.old_logprobs, "sampler_logprobs": batch.sampler_logprobs, **batch.frozen_logprobs}
+    if shape[0] != len(batch):
+        raise HookResultError(f"{source} returned a mask {shape} for {len(batch)} rows.")
+    for name, values in named.items():
+        if values is not None and (not isinstance(values, Tensor) or tuple(values.shape) != shape):
+            raise HookResultError(f"{source} returned {name!r} as {_kind(values)}; expected {shape}.")
+    if not bool(torch.isfinite(batch.advantages).all()):
+        raise HookResultError(f"{source} returned advantages that are not finite.")
+
+
 # Logprobs and losses
 
 
@@ -143,13 +161,25 @@ def check_loss(result: Any, source: str) -> None:
         raise HookResultError(f"{source} returned the loss {_kind(loss)}{without}; expected a scalar with a gradient.")
 
 
-def check_token_losses(result: Any, inputs: LossInputs, source: str) -> None:
-    """Raises HookResultError unless a surrogate returned token losses [B, T] and a mapping of scalar metrics."""
-    expected = tuple(inputs.logprobs.shape)
-    losses = _loss_and_metrics(result, f"token losses {expected}", source)
+def check_score_loss(result: Any, source: str) -> None:
+    """Raises HookResultError unless a loss of scores returned a finite scalar with a gradient, and metrics."""
+    loss = _loss_and_metrics(result, "a scalar computed from inputs.scores", source)
+    if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.requires_grad:
+        without = " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise HookResultError(
+            f"{source} returned the loss {_kind(loss)}{without}; expected a scalar computed from inputs.scores."
+        )
+    if not bool(torch.isfinite(loss)):
+        raise HookResultError(f"{source} returned the loss {float(loss.detach())}, which is no finite number.")
+
+
+def check_token_losses(result: Any, inputs: LossInputs, source: str, unit: str = "token") -> None:
+    """Raises HookResultError unless a surrogate returned losses of tokens [B, T] or of rows [B], and single numbers."""
+    expected = tuple(inputs.logprobs.shape)[: 2 if unit == "token" else 1]
+    losses = _loss_and_metrics(result, f"{unit} losses {expected}", source)
     if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else _kind(losses)
-        raise HookResultError(f"{source} returned losses {got}; expected {expected}, one for each token.")
+        raise HookResultError(f"{source} returned losses {got}; expected {expected}, one for each {unit}.")
     if not losses.is_floating_point():
         raise HookResultError(f"{source} returned losses of {losses.dtype}; expected floating numbers.")
     if inputs.logprobs.requires_grad and torch.is_grad_enabled() and not losses.requires_grad:

@@ -49,7 +49,13 @@ KINDS: Mapping[str, Kind] = {
             2,
             ("reduce_sum",),
         ),
-        Kind("loss", "losses", "policy-loss surrogates: (inputs, **options) -> token losses [B, T], metrics", 1),
+        Kind("loss", "losses", "policy-loss surrogates: (inputs, **options) -> losses of tokens [B, T], metrics", 1),
+        Kind(
+            "statistic",
+            "statistics",
+            "quantities of the policy's distribution: (logits [n, V], tokens [n]) -> [n], without gradient",
+            2,
+        ),
         Kind(
             "strategy",
             "strategies",
@@ -121,6 +127,14 @@ class Entry:
         A model in a module of its own spares those who read configs the import of torch.
         """
         return self._imported(self.details.get("options", self.target))
+
+    def detail(self, key: str) -> Any:
+        """The object that a detail names by an import string; None if it has no such detail.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        return self._imported(self.details[key]) if key in self.details else None
 
     def _imported(self, target: str) -> Any:
         module_name, _, attribute = target.partition(":")
@@ -222,6 +236,10 @@ class Registry:
     def entries(self, kind: str) -> list[Entry]:
         return sorted(self._entries[kind].values(), key=lambda entry: entry.id)
 
+    def has(self, kind: str, name: str) -> bool:
+        """Whether a plugin, or the core, has registered it."""
+        return name in self._entries[kind] or f"{CORE}/{name}" in self._entries[kind]
+
     def get(self, kind: str, name: str) -> Entry:
         """The entry called `name`: an id, a core name without namespace, or `path/to/file.py:attribute`.
 
@@ -253,7 +271,12 @@ class Registry:
         return Registry(namespace, self._entries)
 
 
-DETAILS_OF_FILES = {"reward": ("maximum", "shape", "reads"), "loss": ("needs", "idle_at_zero")}
+DETAILS_OF_FILES = {
+    "reward": ("maximum", "shape", "reads"),
+    "loss": ("needs", "idle_at_zero", "unit", "score", "frozen", "claims"),
+    "advantage": ("needs", "baseline", "claims"),
+    "behaviour": ("needs", "claims"),
+}
 """Details that a function from a file declares as attributes: `brevity.maximum = 2.0`."""
 
 
@@ -283,7 +306,7 @@ def _file_entry(kind: str, name: str) -> Entry:
     return Entry(kind, name, f"{module_name}:{attribute}", f"from {path_text}", _read_details(kind, name, details))
 
 
-LISTED_DETAILS = ("needs", "model_keys")
+LISTED_DETAILS = ("needs", "model_keys", "frozen", "claims")
 """Details that are lists of names."""
 
 

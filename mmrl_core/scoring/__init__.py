@@ -4,6 +4,7 @@ from mmrl_core.scoring.alarm import Alarm, ConstantRewardAlarm, UnscoredRunAlarm
 from mmrl_core.scoring.gold import gold_text, score_each, unusable_gold, unwrapped
 from mmrl_core.scoring.marks import bare_text, plain_text
 from mmrl_core.scoring.own import own_copy
+from mmrl_core.scoring.passes import pass_metrics
 from mmrl_core.scoring.reading import Judgement
 from mmrl_core.scoring.runner import RewardRunner
 from mmrl_core.scoring.signature import CALLED_AS, sign_of_trl
@@ -18,6 +19,7 @@ __all__ = [
     "bare_text",
     "gold_text",
     "own_copy",
+    "pass_metrics",
     "plain_text",
     "score_each",
     "sign_of_trl",

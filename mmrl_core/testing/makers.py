@@ -8,7 +8,7 @@ their gradient. Anything else is a TypeError, and sizes that disagree are a Valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mmrl_core.types import (
     BatchTotals,
@@ -139,13 +139,14 @@ def make_loss_inputs(
     _check_shapes(_matrix("logprobs", current), {"logprobs": current, "mask": trained, **made})
     of_rows: dict[str, Any] = {} if rewards is None else {"rewards": _floats("rewards", rewards, dtype)}
     _check_shapes((len(current),), of_rows)
+    of_tokens: dict[str, Any] = {name: made.pop(f"extras[{name!r}]") for name in extras or {}}
     return LossInputs(
         logprobs=current,
         mask=trained,
         totals=BatchTotals(float(trained.sum()), float(len(trained))) if totals is None else totals,
-        extras={name: made.pop(f"extras[{name!r}]") for name in extras or {}},
-        **made,
-        **of_rows,
+        extras=of_tokens,
+        **cast(dict[str, Any], made),
+        rewards=of_rows.get("rewards"),
     )
 
 

@@ -418,6 +418,7 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_select_groups",
         "mmrl_extend_groups",
         "mmrl_compute_advantages",
+        "mmrl_batch",
         "mmrl_policy_loss",
         "mmrl_after_update",
         "mmrl_step_end",

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mmrl_core import hookspecs
+from mmrl_core.batching import pack
 from mmrl_core.cli import main
 from mmrl_core.errors import HookResultError, PluginError
 from mmrl_core.plugins import hook_results as checks
@@ -89,6 +90,8 @@ NOT_STATS = [
 ]
 NOT_MEASURED = [None, 1.0, {"accuracy": None}, {"accuracy": [1.0]}, {"accuracy": "high"}, {1: 1.0}, [("a", 1.0)]]
 
+BATCH = pack(GROUPS)
+
 # What the step reads -> how it is checked, results that are right, and results that are not.
 TABLE = {
     "mmrl_prompts": (checks.check_prompts, (), [PROMPTS, tuple(PROMPTS[:1])], NOT_PROMPTS),
@@ -108,6 +111,21 @@ TABLE = {
         [None, [GROUPS, SCORES], ([], SCORES), (GROUPS[0], SCORES), *((GROUPS, wrong) for wrong in NOT_SCORES)],
     ),
     "mmrl_compute_advantages": (checks.check_advantages, (VIEW,), [torch.zeros(3), torch.zeros(3, 2)], NOT_ADVANTAGES),
+    "mmrl_batch": (
+        checks.check_batch,
+        (),
+        [BATCH, BATCH.select(torch.tensor([2]))],
+        [
+            None,
+            ROWS,
+            replace(BATCH, rows=[]),
+            replace(BATCH, rows=ROWS[:2]),
+            replace(BATCH, advantages=torch.zeros(3)),
+            replace(BATCH, advantages=torch.full((3, WIDTH), float("nan"))),
+            replace(BATCH, columns={"entropy": torch.zeros(3)}),
+            replace(BATCH, old_logprobs=torch.zeros(2, WIDTH)),
+        ],
+    ),
     "mmrl_policy_loss": (checks.check_loss, (), [(LOSSES.sum(), {}), (LOSSES.sum(), {"m": 1})], NOT_LOSSES),
     "advantage": (checks.check_advantages, (VIEW,), [torch.zeros(3), torch.zeros(3, 2)], NOT_ADVANTAGES),
     "loss": (
@@ -123,6 +141,7 @@ TABLE = {
 
 OTHERS = {
     "source": "rows, which break one by one",
+    "statistic": "checked by the policy",
     "reward": "judgements, which are unscored one by one",
     "tool": "checked by the conversation",
     "environment": "checked by the conversation",

@@ -90,10 +90,13 @@ def test_all_problems_are_reported_at_once_with_file_and_line(write):
 
 def test_keys_that_contradict_each_other_are_reported_at_their_stage(write):
     found = problems(
-        write("name: x\nstages:\n  - {kind: sft, steps: 1, epochs: 1}\n  - kind: grpo\n    steps: 1\n    group_size: 1")
+        write(
+            "name: x\nstages:\n  - {kind: sft, steps: 1, epochs: 1}\n  - kind: grpo\n    steps: 1\n"
+            "    prompts_per_step: 1\n    algorithm: {updates_per_rollout: 2}"
+        )
     )
     assert found[0] == "run.yaml:3: set exactly one of 'steps' and 'epochs'."
-    assert found[1].startswith("run.yaml:4: group_size is 1: a group of one has no baseline")
+    assert found[1].startswith("run.yaml:4: updates_per_rollout=2 disjoint parts cannot be made of")
 
 
 def test_an_error_in_an_extended_file_names_that_file(write):
