@@ -17,9 +17,9 @@ from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
-from mmrl_core.runs import peak_memory_mib, weights_mib
+from mmrl_core.runs import mean_outcomes, peak_memory_mib, weights_mib
 from mmrl_core.scoring import RewardRunner, own_copy, pass_metrics
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Sampling, Scores
+from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
@@ -237,16 +237,6 @@ def _weights(path: Path) -> Path:
     """The folder of the weights that a run, a checkpoint, a model or an adapter stands for."""
     is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     return path if is_model else find_checkpoint(path) / "model"
-
-
-def mean_outcomes(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means of the numbers among what happened in the rollouts, `outcome/<name>`."""
-    values: dict[str, list[float]] = {}
-    for rollout in rollouts:
-        for name, value in rollout.outcome.items():
-            if isinstance(value, int | float):
-                values.setdefault(f"outcome/{name}", []).append(float(value))
-    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 
 def _mean(values: torch.Tensor) -> float:

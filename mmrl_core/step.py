@@ -44,7 +44,7 @@ from mmrl_core.plugins.hook_results import (
 )
 from mmrl_core.policy import REFERENCE
 from mmrl_core.rewards import reward_view
-from mmrl_core.step_metrics import rollout_metrics
+from mmrl_core.runs import rollout_metrics
 from mmrl_core.support import describe_weights
 from mmrl_core.types import Batch, BatchTotals, LossInputs, Prompt, RolloutGroup, Row, Scores, TokenStats
 

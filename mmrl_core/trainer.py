@@ -36,12 +36,11 @@ from mmrl_core.plugins.registry import CORE, Entry, Registry
 from mmrl_core.policy import REFERENCE, Policy, make_policy
 from mmrl_core.processes import Processes, losses_named, make_accelerator, process_lost
 from mmrl_core.run import Drawn, SteppingRun, TrainState, stage_name
-from mmrl_core.runs import Recorder, check_trackers
+from mmrl_core.runs import Recorder, check_trackers, trajectory_advantages
 from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
 from mmrl_core.step import accept, explain_failure, grpo_step, sft_step
-from mmrl_core.step_metrics import trajectory_advantages
 from mmrl_core.support import Stopping, finite_norm, locked_folder
 from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores, Statistic
 

@@ -323,12 +323,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Statistic:
-    """A quantity of the policy's distribution that a component asks for by the name of a registered `statistic`.
+    """A registered `statistic` that a component needs: function(logits [n, V], tokens [n]) -> [n], without gradient.
 
-    Attributes:
-        name: as it is registered; `TokenStats.extras` has the values under it.
-        function: (logits [n, V] at the sampling temperature, tokens [n]) -> [n]. Called without gradient, with some of
-            the tokens at a time.
+    The logits are at the sampling temperature, and of some of the tokens at a time.
     """
 
     name: str

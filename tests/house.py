@@ -32,7 +32,6 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "runs language_model",
         "starting_model optimizer checkpoint defaults sampling",
         "evaluation",
-        "step_metrics",
         "step",
         "trainer",
         "testing",

@@ -13,6 +13,7 @@ from mmrl_core.runs.log import (
 from mmrl_core.runs.recorder import Recorder
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rollouts import RolloutLog, prompt_text
+from mmrl_core.runs.step_metrics import mean_outcomes, rollout_metrics, trajectory_advantages
 
 __all__ = [
     "MetricsLog",
@@ -22,9 +23,12 @@ __all__ = [
     "check_trackers",
     "evaluation_table",
     "flat_config",
+    "mean_outcomes",
     "peak_memory_mib",
     "prompt_text",
     "read_metrics",
+    "rollout_metrics",
+    "trajectory_advantages",
     "weights_mib",
     "write_report",
 ]

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mmrl_core.evaluation import mean_outcomes
-from mmrl_core.types import Batch, RolloutGroup, Scores
+from mmrl_core.types import Batch, Rollout, RolloutGroup, Scores
 
 Metrics = dict[str, float]
 
@@ -64,3 +63,13 @@ def trajectory_advantages(batch: Batch) -> list[float]:
     by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
     num_rows = batch.trajectory_ids.bincount()
     return (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
+
+
+def mean_outcomes(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Means of the numbers among what happened in the rollouts, `outcome/<name>`."""
+    values: dict[str, list[float]] = {}
+    for rollout in rollouts:
+        for name, value in rollout.outcome.items():
+            if isinstance(value, int | float):
+                values.setdefault(f"outcome/{name}", []).append(float(value))
+    return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
