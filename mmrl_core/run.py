@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,9 +85,6 @@ class Run(Protocol):
 
     def registered(self, kind: str, component: Component) -> Entry:
         """The registry's entry of a component of the config."""
-
-    def load(self, kind: str, component: Component) -> Callable[..., Any]:
-        """The registered function that a component of the config names."""
 
     def current(self, component: Component) -> Component:
         """The component with the numbers that its scheduled options have in this step."""

@@ -233,7 +233,7 @@ def optimizer_step(run: SteppingRun, batch: Batch) -> Metrics:
             # DDP averages gradients over processes; the totals already count all of them.
             run.accelerator.backward(loss * run.accelerator.num_processes)
         sums.update({name: float(value) for name, value in loss_metrics.items()})
-        sums["loss"] += float(loss.detach())
+        sums.update({"loss": float(loss.detach())})
     norm = run.optimize()
     return {**run.processes.sums(sums), "grad_norm": norm}
 

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from mmrl_core.checkpoint import Keeper, check_space
 from mmrl_core.config import (
     AlgorithmConfig,
@@ -101,6 +99,7 @@ class Trainer:
         self.is_main = self.accelerator.is_main_process
         set_seed(config.seed)
         self.processes = Processes(self.accelerator)
+        self.reduce_sum = self.processes.reduce_sum
         self.recorder = Recorder(config, output, self.accelerator, self.processes)
         self.counts: Counter[str] = Counter()
         self.policy = load_policy(config, self.plugins.registry, self.accelerator, self.recorder.print)
@@ -135,10 +134,9 @@ class Trainer:
                 self.recorder.print(line)
             self._evaluate("untrained")
             for index in range(self.state.stage, len(self.config.stages)):
-                self._run_stage(index, training)
+                if self._stop_reason is None:
+                    self._run_stage(index, training)
                 training = None
-                if self._stop_reason is not None:
-                    break
             self.recorder.print_evaluations()
         except Exception as error:
             self.recorder.failed(self.state.step, process_lost(error) or error)
@@ -247,9 +245,6 @@ class Trainer:
     def registered(self, kind: str, component: Component) -> Entry:
         return self.plugins.registry.get(kind, component.name)
 
-    def load(self, kind: str, component: Component) -> Any:
-        return self.registered(kind, component).load()
-
     def current(self, component: Component) -> Component:
         return current(component, self.state.stage_step)
 
@@ -258,10 +253,7 @@ class Trainer:
 
     def statistic(self, name: str) -> Statistic | str:
         known = self.plugins.registry.has("statistic", name)
-        return Statistic(name, self.load("statistic", Component(name=name))) if known else name
-
-    def reduce_sum(self, tensor: Tensor) -> Tensor:
-        return self.processes.reduce_sum(tensor)
+        return Statistic(name, self.plugins.registry.get("statistic", name).load()) if known else name
 
     def stop(self, reason: str) -> None:
         self._stop_reason = reason
