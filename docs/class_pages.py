@@ -12,7 +12,7 @@ from typing import Any
 
 CLASSES = {
     "reward_view.md": ("mmrl_core.types:RewardView", "what an advantage stage reads"),
-    "loss_inputs.md": ("mmrl_core.types:LossInputs", "what a policy loss reads"),
+    "loss_inputs.md": ("mmrl_core.loss_inputs:LossInputs", "what a policy loss reads"),
     "scores.md": ("mmrl_core.methods:ScoreInputs", "what a loss that compares whole trajectories reads"),
     "policy.md": ("mmrl_core.policy:Policy", "what a policy is; `PolicyBase` below is what most inherit"),
     "environment.md": ("mmrl_core.conversation:Environment", "what answers a policy over several turns"),

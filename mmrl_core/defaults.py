@@ -12,10 +12,11 @@ from mmrl_core import losses
 from mmrl_core.advantages import overlong_penalty, varying_groups
 from mmrl_core.batching import masks_of
 from mmrl_core.hookspecs import hookimpl
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.plugins.hook_results import check_advantages, check_rollouts
 from mmrl_core.policy import REFERENCE
 from mmrl_core.policy_loss import policy_loss
-from mmrl_core.types import LOSS_MASK, Batch, LossInputs, Prompt, RewardView, RolloutGroup, Scores
+from mmrl_core.types import LOSS_MASK, Batch, Prompt, RewardView, RolloutGroup, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.run import Run

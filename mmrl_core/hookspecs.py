@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmrl_core.config.schema import RunConfig
+    from mmrl_core.loss_inputs import LossInputs, TokenStats
     from mmrl_core.plugins.registry import Registry
     from mmrl_core.run import Run
-    from mmrl_core.types import Batch, LossInputs, Prompt, RewardView, RolloutGroup, Scores, TokenStats
+    from mmrl_core.types import Batch, Prompt, RewardView, RolloutGroup, Scores
 
 PROJECT = "mmrl"
 hookspec = pluggy.HookspecMarker(PROJECT)

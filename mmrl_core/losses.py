@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.types import BatchTotals, LossInputs
+from mmrl_core.loss_inputs import BatchTotals, LossInputs
 
 Metrics = dict[str, Tensor]
 Surrogate = Callable[..., tuple[Tensor, Metrics]]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, Statistic, TokenStats
+from mmrl_core.loss_inputs import Statistic, TokenStats
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
     import torch

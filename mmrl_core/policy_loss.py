@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from mmrl_core.config.schema import AlgorithmConfig
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import (
     Metrics,
     Surrogate,
@@ -21,7 +22,7 @@ from mmrl_core.losses import (
     zero_where_not_trained,
 )
 from mmrl_core.plugins.hook_results import check_token_losses
-from mmrl_core.types import KL_WEIGHT, LossInputs
+from mmrl_core.types import KL_WEIGHT
 
 
 def policy_loss(

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mmrl_core.config.schema import Component, RunConfig, StageConfig
     from mmrl_core.plugins.registry import Entry
     from mmrl_core.policy import Policy
-    from mmrl_core.processes import Processes
-    from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores, Statistic
+    from mmrl_core.support import Processes
+    from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
 
 
 @dataclass
@@ -145,9 +145,6 @@ class SteppingRun(Run, Protocol):
 
     def source(self, hook: str) -> str:
         """The hook and the plugin that gave its last result, for messages."""
-
-    def statistic(self, name: str) -> Statistic | str:
-        """The registered statistic of a name that a component needs; the name, if it is the policy's own."""
 
     def publish_weights(self) -> None:
         """Rollouts from now on act with the present weights."""

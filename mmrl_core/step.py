@@ -33,6 +33,7 @@ from mmrl_core.config import parts_of
 from mmrl_core.conversation import demonstrate
 from mmrl_core.data import Template
 from mmrl_core.errors import HookResultError, NotFiniteError, PolicyError, UnfitPromptError
+from mmrl_core.loss_inputs import BatchTotals, LossInputs, TokenStats
 from mmrl_core.methods import LOGPROBS, add_statistics, score_weights, told
 from mmrl_core.plugins.hook_results import (
     check_advantages,
@@ -46,7 +47,7 @@ from mmrl_core.policy import REFERENCE
 from mmrl_core.rewards import reward_view
 from mmrl_core.runs import rollout_metrics
 from mmrl_core.support import describe_weights
-from mmrl_core.types import Batch, BatchTotals, LossInputs, Prompt, RolloutGroup, Row, Scores, TokenStats
+from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.config.schema import StageConfig

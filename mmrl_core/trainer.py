@@ -32,15 +32,22 @@ from mmrl_core.optimizer import learning_rate, make_optimizer, set_learning_rate
 from mmrl_core.plugins import attribute_hooks, load_plugins
 from mmrl_core.plugins.registry import CORE, Entry, Registry
 from mmrl_core.policy import REFERENCE, Policy, make_policy
-from mmrl_core.processes import Processes, losses_named, make_accelerator, process_lost
 from mmrl_core.run import Drawn, SteppingRun, TrainState, stage_name
 from mmrl_core.runs import Recorder, check_trackers, trajectory_advantages
 from mmrl_core.sampling import GroupSampler
 from mmrl_core.scoring import RewardRunner
 from mmrl_core.starting_model import starting_model
 from mmrl_core.step import accept, explain_failure, grpo_step, sft_step
-from mmrl_core.support import Stopping, finite_norm, locked_folder
-from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores, Statistic
+from mmrl_core.support import (
+    Processes,
+    Stopping,
+    finite_norm,
+    locked_folder,
+    losses_named,
+    make_accelerator,
+    process_lost,
+)
+from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
 
 SFT_ALGORITHM = AlgorithmConfig(loss=Component(name="nll"), aggregate="token_mean")
 """Supervised stages: mean negative logprob of the answers' tokens, one update a step."""
@@ -206,11 +213,7 @@ class Trainer:
         parts = parts_of(self.stage)
         self.environment = make_environment(self.stage.rollout, parts, self.plugins)
         source = training_mixture(self.plugins, parts, self.environment, partial(accept, self))
-        if self.stage.steps is not None:
-            self._num_steps = self.stage.steps
-        else:
-            assert self.stage.epochs is not None
-            self._num_steps = max(1, math.ceil(self.stage.epochs * len(source) / self.stage.prompts_per_step))
+        self._num_steps = self.stage.num_steps(len(source))
         if self.state.stage_step > self._num_steps:
             raise ConfigError(
                 f"stage {stage_name(self.config, index)!r} has done {self.state.stage_step} steps already, and its "
@@ -250,10 +253,6 @@ class Trainer:
 
     def call(self, kind: str, component: Component, *arguments: Any, **given: Any) -> Any:
         return self.registered(kind, component).call(*arguments, options=self.current(component).options, **given)
-
-    def statistic(self, name: str) -> Statistic | str:
-        known = self.plugins.registry.has("statistic", name)
-        return Statistic(name, self.plugins.registry.get("statistic", name).load()) if known else name
 
     def stop(self, reason: str) -> None:
         self._stop_reason = reason

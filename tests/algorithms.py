@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mmrl_core import losses
 from mmrl_core.config import AlgorithmConfig
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.policy_loss import policy_loss as composed_loss
-from mmrl_core.types import LossInputs
 
 
 def policy_loss(

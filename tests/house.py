@@ -19,10 +19,10 @@ PACKAGE = Path(__file__).parents[1] / "mmrl_core"
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
     for floor in (
-        "errors types",
+        "errors types loss_inputs",
         "support",
         "config.options",
-        "config.schema plugins.registry plugins.hook_results processes",
+        "config.schema plugins.registry plugins.hook_results",
         "policy advantages losses rewards",
         "run advantage_stages policy_loss",
         "hookspecs batching",
@@ -61,7 +61,7 @@ ABOVE_THE_CORE = frozenset({"language_model", "testing", "cli", "__main__"})
 """Rooms that the core and its own rooms may not import; entries of the registry name them by string."""
 
 LANGUAGE_MODEL_IMPORTS = frozenset(
-    {"errors", "types", "support", "config.schema", "plugins.registry", "policy", "media"}
+    {"errors", "types", "loss_inputs", "support", "config.schema", "plugins.registry", "policy", "media"}
 )
 
 MAX_CORE_LINES = 4000

@@ -280,7 +280,7 @@ def test_the_stage_of_the_page_gives_what_its_rules_say(tmp_path):
 def test_the_loss_of_the_page_has_the_gradient_of_the_ratio_on_policy(tmp_path):
     """d/dlogprob of -A * tanh(ratio - 1 / w) * w at ratio 1 is -A."""
     torch = pytest.importorskip("torch")
-    from mmrl_core.types import BatchTotals, LossInputs
+    from mmrl_core.loss_inputs import BatchTotals, LossInputs
 
     (tmp_path / "loss.py").write_text(named_files(page("stages_and_losses.md"))["loss.py"])
     loss = load_plugins().registry.get("loss", f"{tmp_path / 'loss.py'}:soft_bound").load()

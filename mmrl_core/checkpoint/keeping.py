@@ -16,12 +16,11 @@ from mmrl_core.checkpoint.writing import save_checkpoint
 from mmrl_core.errors import NotFiniteError
 from mmrl_core.plugins.registry import CORE
 from mmrl_core.run import TrainState
-from mmrl_core.support import Interrupted, Stopping, remove_unfinished
+from mmrl_core.support import Interrupted, Processes, Stopping, remove_unfinished
 
 if TYPE_CHECKING:
     from mmrl_core.config import RunConfig
     from mmrl_core.policy import Policy
-    from mmrl_core.processes import Processes
     from mmrl_core.runs import Recorder
 
 

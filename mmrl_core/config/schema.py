@@ -7,6 +7,7 @@ file holds the defaults of every stage; a stage overrides them under the same ke
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal, Self
 
@@ -223,6 +224,12 @@ class StageConfig(Strict):
         if self.kind == "grpo" and self.rollout.steps_ahead:
             self._check_steps_ahead()
         return self
+
+    def num_steps(self, num_rows: int) -> int:
+        """Its length in steps, on data of so many rows."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, math.ceil((self.epochs or 1) * num_rows / self.prompts_per_step))
 
     def _check_steps_ahead(self) -> None:
         """Raises ValueError where rollouts cannot be older than the weights they train."""

@@ -25,7 +25,8 @@ from mmrl_core.language_model.own_forward import JoinedDecoding, OwnDecoding, Ow
 from mmrl_core.language_model.packing import Packing, Sequences, each_once
 from mmrl_core.language_model.router import RouterBalance
 from mmrl_core.language_model.towers import FeatureCache, encode_media, num_media, placeholder_id, towers_frozen
-from mmrl_core.types import Row, Statistic, TokenStats
+from mmrl_core.loss_inputs import Statistic, TokenStats
+from mmrl_core.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

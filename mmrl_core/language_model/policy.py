@@ -31,19 +31,10 @@ from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
+from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
 from mmrl_core.support import refuse_broken
-from mmrl_core.types import (
-    ACTION_MASK,
-    FORCED_MASK,
-    Prompt,
-    Rollout,
-    RolloutGroup,
-    Row,
-    Sampling,
-    Statistic,
-    TokenStats,
-)
+from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 
 class LanguageModelPolicy(PolicyBase):

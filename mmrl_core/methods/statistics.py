@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmrl_core.batching import micro_batches, stack_rows
-from mmrl_core.errors import PolicyError
+from mmrl_core.config import Component
+from mmrl_core.errors import PluginError, PolicyError
+from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.plugins import is_behaviour
 from mmrl_core.plugins.hook_results import check_token_stats
-from mmrl_core.types import Batch, Row, TokenStats
+from mmrl_core.types import Batch, Row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +57,7 @@ def told(run: SteppingRun, rows: Sequence[Row], names: Collection[str], whose: s
     Raises:
         PolicyError: the policy did not give something that it was asked for.
     """
-    needs = {run.statistic(name) for name in names if name != LOGPROBS}
+    needs = {_need(run, name) for name in names if name != LOGPROBS}
     stats = run.policy.logprobs(rows, needs=needs)
     policy = run.config.model.policy.name
     check_token_stats(stats, rows, f"logprobs of policy {policy!r}")
@@ -67,6 +69,14 @@ def told(run: SteppingRun, rows: Sequence[Row], names: Collection[str], whose: s
             f"{whose} needs {', '.join(sorted(missing))}, which the policy {policy!r} did not give as {tuple(shape)}."
         )
     return stats
+
+
+def _need(run: SteppingRun, name: str) -> Statistic | str:
+    """The registered statistic of a name; the name, if there is none, which may be the policy's own."""
+    try:
+        return Statistic(name, run.registered("statistic", Component(name=name)).load())
+    except PluginError:
+        return name
 
 
 def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mmrl_core.errors import HookResultError
-from mmrl_core.types import Batch, LossInputs, Prompt, RewardView, Rollout, RolloutGroup, Row, Scores, TokenStats
+from mmrl_core.loss_inputs import LossInputs, TokenStats
+from mmrl_core.types import Batch, Prompt, RewardView, Rollout, RolloutGroup, Row, Scores
 
 
 def _kind(value: Any) -> str:

@@ -236,10 +236,6 @@ class Registry:
     def entries(self, kind: str) -> list[Entry]:
         return sorted(self._entries[kind].values(), key=lambda entry: entry.id)
 
-    def has(self, kind: str, name: str) -> bool:
-        """Whether a plugin, or the core, has registered it."""
-        return name in self._entries[kind] or f"{CORE}/{name}" in self._entries[kind]
-
     def get(self, kind: str, name: str) -> Entry:
         """The entry called `name`: an id, a core name without namespace, or `path/to/file.py:attribute`.
 

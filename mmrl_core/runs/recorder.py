@@ -17,13 +17,12 @@ from mmrl_core.config import dump_config, with_declared_defaults
 from mmrl_core.data import in_turns
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import load_plugins
-from mmrl_core.processes import Processes
 from mmrl_core.runs.alarms import RunAlarms
 from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rollouts import RolloutLog
 from mmrl_core.scoring import Alarm
-from mmrl_core.support import writes_to, written_aside
+from mmrl_core.support import Processes, writes_to, written_aside
 from mmrl_core.types import Rollout, RolloutGroup, Scores
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
 from mmrl_core.support.model_paths import local_model
 from mmrl_core.support.parent import end_with_parent
+from mmrl_core.support.processes import Processes, losses_named, make_accelerator, process_lost
 from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm, refuse_broken
 
@@ -14,6 +15,7 @@ __all__ = [
     "SIGNALS",
     "FolderLock",
     "Interrupted",
+    "Processes",
     "Stopping",
     "describe_weights",
     "end_with_parent",
@@ -22,7 +24,10 @@ __all__ = [
     "lazy_names",
     "local_model",
     "locked_folder",
+    "losses_named",
+    "make_accelerator",
     "need",
+    "process_lost",
     "refuse_broken",
     "remove_unfinished",
     "writes_to",

@@ -8,18 +8,10 @@ their gradient. Anything else is a TypeError, and sizes that disagree are a Valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from mmrl_core.types import (
-    BatchTotals,
-    LossInputs,
-    Prompt,
-    RewardView,
-    Rollout,
-    RolloutGroup,
-    Row,
-    Scores,
-)
+from mmrl_core.loss_inputs import BatchTotals, LossInputs
+from mmrl_core.types import Prompt, RewardView, Rollout, RolloutGroup, Row, Scores
 
 if TYPE_CHECKING:
     import torch
@@ -145,7 +137,7 @@ def make_loss_inputs(
         mask=trained,
         totals=BatchTotals(float(trained.sum()), float(len(trained))) if totals is None else totals,
         extras=of_tokens,
-        **cast(dict[str, Any], made),
+        **made,
         rewards=of_rows.get("rewards"),
     )
 

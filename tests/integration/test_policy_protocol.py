@@ -12,9 +12,10 @@ from mmrl_core.batching import pack
 from mmrl_core.cli.dry_run import check_run
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.evaluation import evaluate_checkpoint
+from mmrl_core.loss_inputs import BatchTotals
 from mmrl_core.runs import read_metrics
 from mmrl_core.step import micro_batch_loss
-from mmrl_core.types import BatchTotals, Rollout, RolloutGroup, Row
+from mmrl_core.types import Rollout, RolloutGroup, Row
 
 GAUSSIAN = """
 from dataclasses import replace
@@ -27,7 +28,8 @@ from torch import nn
 from mmrl_core import hookimpl
 from mmrl_core.errors import PolicyError
 from mmrl_core.policy import PolicyBase
-from mmrl_core.types import Rollout, RolloutGroup, Row, Scores, TokenStats
+from mmrl_core.loss_inputs import TokenStats
+from mmrl_core.types import Rollout, RolloutGroup, Row, Scores
 
 DIM, STD, OPTIMUM = 4, 0.5, torch.tensor([1.0, -1.0, 0.5, 2.0])
 LOSSES, BATCHES = [], []  # (step, mean, inputs) of each policy loss; (step, batch) of each update

@@ -17,10 +17,11 @@ from mmrl_core import hookspecs
 from mmrl_core.batching import pack
 from mmrl_core.cli import main
 from mmrl_core.errors import HookResultError, PluginError
+from mmrl_core.loss_inputs import TokenStats
 from mmrl_core.plugins import hook_results as checks
 from mmrl_core.plugins.registry import KINDS, Registry
 from mmrl_core.testing import build_tiny, make_group, make_loss_inputs, make_reward_view, make_scores
-from mmrl_core.types import RolloutGroup, TokenStats
+from mmrl_core.types import RolloutGroup
 
 GROUPS = [make_group(["a", "b"], num_actions=[2, 1]), make_group(["c"], num_actions=[2])]
 PROMPTS = [group.prompt for group in GROUPS]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmrl_core import losses
 from mmrl_core.errors import ConfigError, HookResultError
+from mmrl_core.loss_inputs import BatchTotals, LossInputs
 from mmrl_core.testing import make_loss_inputs
-from mmrl_core.types import BatchTotals, LossInputs
 from tests.algorithms import policy_loss
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())

@@ -19,7 +19,8 @@ from trl import GRPOTrainer, RLOOTrainer
 from mmrl_core import advantage_stages as S
 from mmrl_core import advantages as A
 from mmrl_core import losses
-from mmrl_core.types import BatchTotals, LossInputs, RewardView
+from mmrl_core.loss_inputs import BatchTotals, LossInputs
+from mmrl_core.types import RewardView
 from tests.algorithms import policy_loss
 
 NAN = float("nan")

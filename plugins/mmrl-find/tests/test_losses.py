@@ -10,9 +10,9 @@ from torch.distributions import Normal, kl_divergence
 
 from mmrl_core.config import AlgorithmConfig
 from mmrl_core.errors import ConfigError
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.policy_loss import policy_loss
 from mmrl_core.testing import make_loss_inputs
-from mmrl_core.types import LossInputs
 from mmrl_find.losses import find
 
 NAN = math.nan

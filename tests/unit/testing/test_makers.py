@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from mmrl_core.loss_inputs import BatchTotals
 from mmrl_core.rewards import reward_view
 from mmrl_core.testing.makers import make_group, make_loss_inputs, make_reward_view, make_scores
-from mmrl_core.types import BatchTotals, Prompt
+from mmrl_core.types import Prompt
 
 NAN = math.nan
 

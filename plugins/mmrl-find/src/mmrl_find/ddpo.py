@@ -24,9 +24,10 @@ from torch.utils.checkpoint import checkpoint
 
 from mmrl_core.config import LoraConfig
 from mmrl_core.errors import CheckpointError, PolicyError
+from mmrl_core.loss_inputs import TokenStats
 from mmrl_core.policy import PolicyBase
 from mmrl_core.run import derive_seed
-from mmrl_core.types import LOSS_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
+from mmrl_core.types import LOSS_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 from mmrl_find.pipeline import FrozenPipeline, Generated
 from mmrl_find.policy import diffusion_prompt
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mmrl_core.errors import ConfigError
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import MAX_LOG_RATIO, Metrics, aggregate
-from mmrl_core.types import LossInputs
 
 
 def find(

@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmrl_core.errors import CheckpointError, PolicyError
+from mmrl_core.loss_inputs import TokenStats
 from mmrl_core.policy import PolicyBase
 from mmrl_core.run import derive_seed
-from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling, TokenStats
+from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
 from mmrl_find.distribution import AmortisedNoise, NoiseDistribution, PerPromptNoise, SharedNoise, ValueNetwork
 from mmrl_find.pipeline import FrozenPipeline, Generated, PromptEmbedding
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from mmrl_core import hookimpl
 from mmrl_core.errors import ConfigError
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, ratios_of, token_mean
 from mmrl_core.run import Run, derive_seed
-from mmrl_core.types import LOSS_MASK, Batch, LossInputs
+from mmrl_core.types import LOSS_MASK, Batch
 
 KL_COV = "kl_cov"
 

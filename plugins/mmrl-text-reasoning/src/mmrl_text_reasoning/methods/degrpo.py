@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, clipped
-from mmrl_core.types import LossInputs
 
 
 def degrpo(

@@ -11,8 +11,9 @@ from torch import Tensor
 from mmrl_core.advantage_stages import for_each_trajectory
 from mmrl_core.advantages import varying_groups
 from mmrl_core.errors import ConfigError
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, clipped, ratios_of, token_mean
-from mmrl_core.types import LossInputs, RewardView
+from mmrl_core.types import RewardView
 
 # Losses of tokens and rows
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from mmrl_core.advantage_stages import for_each_trajectory
+from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, ratios_of, token_mean
 from mmrl_core.run import derive_seed
-from mmrl_core.types import LossInputs, RewardView
+from mmrl_core.types import RewardView
 
 
 def rec(
