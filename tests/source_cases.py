@@ -240,6 +240,8 @@ WITHOUT_MEDIA_FILES = frozenset(
         "audio_aqa/melodies",
         "find/prompts",
         "gui/widget_screens",
+        "text_reasoning/gym",
+        "text_reasoning/problems",
         "uav_vqa/aerial_scenes",
         "viewpoint/rendered_pairs",
         "visual_rft/digit_scenes",
