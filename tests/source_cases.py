@@ -242,6 +242,7 @@ WITHOUT_MEDIA_FILES = frozenset(
         "gui/widget_screens",
         "text_reasoning/gym",
         "text_reasoning/problems",
+        "text_reasoning/walks",
         "uav_vqa/aerial_scenes",
         "viewpoint/rendered_pairs",
         "visual_rft/digit_scenes",

@@ -18,7 +18,8 @@ REGISTRY = load_plugins().registry
 IDS = {kind: [entry.id for entry in REGISTRY.entries(kind)] for kind in ("source", "reward")}
 OWN_ROWS = {  # sources that make their rows, and the one that gives rows as they are stored
     *("audio_aqa/melodies", "gui/widget_screens", "uav_vqa/aerial_scenes", "viewpoint/rendered_pairs"),
-    *("visual_rft/digit_scenes", "vital/tool_videos", "viewpoint/posed_views", "core/rows", "text_reasoning/gym"),
+    *("visual_rft/digit_scenes", "vital/tool_videos", "viewpoint/posed_views", "core/rows"),
+    *("text_reasoning/gym", "text_reasoning/walks"),
 }
 
 
@@ -232,7 +233,7 @@ GOLDS: dict[str, tuple[Mapping[str, Any], str, str, Any]] = {
 NO_GOLD = {
     *("audio_aqa/format", "core/environment", "gui/gui_r1_format", "gui/ui_r1_format", "gui/ui_r1_format_nothink"),
     *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format", "text_reasoning/format"),
-    *("text_reasoning/overlong", "text_reasoning/gym"),
+    *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk"),  # the last two: no answer block
     "text_reasoning/cosine",  # the gold of text_reasoning/accuracy, which it scales
     *(name for name in IDS["reward"] if name.startswith("find/")),  # pictures, against their prompt
 }
