@@ -131,6 +131,8 @@ def started():
 
 
 def timed(completion, gold, **options):
+    """Score and seconds, once a process is there: how soon the next one is depends on what else the machine does."""
+    apart._function(apart._MATHEMATICS).start()
     start = time.monotonic()
     score = accuracy([completion], [{"answer": gold}], **options)[0]
     return score, time.monotonic() - start
@@ -229,5 +231,5 @@ def test_numbers_that_are_none():
 
 
 def test_a_reward_with_a_process_of_its_own_judges_there(monkeypatch):
-    monkeypatch.setattr(apart.multiprocessing, "current_process", lambda: type("Process", (), {"daemon": True}))
+    monkeypatch.setattr(apart.multiprocessing, "current_process", lambda: type("Process", (), {"name": "mmrl-reward"}))
     assert apart._function("math:gcd").call((4, 6), {}, 1.0) == 2

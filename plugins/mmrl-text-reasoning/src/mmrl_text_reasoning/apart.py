@@ -56,27 +56,32 @@ def prepare_gym() -> None:
         with _lock, contextlib.suppress(RewardError):
             _function(_GYM).start()
 
-    if not multiprocessing.current_process().daemon:
+    if not _is_isolated():
         threading.Thread(target=start, daemon=True).start()
 
 
 def _judged(target: str, arguments: tuple[Any, ...], limit_s: float) -> Any:
-    """What the function returns; None where it is ended, or raises."""
+    """What the function returns; None where it is ended. What it raises is not an answer's fault, and is raised."""
     try:
         with _lock:
             return _function(target).call(arguments, {}, limit_s)
-    except (TimeoutError, DiedError, RuntimeError) as error:
+    except (TimeoutError, DiedError) as error:
         logger.debug("an answer was not judged, and scores 0: %s", error or type(error).__name__)
         return None
 
 
 def _function(target: str) -> Any:
-    if multiprocessing.current_process().daemon:  # the reward has a process of its own already (`isolate: true`)
+    if _is_isolated():
         return _Here(target)
     key = os.getpid(), target
     if key not in _processes:
         _processes[key] = IsolatedFunction(target.rpartition(":")[2], target, forked=True)
     return _processes[key]
+
+
+def _is_isolated() -> bool:
+    """Whether this is a reward's own process already (`isolate: true`), which may not start others."""
+    return multiprocessing.current_process().name == "mmrl-reward"
 
 
 class _Here:

@@ -37,7 +37,10 @@ def score(entry: str, answer: str) -> float:
         return 0.0
     dataset = _dataset(name, entry_text(options))
     confine()
-    return min(1.0, max(0.0, float(dataset.score_answer(answer=answer, entry=read))))
+    try:
+        return min(1.0, max(0.0, float(dataset.score_answer(answer=answer, entry=read))))
+    except Exception:  # some scorers raise on an answer that they cannot read
+        return 0.0
 
 
 @functools.lru_cache(8)

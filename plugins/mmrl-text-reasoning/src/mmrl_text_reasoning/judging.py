@@ -5,7 +5,6 @@ Nothing else imports this module: sympy takes a second to load.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any
 
@@ -43,6 +42,5 @@ def _parsed(answer: str) -> list[Any]:
     return list(parse(boxed, extraction_config=_LATEX, fallback_mode="no_fallback", parsing_timeout=None))
 
 
-with contextlib.suppress(Exception):
-    for _gold, _answer in _WARM_UP:
-        _same(_gold, _answer)
+for _gold, _answer in _WARM_UP:
+    _same(_gold, _answer)
