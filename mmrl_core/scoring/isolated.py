@@ -95,7 +95,7 @@ class IsolatedFunction:
             return self._connection
         context: Any = multiprocessing.get_context("forkserver" if self._forked else "spawn")
         if self._forked:  # without effect if the server runs already; then each process imports the module itself
-            context.set_forkserver_preload([self._origin[0]])
+            context.set_forkserver_preload([__name__, self._origin[0]])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._origin), daemon=True, name="mmrl-reward")
         self._process.start()

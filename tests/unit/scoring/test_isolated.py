@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,14 @@ def test_a_reward_that_does_not_start_says_why(file: Path, tmp_path: Path) -> No
         runner.score_samples("judge", ["a"], [{}])
 
 
-def test_a_forked_function_starts_ahead_and_is_back_at_once_after_a_slow_call() -> None:
+@pytest.fixture
+def own_server() -> Iterator[None]:
+    """The server that processes are forked from ends with the test: it has no other test's imports."""
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def test_a_forked_function_starts_ahead_and_is_back_at_once_after_a_slow_call(own_server: None) -> None:
     function = IsolatedFunction("sleep", "time:sleep", forked=True)
     function.start()
     start = time.monotonic()

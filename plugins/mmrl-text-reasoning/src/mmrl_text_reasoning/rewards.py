@@ -21,7 +21,7 @@ from mmrl_text_reasoning.parsing import MAX_ANSWER_CHARS, answer_block, final_an
 Sample = Mapping[str, Any]
 Form = Literal["tags", "open_rs", "boxed"]
 
-ANSWER_S = 1.5
+ANSWER_S = 1.2
 """Limit on judging one answer, in seconds; nearly all take less than a hundredth of it."""
 
 MAX_BARE_SOLUTION_CHARS = 200  # a solution without a mark of its answer that is longer is a text, not an answer
