@@ -2,6 +2,7 @@
 
 from mmrl_core.scoring.alarm import Alarm, ConstantRewardAlarm, UnscoredRunAlarm
 from mmrl_core.scoring.gold import gold_text, score_each, unusable_gold, unwrapped
+from mmrl_core.scoring.isolated import DiedError, IsolatedFunction
 from mmrl_core.scoring.marks import bare_text, plain_text
 from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.passes import pass_metrics
@@ -13,6 +14,8 @@ __all__ = [
     "CALLED_AS",
     "Alarm",
     "ConstantRewardAlarm",
+    "DiedError",
+    "IsolatedFunction",
     "Judgement",
     "RewardRunner",
     "UnscoredRunAlarm",

@@ -43,19 +43,30 @@ class IsolatedFunction:
         num_restarts: how often the process was replaced.
     """
 
-    def __init__(self, name: str, target: str) -> None:
+    def __init__(self, name: str, target: str, *, forked: bool = False) -> None:
         """
         Args:
             name: of the reward, for messages.
             target: "module:attribute", as a registry's entry has it.
+            forked: take processes from one that has imported the module already, where the system can fork, so that a
+                replacement is there in a fraction of a second; for functions whose calls are ended often.
         """
         module, _, attribute = target.partition(":")
         file = getattr(sys.modules.get(module), "__file__", None) if module.startswith("mmrl_file_") else None
         self._origin = (module, attribute, file)
         self._name = name
+        self._forked = forked and "forkserver" in multiprocessing.get_all_start_methods()
         self.num_restarts = 0
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
+
+    def start(self) -> None:
+        """Start the process ahead of the first call, which then does not wait for its imports.
+
+        Raises:
+            RewardError: it does not start.
+        """
+        self._started()
 
     def call(self, arguments: Sequence[Any], options: Mapping[str, Any], timeout_s: float) -> Any:
         """What the function returns.
@@ -71,7 +82,7 @@ class IsolatedFunction:
         try:
             connection.send_bytes(message)
             if not connection.poll(timeout_s):
-                self._replace()
+                self._replace(grace_s=0.0)
                 raise TimeoutError
             result, error = pickle.loads(connection.recv_bytes())
         except (EOFError, ConnectionError):
@@ -83,7 +94,9 @@ class IsolatedFunction:
     def _started(self) -> Connection:
         if self._connection is not None and self._process is not None and self._process.is_alive():
             return self._connection
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context("forkserver" if self._forked else "spawn")
+        if self._forked:  # without effect if the server runs already; then each process imports the module itself
+            context.set_forkserver_preload([__name__, self._origin[0]])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._origin), daemon=True, name="mmrl-reward")
         self._process.start()
@@ -97,10 +110,10 @@ class IsolatedFunction:
             raise RewardError(f"reward {self._name!r} does not start in a process of its own: {problem}")
         return self._connection
 
-    def _replace(self) -> str:
+    def _replace(self, grace_s: float = 1.0) -> str:
         """End the process, so that the next call starts another; returns how it had ended, if it had."""
         assert self._process is not None and self._connection is not None
-        self._process.join(1.0)
+        self._process.join(grace_s)
         code = self._process.exitcode
         self._process.kill()
         self._process.join()

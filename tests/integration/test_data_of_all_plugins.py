@@ -19,6 +19,7 @@ IDS = {kind: [entry.id for entry in REGISTRY.entries(kind)] for kind in ("source
 OWN_ROWS = {  # sources that make their rows, and the one that gives rows as they are stored
     *("audio_aqa/melodies", "gui/widget_screens", "uav_vqa/aerial_scenes", "viewpoint/rendered_pairs"),
     *("visual_rft/digit_scenes", "vital/tool_videos", "viewpoint/posed_views", "core/rows"),
+    *("text_reasoning/gym", "text_reasoning/walks"),
 }
 
 
@@ -101,7 +102,7 @@ OPTION_LISTS: dict[str, tuple[dict[str, Any], str, dict[str, Any], tuple[str, ..
 }
 NO_OPTION_LISTS = OWN_ROWS | {
     *("find/prompts", "gui/androidcontrol", "gui/gui_r1", "gui/screenspot", "gui/ui_r1"),
-    *("uav_vqa/hrvqa", "visual_rft/coco", "visual_rft/lisa", "visual_rft/published"),
+    *("text_reasoning/problems", "uav_vqa/hrvqa", "visual_rft/coco", "visual_rft/lisa", "visual_rft/published"),
     *("vital/activitynet", "vital/charades_sta", "vital/nextgqa"),
 }
 FORMS = {
@@ -203,6 +204,7 @@ GOLDS: dict[str, tuple[Mapping[str, Any], str, str, Any]] = {
         CLICK,
         3,
     ),
+    "text_reasoning/accuracy": ({"answer": "42"}, "answer", "42", ["4", "5"]),
     "uav_vqa/accuracy": ({"answer": "4"}, "answer", "4", ["4", "5"]),
     "viewpoint/accuracy": ({"ground_truth": "B", "options": ["left", "right"]}, "ground_truth", "B", 3),
     "viewpoint/score": ({"ground_truth": "B"}, "ground_truth", "B", ["A", "B"]),
@@ -230,7 +232,9 @@ GOLDS: dict[str, tuple[Mapping[str, Any], str, str, Any]] = {
 }
 NO_GOLD = {
     *("audio_aqa/format", "core/environment", "gui/gui_r1_format", "gui/ui_r1_format", "gui/ui_r1_format_nothink"),
-    *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format"),
+    *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format", "text_reasoning/format"),
+    *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk"),  # the last two: no answer block
+    "text_reasoning/cosine",  # the gold of text_reasoning/accuracy, which it scales
     *(name for name in IDS["reward"] if name.startswith("find/")),  # pictures, against their prompt
 }
 
@@ -407,8 +411,8 @@ BOXES = {
 }
 NO_BOXES = OWN_ROWS | {
     *("visual_rft/published",),  # in thousandths and without a size, see below
-    *("audio_aqa/avqa", "audio_aqa/mmau", "find/prompts", "uav_vqa/hrvqa", "uav_vqa/hrvqa_vl"),
-    *("viewpoint/published", "viewpoint/sat", "viewpoint/benchmark"),
+    *("audio_aqa/avqa", "audio_aqa/mmau", "find/prompts", "text_reasoning/problems"),
+    *("uav_vqa/hrvqa", "uav_vqa/hrvqa_vl", "viewpoint/published", "viewpoint/sat", "viewpoint/benchmark"),
     *(name for name in IDS["source"] if name.startswith("vital/")),
 }
 

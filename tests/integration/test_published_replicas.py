@@ -810,6 +810,135 @@ def blink(folder):
     )
 
 
+# Problems with an answer that can be verified
+
+
+def half_boxed(i, row):
+    """Ten right, with the answer in another form than the gold's where it is a number; ten wrong."""
+    return f"So \\boxed{{{row['answer']}}}." if i < 10 else "So \\boxed{-77}."
+
+
+def mathematics(source, expected=None, num_broken=0, why=""):
+    return Task(
+        {"name": "text_reasoning/problems", **source},
+        {"text": "{problem}", "answer": "{demonstration}"},
+        ["text_reasoning/accuracy", "text_reasoning/format", "text_reasoning/cosine"],
+        "text_reasoning/accuracy",
+        half_boxed,
+        {"accuracy": 0.5, "marked": 1.0, "num_unscored": 0.0, **(expected or {})},
+        num_broken=num_broken,
+        why=why,
+    )
+
+
+@replica
+def gsm8k(folder):
+    rows = [
+        {
+            "question": f"Tom has {i} bags of 1000 marbles and finds 7 more. How many marbles has he?",
+            "answer": f"The bags hold {i}*1000=<<{i}*1000={1000 * i}>>{1000 * i}.\nWith 7 more: {1000 * i + 7}.\n"
+            f"#### {1000 * i + 7:,}",
+        }
+        for i in range(NUM_ROWS)
+    ]
+    schema = pyarrow.schema([("question", pyarrow.string()), ("answer", pyarrow.string())])
+    write_parquet(rows, folder / "main" / "train-00000-of-00001.parquet", schema=schema)
+    task = mathematics({"path": str(folder / "main"), "form": "tags"})
+    row = sound_rows(task)[3]
+    assert row["answer"] == "3,007" and "<<" not in row["demonstration"] and "####" not in row["demonstration"]
+    return task
+
+
+@replica
+def competition_math(folder):
+    answers = ["\\frac{1}{2}", "(-\\infty, 3]", "\\text{Evelyn}", "x^2+1"]
+    rows = [
+        {
+            **{"problem": "Find it.", "level": f"Level {1 + i // 10}", "type": "Algebra"},
+            "solution": f"First \\boxed{{0}} is excluded. Hence it is $\\boxed{{{answers[i % 4]}}}$.",
+        }
+        for i in range(NUM_ROWS)
+    ]
+    return mathematics(
+        {"path": write(folder / "train.jsonl", lines(rows))},
+        {"accuracy/level/Level 1": 1.0, "accuracy/level/Level 2": 0.0, "accuracy/type/Algebra": 0.5},
+    )
+
+
+@replica
+def aime(folder):
+    rows = [
+        {
+            "id": i,
+            "problem": "Find $n$.",
+            "solution": f"It is {i:03d}.",
+            "answer": f"{i:03d}",
+            "url": "x",
+            "year": "2024",
+        }
+        for i in range(NUM_ROWS)
+    ]
+    return mathematics({"path": write(folder / "aime24.json", rows)})
+
+
+@replica
+def amc(folder):
+    rows = [{"id": i, "problem": "Find $n$.", "answer": float(i), "url": "x"} for i in range(NUM_ROWS)]
+    kinds = [("id", pyarrow.int64()), ("problem", pyarrow.string()), ("answer", pyarrow.float64())]
+    write_parquet(rows, folder / "train.parquet", schema=pyarrow.schema([*kinds, ("url", pyarrow.string())]))
+    return mathematics({"path": str(folder / "train.parquet"), "form": "open_rs"})
+
+
+@replica
+def minerva(folder):
+    answers = ["4.5e33", "\\frac{1}{1+x}", "2.45", "E=mc^2"]
+    rows = [{"question": "What is it?", "answer": answers[i % 4]} for i in range(NUM_ROWS)]
+    return mathematics({"split": "test", "path": write(folder / "test.jsonl", lines(rows))})
+
+
+@replica
+def olympiadbench(folder):
+    golds = [["$\\frac{1}{2}$"], ["2", "3"], ["$[0,1)$"], None]
+    rows = [
+        {
+            **{
+                "id": i,
+                "question": "Find all.",
+                "solution": ["One sees it."],
+                "final_answer": golds[i % 4],
+                "context": None,
+            },
+            **{
+                "image_1": None,
+                "modality": "Text-only",
+                "is_multiple_answer": i % 4 == 1,
+                "unit": None,
+                "subfield": "Algebra",
+            },
+            **{"answer_type": "Numerical", "error": None, "subject": "Math", "language": "English"},
+        }
+        for i in range(NUM_ROWS)
+    ]
+    # Of the fifteen with an answer (a proof has none), the first ten are right.
+    return mathematics(
+        {"path": write(folder / "train.jsonl", lines(rows))},
+        {"accuracy": 10 / 15, "accuracy/subject/Math": 10 / 15},
+        num_broken=5,
+        why="the gold has to be",
+    )
+
+
+@replica
+def open_rs(folder):
+    rows = [
+        {"problem": "Compute.", "solution": f"<think>hm</think> $\\boxed{{{i}}}$", "answer": str(i), "level": "Hard"}
+        for i in range(NUM_ROWS)
+    ]
+    return mathematics(
+        {"path": write(folder / "train.jsonl", lines(rows)), "form": "open_rs"}, {"accuracy/level/Hard": 0.5}
+    )
+
+
 # Prompts
 
 

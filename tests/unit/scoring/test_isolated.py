@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from mmrl_core.config.schema import RewardConfig
 from mmrl_core.errors import RewardError
 from mmrl_core.plugins import load_plugins
-from mmrl_core.scoring import RewardRunner
+from mmrl_core.scoring import IsolatedFunction, RewardRunner
 
 REWARDS = '''
 import asyncio, ctypes, os, re, signal
@@ -81,3 +84,20 @@ def test_a_reward_that_does_not_start_says_why(file: Path, tmp_path: Path) -> No
     path.write_text("raise OSError('no such device')\n")
     with pytest.raises(RewardError, match="does not start in a process of its own: OSError: no such device"):
         runner.score_samples("judge", ["a"], [{}])
+
+
+@pytest.fixture
+def own_server() -> Iterator[None]:
+    """The server that processes are forked from ends with the test: it has no other test's imports."""
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+def test_a_forked_function_starts_ahead_and_is_back_at_once_after_a_slow_call(own_server: None) -> None:
+    function = IsolatedFunction("sleep", "time:sleep", forked=True)
+    function.start()
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        function.call([60.0], {}, timeout_s=0.05)
+    assert time.monotonic() - start < 0.9  # a process that has not ended in time gets no second of grace
+    assert function.call([0.0], {}, timeout_s=60.0) is None and function.num_restarts == 1

@@ -1,0 +1,26 @@
+"""Reasoning in text with answers that can be verified: mathematics, procedural puzzles, and a proving ground."""
+
+from mmrl_core import Registry, hookimpl
+
+
+@hookimpl
+def mmrl_register(registry: Registry) -> None:
+    """Rewards, data sources and metrics; the proving ground's walks and model."""
+    package = "mmrl_text_reasoning"
+    add = registry.add
+    add("reward", "accuracy", f"{package}.rewards:accuracy", "the final answer is the gold one", maximum=1.0)
+    add("reward", "format", f"{package}.rewards:format", "the form that the prompt asks for", maximum=1.0)
+    add("reward", "cosine", f"{package}.rewards:cosine", "accuracy scaled by length, as in open-rs", maximum=None)
+    add("reward", "overlong", f"{package}.rewards:overlong", "DAPO's punishment of long completions", maximum=0.0)
+    add("reward", "gym", f"{package}.rewards:gym", "the scorer of a set of reasoning-gym", maximum=1.0)
+
+    add("reward", "walk", f"{package}.demo_data:right", "a chain that ends on the right square", maximum=1.0)
+
+    add("source", "problems", f"{package}.data:problems", "GSM8K, MATH, AIME, ..., or your own: hub name or files")
+    add("source", "gym", f"{package}.data:gym", "generated problems of reasoning-gym, by set and difficulty")
+    add("source", "walks", f"{package}.demo_data:walks", "walks between walls: chains of any length, exact answers")
+
+    add("metric", "accuracy", f"{package}.metrics:accuracy", "share of right answers, by level and subject")
+    add("metric", "walks", f"{package}.demo_data:walk_shares", "share of right walks, by length of the word")
+
+    add("model", "walker", f"{package}.demo_model:build_walker", "small Qwen2 with random weights, a token a character")

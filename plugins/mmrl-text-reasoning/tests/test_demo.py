@@ -1,0 +1,67 @@
+"""The proving ground: walks that can be verified, a small model, and two steps of its training."""
+
+import pytest
+
+from mmrl_core.config import load_config
+from mmrl_core.errors import TaskDataError
+from mmrl_core.runs import read_metrics
+from mmrl_text_reasoning.demo_data import chain, right, walk_shares, walked, walks
+
+
+def test_walls_stop_a_move():
+    assert walked(0, "A") == 0 and walked(9, "F") == 9 and walked(1, "A") == 0
+    assert walked(1, "AF") == 3 and walked(1, "FA") == 1  # the order matters
+
+
+def test_rows_depend_on_their_options_only_and_a_longer_set_goes_on():
+    rows = list(walks("train", num_rows=50))
+    assert rows == list(walks("train", num_rows=80))[:50] == list(walks("train[:50]", num_rows=80))
+    assert rows != list(walks("held_out", num_rows=50)) and rows != list(walks("train", num_rows=50, seed=1))
+    assert {row["length"] for row in walks("train", num_rows=200, length=[2, 4])} == {2, 3, 4}
+
+
+def test_gold_chains_are_right_and_cover_the_word():
+    rows = list(walks("train", num_rows=100, length=[1, 12]))
+    for column in ("careful", "demonstration"):
+        assert right([row[column] for row in rows], rows) == [1.0] * 100
+    assert walk_shares([row["careful"] for row in rows], rows)["steps_per_button"] == 1.0
+    assert walk_shares([row["demonstration"] for row in rows], rows)["steps_per_button"] < 0.9
+
+
+@pytest.mark.parametrize(
+    "completion", ["", "3", "F6AB1E4", "F6E3", "F6AB1E3!", "F6AB1E", "AF6B1E3", "F6AB1E3 " * 500, None, "\ud800"]
+)
+def test_other_chains_are_wrong(completion):
+    row = {"problem": "3 FABE", "solution": "3", "length": 4}
+    assert chain(3, "FABE", [1, 2, 1]) == "F6AB1E3" and right(["F6AB1E3"], [row]) == [1.0]
+    assert right([completion], [row]) == [0.0]
+
+
+def test_shares_are_by_length():
+    rows = list(walks("train", num_rows=4, length=[2, 2])) + list(walks("train", num_rows=4, length=[3, 3]))
+    said = [row["careful"] for row in rows[:4]] + ["A1"] * 4
+    numbers = walk_shares(said, rows)
+    assert (numbers["right"], numbers["right/02"], numbers["right/03"]) == (0.5, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("options", [{"length": [0, 3]}, {"length": [3, 2]}, {"strides": [0, 0, 0]}, {"num_rows": 0}])
+def test_wrong_options_are_named(options):
+    with pytest.raises(TaskDataError):
+        walks("train", **options)
+
+
+def test_the_demo_trains_two_steps(tmp_path, monkeypatch):
+    from mmrl_core.trainer import Trainer
+
+    monkeypatch.setenv("MMRL_CACHE", str(tmp_path / "cache"))
+    short = ["stages.sft.steps=1", "stages.grpo.steps=1", "stages.grpo.prompts_per_step=4", "data.held_out.num_rows=11"]
+    trainer = Trainer(load_config("text_reasoning/demo_walks", [*short, "eval.temperatures=[0]"]), tmp_path / "run")
+    try:
+        assert sum(weight.numel() for weight in trainer.policy.module.parameters()) < 10**6
+        trainer.run(resume=False)
+    finally:
+        trainer.close()
+    records = read_metrics(tmp_path / "run")
+    assert [record["stage_kind"] for record in records if record["kind"] == "step"] == ["sft", "grpo"]
+    last = [record for record in records if record["kind"] == "eval"][-1]
+    assert 0 <= last["greedy/right"] <= 1 and last["greedy/reward/right"] == last["greedy/right"]
