@@ -88,8 +88,11 @@ def _register_arithmetic(registry: Registry) -> None:
         "normalise_each_reward": "each reward normalised in its group, then the weighted sum",
         "normalise_over_batch": "zero mean and unit variance over the step's trajectories",
     }
+    base = ("group_relative", "group_mean", "leave_one_out", "discounted_returns", "normalise_each_reward")
     for name, description in stages.items():
-        add("advantage", name, f"mmrl_core.advantage_stages:{name}_stage", description)
+        # Each of these starts from the rewards; after another one it would undo it, or compare what was compared.
+        details = {"claims": ("advantage.base",)} if name in base else {}
+        add("advantage", name, f"mmrl_core.advantage_stages:{name}_stage", description, **details)
 
     losses = "mmrl_core.losses"
     # idle_at_zero: a row whose advantages are all 0 has no gradient, so that it may be left out

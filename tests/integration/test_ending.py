@@ -59,7 +59,8 @@ def reward(completions, samples):
 def mmrl_rollout(run, prompts):
     Path("step").write_text(str(run.state.step + 1))
     passes("rollout")
-    said = [demonstrate(run.policy, prompts, [CALL + word] * len(prompts), run.environment) for word in ("a", "no")]
+    words = [[CALL + word] * len(prompts) for word in ("a", "no")]
+    said = [demonstrate(run.policy, prompts, answers, run.environment, print) for answers in words]
     return [RolloutGroup(one.prompt, [*one.rollouts, *other.rollouts]) for one, other in zip(*said)]
 '''
 

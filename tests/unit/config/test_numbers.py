@@ -61,6 +61,7 @@ NUMBERS = {
 }
 
 ZERO_MEANS_SOMETHING = {
+    "LanguageModelOptions.router_aux_loss",
     "RunConfig.seed",
     "DataConfig.max_broken",
     "RewardConfig.weight",

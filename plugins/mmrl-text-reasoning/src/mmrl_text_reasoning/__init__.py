@@ -1,11 +1,12 @@
 """Reasoning in text with answers that can be verified: mathematics, procedural puzzles, and a proving ground."""
 
 from mmrl_core import Registry, hookimpl
+from mmrl_text_reasoning import methods
 
 
 @hookimpl
 def mmrl_register(registry: Registry) -> None:
-    """Rewards, data sources and metrics; the proving ground's walks and model."""
+    """Rewards, data sources and metrics; the proving ground's walks and model; the methods."""
     package = "mmrl_text_reasoning"
     add = registry.add
     add("reward", "accuracy", f"{package}.rewards:accuracy", "the final answer is the gold one", maximum=1.0)
@@ -24,3 +25,5 @@ def mmrl_register(registry: Registry) -> None:
     add("metric", "walks", f"{package}.demo_data:walk_shares", "share of right walks, by length of the word")
 
     add("model", "walker", f"{package}.demo_model:build_walker", "small Qwen2 with random weights, a token a character")
+
+    methods.register(registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -36,7 +37,7 @@ class ClipCov:
         self._share, self._low, self._high = share, low, high
 
     @hookimpl(wrapper=True)
-    def mmrl_batch(self, run: Run, batch: Batch) -> Batch:
+    def mmrl_batch(self, run: Run, batch: Batch) -> Generator[None, Batch, Batch]:
         batch = yield
         values = covariances(batch)
         chosen = ((values > self._low) & (values < self._high) & batch.mask).flatten().nonzero()[:, 0]
@@ -62,7 +63,7 @@ class KLCov:
         self._share = share
 
     @hookimpl(wrapper=True)
-    def mmrl_batch(self, batch: Batch) -> Batch:
+    def mmrl_batch(self, batch: Batch) -> Generator[None, Batch, Batch]:
         batch = yield
         values = torch.where(batch.mask, covariances(batch), -torch.inf).flatten()
         number = min(max(1, int(self._share * int(batch.mask.sum()))), int(batch.mask.sum()))

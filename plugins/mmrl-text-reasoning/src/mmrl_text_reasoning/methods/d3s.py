@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import replace
 
 import torch
@@ -46,7 +47,7 @@ class D3S:
         self._within_groups = within_groups
 
     @hookimpl(wrapper=True)
-    def mmrl_batch(self, run: Run, batch: Batch) -> Batch:
+    def mmrl_batch(self, run: Run, batch: Batch) -> Generator[None, Batch, Batch]:
         batch = yield
         share = min(run.state.stage_step / self._steps, 1.0)
         samples, tokens = (start + (end - start) * share for start, end in (self._samples, self._tokens))

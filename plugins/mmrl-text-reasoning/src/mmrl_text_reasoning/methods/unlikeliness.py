@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -34,8 +34,8 @@ class Unlikeliness:
         self._reward = reward
 
     @hookimpl(wrapper=True)
-    def mmrl_shape_rewards(self, groups: Sequence[RolloutGroup]) -> Scores:
-        scores: Scores = yield
+    def mmrl_shape_rewards(self, groups: Sequence[RolloutGroup]) -> Generator[None, Scores, Scores]:
+        scores = yield
         if self._reward is not None and self._reward not in scores.components:
             raise ConfigError(f"unlikeliness: no reward {self._reward!r}; rewards: {', '.join(scores.components)}.")
         paid = scores.totals if self._reward is None else scores.components[self._reward]
