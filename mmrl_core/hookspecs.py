@@ -162,7 +162,7 @@ def mmrl_policy_loss(run: Run, inputs: LossInputs) -> tuple[Tensor, Mapping[str,
 def mmrl_after_update(run: Run, batch: Batch, post_update: Callable[[], TokenStats]) -> None:
     """The weights were updated on this batch.
 
-    :param batch: what was trained on in this step.
+    :param batch: the rows of this step, as they were before `mmrl_batch` changed what is trained on.
     :param post_update: computes logprobs [B, T] of the batch under the new weights; costs a pass, only when called.
     """
 
