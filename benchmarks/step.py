@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from step_model import build_model, even_digits, write_rows
+from step_model import SETTINGS, build_model, even_digits, write_rows
 
 PHASES = ("generation", "reference", "update")
 """Prompts to completions; logprobs under the reference policy; all the rest of the step, from reading data to logging.
@@ -344,6 +344,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("mmrl", "trl"), required=True)
     parser.add_argument("--model", type=Path, default=Path("runs/step_model"), help="folder; built if it is missing")
+    parser.add_argument("--kind", choices=sorted(SETTINGS), default="qwen2_5_vl", help="model that is built")
     parser.add_argument("--image-size", type=int, default=560, help="width and height, px; 28 x 28 px are one token")
     parser.add_argument("--group", type=int, default=8, help="completions of a prompt")
     parser.add_argument("--completion", type=int, default=32, help="tokens of each completion")
@@ -368,7 +369,7 @@ def main() -> None:
     recorder = Recorder()
     with redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
         if not arguments.model.exists():
-            build_model(arguments.model)
+            build_model(arguments.model, kind=arguments.kind)
         rows = write_rows(Path(folder), arguments.prompts * (arguments.warmup + arguments.steps), arguments.image_size)
         run = run_mmrl if arguments.engine == "mmrl" else run_trl
         run(arguments, rows, Path(folder), recorder)

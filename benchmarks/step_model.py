@@ -1,4 +1,4 @@
-"""What `step.py` gives to both engines: a small Qwen2.5-VL, photo-like pictures with a question, a cheap reward."""
+"""What `step.py` gives to both engines: a small Qwen2.5-VL or Qwen3-VL, photo-like pictures, a question, a reward."""
 
 from __future__ import annotations
 
@@ -39,14 +39,29 @@ VISION: dict[str, Any] = {
 }
 
 
-def build_model(directory: Path, seed: int = 0) -> None:
-    """Write the model that is measured: the `qwen2_5_vl` of `mmrl tiny` with larger matrices.
+QWEN3_TEXT: dict[str, Any] = {
+    **{key: value for key, value in TEXT.items() if key not in ("layer_types", "max_window_layers")},
+    "head_dim": 64,
+    "rope_parameters": {**TEXT["rope_parameters"], "mrope_interleaved": True},
+}
+QWEN3_VISION: dict[str, Any] = {
+    **{key: value for key, value in VISION.items() if key not in ("window_size", "fullatt_block_indexes")},
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [0, 1],
+}
+SETTINGS = {"qwen2_5_vl": (TEXT, VISION), "qwen3_vl": (QWEN3_TEXT, QWEN3_VISION)}
+"""Kind of `mmrl tiny` -> larger settings of its decoder and tower. Qwen3-VL's tower attends to the whole picture."""
+
+
+def build_model(directory: Path, seed: int = 0, kind: str = "qwen2_5_vl") -> None:
+    """Write the model that is measured: a kind of `mmrl tiny` with larger matrices.
 
     Its tokenizer gets tokens `<0>`, `<1>`, ... until the vocabulary is full.
 
     Args:
         directory: must not exist. It appears complete or not at all.
         seed: of the weights.
+        kind: one of `SETTINGS`.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
@@ -56,10 +71,11 @@ def build_model(directory: Path, seed: int = 0) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
         tiny, large = Path(folder, "tiny"), Path(folder, "large")
-        build_tiny("qwen2_5_vl", tiny)
+        build_tiny(kind, tiny)
         settings = AutoConfig.from_pretrained(tiny).to_dict()
-        settings["text_config"].update(TEXT)
-        settings["vision_config"].update(VISION)
+        text, vision = SETTINGS[kind]
+        settings["text_config"].update(text)
+        settings["vision_config"].update(vision)
         config = AutoConfig.for_model(**settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -67,7 +83,7 @@ def build_model(directory: Path, seed: int = 0) -> None:
         model.generation_config = GenerationConfig.from_pretrained(tiny)
         model.save_pretrained(large)
         processor = AutoProcessor.from_pretrained(tiny)
-        missing = TEXT["vocab_size"] - len(processor.tokenizer)
+        missing = text["vocab_size"] - len(processor.tokenizer)
         processor.tokenizer.add_tokens([f"<{number}>" for number in range(missing)])
         processor.image_processor.size = {
             "shortest_edge": 4 * IMAGE_FACTOR_PX**2,
