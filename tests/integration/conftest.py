@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import textwrap
+from multiprocessing import forkserver
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -377,6 +378,7 @@ def start_training(tmp_path_factory, surroundings):
     from probe_train import train
 
     processes = multiprocessing.get_context("forkserver")
+    forkserver._forkserver._stop()  # one that a reward has started has its imports alone
     processes.set_forkserver_preload(list(PRELOADED))
 
     def start(task, output, resume=False, **environment):
