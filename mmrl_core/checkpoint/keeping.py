@@ -12,11 +12,11 @@ from mmrl_core.checkpoint.data_files import refuse_changed, source_fingerprints
 from mmrl_core.checkpoint.reading import load_newest
 from mmrl_core.checkpoint.resuming import refuse_other_run, reopened
 from mmrl_core.checkpoint.states import PluginStates, Snapshot, generator_states
-from mmrl_core.checkpoint.writing import save_checkpoint
+from mmrl_core.checkpoint.writing import delete_older, save_checkpoint
 from mmrl_core.errors import NotFiniteError
 from mmrl_core.plugins.registry import CORE
 from mmrl_core.run import TrainState
-from mmrl_core.support import Interrupted, Processes, Stopping, remove_unfinished
+from mmrl_core.support import Interrupted, Processes, Stopping, remove_unfinished, writes_to
 
 if TYPE_CHECKING:
     from mmrl_core.config import RunConfig
@@ -166,6 +166,8 @@ class Keeper:
         if run.is_main:
             self._sources = source_fingerprints(run.config, run.state.stage)
             refuse_changed(run.state.sources, self._sources)
+            with writes_to(run.output, "its checkpoints"):
+                delete_older(directory, run.config.checkpoint.keep)  # a kill can come before the oldest is deleted
         run.recorder.load_state(training["plugins"][CORE])
         for impl in run.hooks.mmrl_load_state.get_hookimpls():
             if impl.plugin_name in training["plugins"]:

@@ -60,11 +60,18 @@ def save_checkpoint(
         with written_aside(final) as aside:
             _write(aside, state, policy, training)
         _flush(folder)
+        delete_older(final, keep)
         found = checkpoints_of(run)
-        newest = found.index(final) + 1
-        for path in found[: max(newest - keep, 0)] + found[newest:]:
+        for path in found[found.index(final) + 1 :]:
             shutil.rmtree(path)
     return final
+
+
+def delete_older(newest: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints up to one, which is one of them, and delete those before."""
+    found = checkpoints_of(newest.parents[1])
+    for path in found[: max(found.index(newest) + 1 - keep, 0)]:
+        shutil.rmtree(path)
 
 
 def _write(folder: Path, state: TrainState, policy: Policy, training: Mapping[str, Any]) -> None:

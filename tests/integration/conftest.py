@@ -308,6 +308,7 @@ def make_trainer(make_config, tmp_path):
 
 
 TRAIN = '''
+import itertools
 import os
 import signal
 import sys
@@ -333,17 +334,16 @@ def train(task, output, resume, environment):
 def watch_writes(folder, trace, crash_at):
     """Note whatever is opened, renamed or deleted in a folder; kill this process just before the one of a number."""
     file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    seen = 0
+    numbers = itertools.count(1)  # its steps are whole: several threads write
 
     def note(event, arguments):
-        nonlocal seen
         if event not in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
             return
         within_rmtree = event in ("os.remove", "os.rmdir") and arguments[-1] != -1  # relative to an open folder
         if within_rmtree or folder in str(arguments[0]):
-            seen += 1
+            number = next(numbers)
             os.write(file, f"{event} {arguments[0]}\\n".encode())
-            if seen == crash_at:
+            if number == crash_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(note)
