@@ -392,6 +392,14 @@ def test_an_unscored_component_adds_nothing():
     torch.testing.assert_close(advantages, f64([2**0.5, -(2**0.5), 0.0]), **TOLERANCE)
 
 
+def test_a_component_without_a_weight_is_named():
+    """As a plugin may leave one: it would be added with a weight that nobody gave it, or left out in silence."""
+    components = {"accuracy": [1.0, 0.0], "bonus": [0.0, 1.0]}
+    view = make_view([1.0, 0.0], [0, 0], components=components, weights={"accuracy": 2.0})
+    with pytest.raises(ConfigError, match=r"by their weights, and 'bonus' has none.*Scores\.with_component"):
+        S.normalise_each_reward_stage(view.rewards, view)
+
+
 @pytest.mark.parametrize("stage", [S.group_relative_stage, S.leave_one_out_stage, S.normalise_over_batch_stage])
 def test_comparing_trajectories_after_token_stages_is_refused(stage):
     view = make_view([1.0, 0.0], [0, 0])
