@@ -34,6 +34,7 @@ from mmrl_core.advantages import (
     this_process_alone,
     whiten,
 )
+from mmrl_core.config.numbers import FactorOrZero, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.types import RewardView
 
@@ -43,7 +44,7 @@ def group_relative_stage(
     view: RewardView,
     *,
     divide_by_std: Literal["group", "batch", "none"] = "group",
-    eps: float = 1e-4,
+    eps: FactorOrZero = 1e-4,
     reduce_sum: ReduceSum = this_process_alone,
 ) -> Tensor:
     """[B] -> [B]: `group_relative_advantages`, each trajectory counting once."""
@@ -61,7 +62,7 @@ def leave_one_out_stage(advantages: Tensor, view: RewardView) -> Tensor:
     return for_each_trajectory(leave_one_out_advantages, advantages, view)
 
 
-def normalise_each_reward_stage(advantages: Tensor, view: RewardView, *, eps: float = 1e-4) -> Tensor:
+def normalise_each_reward_stage(advantages: Tensor, view: RewardView, *, eps: FactorOrZero = 1e-4) -> Tensor:
     """[B] -> [B]: normalise every reward in its group, then add them up with their weights.
 
     Reads ``view.components`` and ``view.weights``, not the previous stage. A reward that could not score a trajectory
@@ -86,7 +87,7 @@ def normalise_each_reward_stage(advantages: Tensor, view: RewardView, *, eps: fl
 
 
 def normalise_over_batch_stage(
-    advantages: Tensor, view: RewardView, *, eps: float = 1e-4, reduce_sum: ReduceSum = this_process_alone
+    advantages: Tensor, view: RewardView, *, eps: FactorOrZero = 1e-4, reduce_sum: ReduceSum = this_process_alone
 ) -> Tensor:
     """[B] -> [B]: `batch_normalised_advantages`, each trajectory counting once."""
 
@@ -96,13 +97,13 @@ def normalise_over_batch_stage(
     return for_each_trajectory(normalised, advantages, view)
 
 
-def discounted_returns_stage(advantages: Tensor, view: RewardView, *, gamma: float = 1.0) -> Tensor:
+def discounted_returns_stage(advantages: Tensor, view: RewardView, *, gamma: Share = 1.0) -> Tensor:
     """[B] -> [B, T]: `discounted_returns` of ``view.token_rewards``; what an earlier stage made is not read."""
     return discounted_returns(view.token_rewards, view.mask, gamma=gamma, trajectory_ids=view.trajectory_ids)
 
 
 def whiten_stage(
-    advantages: Tensor, view: RewardView, *, eps: float = 1e-8, reduce_sum: ReduceSum = this_process_alone
+    advantages: Tensor, view: RewardView, *, eps: FactorOrZero = 1e-8, reduce_sum: ReduceSum = this_process_alone
 ) -> Tensor:
     """[B] or [B, T] -> [B, T]: `whiten` over the trained tokens of scored trajectories."""
     tokens = view.mask & ~view.rewards.isnan()[:, None]

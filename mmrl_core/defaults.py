@@ -92,7 +92,7 @@ class CoreBehaviour:
         entry = run.registered("loss", loss)
         max_length = algorithm.max_length or run.stage.rollout.max_tokens
         unit = entry.details.get("unit", "token")
-        return policy_loss(inputs, algorithm, entry.load(), max_length=max_length, unit=unit)
+        return policy_loss(inputs, algorithm, entry.function(), max_length=max_length, unit=unit)
 
 
 def _kl_of_rollouts(run: Run, groups: Sequence[RolloutGroup]) -> Tensor:

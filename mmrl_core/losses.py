@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrl_core.config.numbers import FactorOrZero, OneOrMore, PositiveFactor, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import BatchTotals, LossInputs
 
@@ -48,18 +49,18 @@ very unlikely logprob makes the float32 ratio infinite and the whole loss NaN.""
 def clipped(
     inputs: LossInputs,
     *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    clip_low: Share = 0.2,
+    clip_high: FactorOrZero = 0.2,
     ratio: Literal["token", "sequence_mean", "sequence_sum"] = "token",
-    ratio_cap: float | None = None,
-    dual_clip: float | None = None,
+    ratio_cap: OneOrMore | None = None,
+    dual_clip: OneOrMore | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate of PPO: -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A).
 
     Args:
         inputs: reads logprobs, old_logprobs, advantages, mask, totals.
-        clip_low, clip_high: how far the ratio may fall below and rise above 1. DAPO raises clip_high to 0.28.
-            TRL: ``epsilon``, ``epsilon_high``.
+        clip_low, clip_high: how far the ratio may fall below and rise above 1. DAPO raises clip_high to 0.28. A
+            clip_low of 1 bounds nothing. TRL: ``epsilon``, ``epsilon_high``.
         ratio: "token" is exp(logprob - old_logprob) of each token. "sequence_mean" is the exp of its mean over the
             row, put on every token (GSPO; ranges near 3e-4; TRL: ``importance_sampling_level="sequence"``).
             "sequence_sum" is the ratio of the whole row, put on every token (RLOO). The last two give their paper's
@@ -90,7 +91,11 @@ def clipped(
 
 
 def cispo(
-    inputs: LossInputs, *, cap: float | None = None, clip_low: float | None = None, clip_high: float | None = None
+    inputs: LossInputs,
+    *,
+    cap: PositiveFactor | None = None,
+    clip_low: FactorOrZero | None = None,
+    clip_high: FactorOrZero | None = None,
 ) -> tuple[Tensor, Metrics]:
     """REINFORCE with a bounded, detached ratio as its weight: -weight * A * logprob.
 

@@ -245,7 +245,7 @@ def _weigher(run: SteppingRun) -> Weigh | None:
     entry = run.registered("loss", loss)
     if entry.details.get("unit") != "score" or run.is_overridden("mmrl_policy_loss"):
         return None
-    function = partial(entry.load(), **loss.options)
+    function = partial(entry.function(), **loss.options)
     reduction = entry.details.get("score", "mean")
 
     def weigh(batch: Batch, logprobs: Tensor) -> tuple[Batch, Metrics]:

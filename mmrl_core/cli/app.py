@@ -11,10 +11,12 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from mmrl_core.cli import check, eval, info, listing, preview, score, tiny, train, view
 from mmrl_core.errors import MMRLError, ProcessLostError
+from mmrl_core.support import blamed
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
@@ -62,6 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `mmrl list | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        found = blamed(error)
+        if found is None or found.source is None:
+            raise
+        what = str(error) or "without a message"
+        print(f"mmrl: {found.source} raised {type(error).__name__}: {what}", file=sys.stderr)
+        traceback.print_exception(type(error), error, found.trace)
+        return 1
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mmrl_core.cli.command import Command
+from mmrl_core.errors import MMRLError, did_you_mean
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,11 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from mmrl_core.config import load_config
+    from mmrl_core.config import files_beside, load_config
     from mmrl_core.plugins import load_plugins
-    from mmrl_core.testing import check_plugin, check_task
 
-    if arguments.id in load_plugins().plugins:
+    plugins = load_plugins()
+    known = [*plugins.tasks, *plugins.plugins]
+    unknown = arguments.id not in known and not Path(arguments.id).is_file()
+    if unknown and (hint := did_you_mean(arguments.id, [*known, *files_beside(arguments.id)])):
+        raise MMRLError(f"there is no task, plugin or file {arguments.id!r}.{hint}")
+    from mmrl_core.testing import check_plugin, check_task  # a wrong name is told before torch is imported
+
+    if arguments.id in plugins.plugins:
         findings = check_plugin(arguments.id)
     else:
         findings = check_task(load_config(arguments.id, arguments.overrides))

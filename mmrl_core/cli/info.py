@@ -123,11 +123,16 @@ def _entry_info(plugins: Plugins, entry: Entry) -> str:
     ]
     target = entry.load()
     try:
-        parameters = inspect.signature(target).parameters
+        parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # not callable, or written in C
         return "\n".join([*lines, "", _docstring(target)]).rstrip()
     options = entry.options()
-    lines.append(f"signature: {entry.target.rpartition(':')[2]}({', '.join(_signature_parts(parameters.values()))})")
+    # A range has a name in the code, which says nothing here.
+    shown = [
+        p.replace(annotation=options[p.name].type) if p.name in options and p.annotation is not p.empty else p
+        for p in parameters
+    ]
+    lines.append(f"signature: {entry.target.rpartition(':')[2]}({', '.join(_signature_parts(shown))})")
     lines.append("options:" if options else "options: none")
     lines += [f"  {option}" for option in options.values()]
     return "\n".join([*lines, "", _docstring(target)]).rstrip()

@@ -101,6 +101,7 @@ LISTS: Mapping[str, Callable[[Plugins], list[dict[str, Any]]]] = {
     "sources": partial(_entry_rows, "source"),
     "rewards": _reward_rows,
     "metrics": partial(_entry_rows, "metric"),
+    "statistics": partial(_entry_rows, "statistic"),
     "tools": partial(_entry_rows, "tool"),
     "environments": partial(_entry_rows, "environment"),
     "algorithms": _algorithm_rows,

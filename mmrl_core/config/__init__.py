@@ -6,6 +6,7 @@ from mmrl_core.support import lazy_names
 
 if TYPE_CHECKING:
     from mmrl_core.config.components import check_components, component_problems, with_declared_defaults
+    from mmrl_core.config.layers import files_beside
     from mmrl_core.config.messages import find_key
     from mmrl_core.config.methods import entries_in_order
     from mmrl_core.config.reading import differing_keys, dump_config, extends_chain, load_config, load_reward
@@ -49,6 +50,7 @@ __all__ = [
     "dump_config",
     "entries_in_order",
     "extends_chain",
+    "files_beside",
     "find_key",
     "load_config",
     "load_reward",
@@ -67,6 +69,7 @@ __getattr__ = lazy_names(
         "dump_config": "reading",
         "entries_in_order": "methods",
         "extends_chain": "reading",
+        "files_beside": "layers",
         "find_key": "messages",
         "load_config": "reading",
         "load_reward": "reading",

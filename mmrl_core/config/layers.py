@@ -35,6 +35,13 @@ PART_INHERITS = {
 """Key of a part of a mixture -> where its task has the same."""
 
 
+def files_beside(name: str) -> list[str]:
+    """YAML files in the folder of a path, with or without a suffix, written as it is; for did-you-mean."""
+    folder = Path(name).expanduser().parent
+    found = sorted(path.name for path in folder.glob("*") if path.suffix in YAML_SUFFIXES)
+    return [str(Path(name).parent / file) for file in found]
+
+
 class Layers:
     """Reads files for one config.
 
@@ -54,7 +61,7 @@ class Layers:
         if path.suffix not in YAML_SUFFIXES:
             path = load_plugins().task(task).path
         elif not path.is_file():
-            raise ConfigError(f"there is no file {task}.")
+            raise ConfigError(f"there is no file {task}.{did_you_mean(task, files_beside(task))}")
         return merge(default_components(), self.read_file(path.resolve()), RUN, self.problems)
 
     def read_file(self, path: Path, chain: tuple[Path, ...] = ()) -> Node:

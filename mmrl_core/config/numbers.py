@@ -1,4 +1,4 @@
-"""Numbers of the schema: every one is finite and has a range in which it makes sense."""
+"""Numbers of the schema and of options: every one is finite and has a range in which it makes sense."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ Factor = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
 PositiveFactor = Annotated[float, Gt(0.0), Le(LARGEST)]
 FactorOrZero = Annotated[float, Ge(0.0), Le(LARGEST)]
 Share = Annotated[float, Ge(0.0), Le(1.0)]
+OneOrMore = Annotated[float, Ge(1.0), Le(LARGEST)]
 
 Seconds = Annotated[float, Ge(0.001), Le(1e6)]
 """A time limit: a timer of less than a microsecond never fires, one of more than 292 years cannot be set."""

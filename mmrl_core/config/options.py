@@ -2,7 +2,8 @@
 
 A target declares its options with an attribute `Options`, a pydantic model: the fields are the options, with their
 types, defaults, descriptions, validators and nested models. Without it the options are the parameters of the target's
-signature, apart from those that the core passes.
+signature, apart from those that the core passes. A range is a part of the type: `clip: Annotated[float, Lt(1.0)]`,
+see `config/numbers.py`.
 
 Registering and calling entries needs this module, so it imports pydantic inside its functions.
 """
@@ -16,6 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,7 +100,9 @@ def options_of(target: Any, positional: int, given: Collection[str]) -> dict[str
     parameters = list(signature_of(target).parameters.values())
     passed = {*_positional_names(parameters)[:positional], *given}
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in passed]
-    return {p.name: Option(p.name, p.annotation, p.default) for p in named}
+    hints = _type_hints(target)
+    annotations = {p.name: hints[p.name] if _has_range(hints.get(p.name)) else p.annotation for p in named}
+    return {p.name: Option(p.name, annotations[p.name], p.default) for p in named}
 
 
 def signature_of(target: Any) -> inspect.Signature:
@@ -201,12 +205,20 @@ def _positional_names(parameters: Any) -> list[str]:
 
 
 def _type_hints(target: Any) -> dict[str, Any]:
-    """The annotations of a function that can be resolved. Those that only a type checker imports cannot."""
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except Exception:  # a hint is a help, not a duty: whatever its text raises, options are then not type-checked
-        return {}
+    """The annotations of a function, with ranges. Those that cannot be resolved, as only a type checker imports them,
+    are left out."""
+    function = inspect.unwrap(target.__init__ if inspect.isclass(target) else target)
+    found: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        alone = types.SimpleNamespace(__annotations__={name: annotation})
+        with suppress(Exception):  # a hint is a help, not a duty: whatever its text raises, it is then not checked
+            found |= typing.get_type_hints(alone, getattr(function, "__globals__", {}), include_extras=True)
+    return found
+
+
+def _has_range(hint: Any) -> bool:
+    """Whether an annotation, or a member of it, is `Annotated`: its name alone would not say what type it is."""
+    return typing.get_origin(hint) is typing.Annotated or any(map(_has_range, typing.get_args(hint)))
 
 
 def _type_problem(value: Any, hint: Any) -> str:
@@ -218,7 +230,7 @@ def _type_problem(value: Any, hint: Any) -> str:
     try:
         _adapter(hint).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        return " or ".join(dict.fromkeys(expectation(item, value) for item in error.errors()))
+        return "".join(fault.text for fault in faults(error, value))
     except (PydanticUserError, TypeError):  # an annotation pydantic knows nothing of, or no value of YAML
         return ""
     return ""

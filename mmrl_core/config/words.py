@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,8 @@ def expectation(item: Mapping[str, Any], value: Any) -> str:
     hint = ""
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
-        expected = f"be {words} {number(context[bound])}"
+        finite = not isinstance(value, float) or math.isfinite(value)
+        expected = f"be {words} {number(context[bound])}" if finite else "be a finite number"
     elif kind == "literal_error":
         expected = f"be {context['expected']}"
         hint = did_you_mean(str(value), re.findall(r"'([^']*)'", expected))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from mmrl_core.config.numbers import Count, Seconds
 from mmrl_core.conversation.tool_workers import Call, ToolWorkers
 from mmrl_core.conversation.tools import CALL_END, Question, Tool, ToolContext, schema, tool_call, validated
 from mmrl_core.errors import ConfigError, ToolError
@@ -96,9 +97,9 @@ class ToolEnvironment:
         tools: Sequence[Tool],
         media_root: str | None = None,
         *,
-        max_calls: int = 4,
-        timeout_s: float = 30.0,
-        num_workers: int = 2,
+        max_calls: Count = 4,
+        timeout_s: Seconds = 30.0,
+        num_workers: Count = 2,
     ) -> None:
         """
         Args:

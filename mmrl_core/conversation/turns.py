@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.config.numbers import Count
 from mmrl_core.types import LOSS_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def multi_turn(
     on_group: Callable[[RolloutGroup], None] | None = None,
     *,
     environment: Environment,
-    max_turns: int = 4,
-    max_conversation_tokens: int | None = None,
+    max_turns: Count = 4,
+    max_conversation_tokens: Count | None = None,
 ) -> list[RolloutGroup]:
     """Conversations with an environment, all of them a turn at a time.
 

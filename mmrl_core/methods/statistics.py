@@ -74,7 +74,7 @@ def told(run: SteppingRun, rows: Sequence[Row], names: Collection[str], whose: s
 def _need(run: SteppingRun, name: str) -> Statistic | str:
     """The registered statistic of a name; the name, if there is none, which may be the policy's own."""
     try:
-        return Statistic(name, run.registered("statistic", Component(name=name)).load())
+        return Statistic(name, run.registered("statistic", Component(name=name)).function())
     except PluginError:
         return name
 

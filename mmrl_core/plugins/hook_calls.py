@@ -9,6 +9,7 @@ from typing import Any
 import pluggy
 
 from mmrl_core.errors import MMRLError
+from mmrl_core.support import blame, blamed
 
 
 def attribute_hooks(manager: pluggy.PluginManager, core: str) -> dict[str, str]:
@@ -84,17 +85,12 @@ class _Call:
             self._answered[self._hook] = self._plugin
 
     def _attributed(self, error: Exception) -> Exception:
-        if getattr(error, "mmrl_plugin", None) is not None:
+        if blamed(error) is not None:
             return error
-        if self._is_core:
-            setattr(error, "mmrl_plugin", self._plugin)  # noqa: B010
-            return error
-        source = f"{self._hook} of plugin {self._plugin!r}"
-        if isinstance(error, MMRLError):
+        source = None if self._is_core else f"{self._hook} of plugin {self._plugin!r}"
+        if source is not None and isinstance(error, MMRLError):
             named = type(error)(f"{source}: {error}")
             named.__traceback__, named.__cause__ = error.__traceback__, error.__cause__
             error = named
-        else:
-            error.add_note(f"raised by {source}")
-        setattr(error, "mmrl_plugin", self._plugin)  # noqa: B010
+        blame(error, source, error.__traceback__)
         return error

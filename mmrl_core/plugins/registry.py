@@ -7,13 +7,14 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmrl_core.config.options import Option, option_problems, options_of, signature_of
 from mmrl_core.errors import MMRLError, PluginError, did_you_mean
+from mmrl_core.support import Blaming
 
 CORE = "core"
 
@@ -168,7 +169,26 @@ class Entry:
         target = self.load()
         check_options(self.kind, self.id, target, options)
         parameters = signature_of(target).parameters
-        return target(*arguments, **options, **{key: value for key, value in given.items() if key in parameters})
+        taken = {key: value for key, value in given.items() if key in parameters}
+        with self._blaming():
+            return target(*arguments, **options, **taken)
+
+    def function(self) -> Callable[..., Any]:
+        """The function that it is, to be called often: what it raises names the entry, as from `call`.
+
+        Raises:
+            PluginError: it cannot be imported.
+        """
+        target = self.load()
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            with self._blaming():
+                return target(*arguments, **options)
+
+        return called
+
+    def _blaming(self) -> Blaming:
+        return Blaming(None if self.id.startswith(f"{CORE}/") else f"{self.kind} {self.id!r}")
 
 
 def check_options(kind: str, name: str, target: Any, options: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Small helpers that know nothing of training: files written whole, late imports, packages of an extra, norms."""
 
+from mmrl_core.support.blaming import Blaming, blame, blamed
 from mmrl_core.support.extras import need
 from mmrl_core.support.files import finite, remove_unfinished, writes_to, written_aside
 from mmrl_core.support.lazy import lazy_names
@@ -13,10 +14,13 @@ from mmrl_core.support.weights import describe_weights, finite_norm, refuse_brok
 __all__ = [
     "LOCK_FILE",
     "SIGNALS",
+    "Blaming",
     "FolderLock",
     "Interrupted",
     "Processes",
     "Stopping",
+    "blame",
+    "blamed",
     "describe_weights",
     "end_with_parent",
     "finite",

@@ -90,6 +90,53 @@ def test_a_run_whose_rewards_score_nothing_stops_with_their_error_and_goes_on_wh
     assert [record["step"] for record in records("step")] == [1, 2, 3, 4]
 
 
+RAISING = """
+import torch
+
+def fails(*anything, **more):
+    values = [1.0]
+    return values[len(anything)]  # IndexError
+
+def loss(inputs):
+    return torch.zeros(2, 3) + torch.zeros(4, 5)
+
+loss.needs = ("raising.py:statistic",)
+
+def statistic(logits, tokens):
+    return {}["likeliest"]
+
+def plain_loss(inputs):
+    return fails(inputs)
+
+def unnamed():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("section", "first", "code"),
+    [
+        ({"algorithm": {"loss": "raising.py:plain_loss"}}, "loss 'raising.py:plain_loss' raised IndexError: ", "fails"),
+        ({"algorithm": {"loss": "raising.py:unnamed"}}, "loss 'raising.py:unnamed' raised TypeError: unnamed()", None),
+        ({"algorithm": {"loss": "raising.py:loss"}}, "statistic 'raising.py:statistic' raised ", "statistic"),
+        ({"algorithm": {"advantage": ["raising.py:fails"]}}, "advantage 'raising.py:fails' raised ", "fails"),
+        ({"rollout": {"strategy": "raising.py:fails"}}, "strategy 'raising.py:fails' raised IndexError: ", "fails"),
+        ({"eval": {"metrics": ["raising.py:fails"]}}, "metric 'raising.py:fails' raised IndexError: ", "fails"),
+    ],
+)
+def test_what_code_of_a_file_raises_begins_with_whose_it_is_and_shows_that_code_alone(
+    section, first, code, task, capsys
+):
+    Path("raising.py").write_text(RAISING)
+    more = {"data": {"train": {"path": "rows.jsonl"}, "held_out": {"path": "rows.jsonl"}}} if "eval" in section else {}
+    assert main(task("spread", steps=1, **section, **more)) == 1
+    told = capsys.readouterr().err
+    told = told[told.index("mmrl: ") :]
+    assert told.startswith(f"mmrl: {first}"), told
+    assert told.count(" in ") == 0 if code is None else 'raising.py", line' in told and f"in {code}" in told
+    assert "trainer.py" not in told and "registry.py" not in told
+
+
 def test_a_reward_that_leaves_rows_unscored_has_its_share_in_the_metrics(task):
     assert main(task("spread", "sometimes", steps=2)) == 0
     assert [record["unscored/sometimes"] for record in records("step")] == [0.5, 0.5]

@@ -148,6 +148,9 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("rewards.py:length rows.jsonl --option a", "is not of the form key=value"),
     ],
     "check id": [
+        ("giu", "there is no task, plugin or file 'giu'. Did you mean 'gui'?"),
+        ("visual_rft/demo_detektion", "Did you mean 'visual_rft/demo_detection'?"),
+        ("taks.yaml", "Did you mean 'task.yaml'?"),
         ("absent", "no task 'absent'"),
         ("wrong.yaml", "unknown key 'sede'"),
     ],

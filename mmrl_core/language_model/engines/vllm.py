@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmrl_core.config.numbers import Count, PositiveFactor
 from mmrl_core.errors import ConfigError, MMRLError, PolicyError
 from mmrl_core.language_model.encoder import media_of
 from mmrl_core.language_model.engines.base import OnFinished, Sampled, Sampler
@@ -43,8 +44,8 @@ class VLLMEngine:
         self,
         *,
         mode: Literal["colocated", "server"] = "colocated",
-        memory_gib: float = 4.0,
-        max_length: int | None = None,
+        memory_gib: PositiveFactor = 4.0,
+        max_length: Count | None = None,
         sleep: bool = False,
         gpus: str | None = None,
         address: str | None = None,

@@ -107,6 +107,60 @@ def test_every_number_has_a_range(key):
     assert accepts(annotation, kind(0)) == (key in ZERO_MEANS_SOMETHING), f"{key}: 0"
 
 
+def options_with_numbers() -> Iterator[tuple[str, Any]]:
+    """ "loss clipped.clip_low" and its annotation, of every number among the options of what a step calls."""
+    registry = load_plugins().registry
+    for kind in ("advantage", "engine", "environment", "loss", "strategy"):
+        for entry in registry.entries(kind):
+            for name, option in entry.options().items():
+                if entry.id.startswith("core/"):
+                    for _, annotation in numbers_in(option.annotation):
+                        yield f"{kind} {entry.id.removeprefix('core/')}.{name}", annotation
+
+
+def test_every_number_among_the_options_of_the_core_has_a_range():
+    found = list(options_with_numbers())
+    assert {"loss cispo.cap", "advantage whiten.eps", "strategy multi_turn.max_turns", "engine vllm.memory_gib"} <= {
+        key for key, _ in found
+    }
+    for key, annotation in found:
+        for value in (math.nan, math.inf, -math.inf, -1, 10**30):
+            assert not accepts(annotation, value), f"{key} takes {value}"
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("loss: {name: clipped, clip_low: 2}", "loss 'clipped': option 'clip_low' should be at most 1; got 2."),
+        ("loss: {name: clipped, clip_low: {from: 1.5, to: 0.2, steps: 9}}", "should be at most 1; got 1.5."),
+        ("loss: {name: clipped, clip_high: -0.1}", "option 'clip_high' should be at least 0; got -0.1."),
+        ("loss: {name: clipped, dual_clip: 0.5}", "option 'dual_clip' should be at least 1; got 0.5."),
+        ("loss: {name: cispo, cap: 0}", "option 'cap' should be greater than 0; got 0."),
+        ("loss: {name: text_reasoning/rec, ring_low: 1.2}", "option 'ring_low' should be at most 1; got 1.2."),
+        ("loss: {name: text_reasoning/sapo, positive: 0}", "option 'positive' should be greater than 0; got 0."),
+        ("loss: {name: find/find, clip: 2}", "option 'clip' should be at most 1; got 2."),
+        ("advantage: [{name: group_relative, eps: -1}]", "option 'eps' should be at least 0; got -1."),
+        ("advantage: [{name: discounted_returns, gamma: 1.1}]", "option 'gamma' should be at most 1; got 1.1."),
+        ("advantage: [group_mean, {name: vital/difficulty, minimum: 2}]", "should be at most 1; got 2."),
+        (
+            "loss: {name: clipped, clip_low: 1.0, dual_clip: null}",
+            None,
+        ),  # no lower bound, as in clip_cov
+        ("loss: {name: cispo, clip_low: 10, clip_high: 0.2}", None),  # verl's way to have no lower bound
+    ],
+)
+def test_an_option_of_a_loss_or_stage_that_is_out_of_its_range_is_refused_in_one_line(section, problem, tmp_path):
+    file = tmp_path / "task.yaml"
+    base = "{name: t, model: {path: m}, data: {train: {path: x}}, prompt: {text: q}, rewards: [environment]"
+    file.write_text(f"{base}, stages: [{{kind: grpo, steps: 1}}], algorithm: {{{section}}}}}")
+    if problem is None:
+        load_config(str(file))
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(file))
+    assert str(caught.value).endswith(problem) and "\n" not in str(caught.value), str(caught.value)
+
+
 ADDRESSES = {
     "RunConfig": "{}",
     "PartConfig": "mixture: [{{name: a, data: {{train: {{path: x}}}}, rewards: [environment], {}}}]",

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mmrl_core.config.numbers import FactorOrZero, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import MAX_LOG_RATIO, Metrics, aggregate
@@ -15,12 +16,12 @@ from mmrl_core.losses import MAX_LOG_RATIO, Metrics, aggregate
 def find(
     inputs: LossInputs,
     *,
-    reward_weight: float = 1.0,
-    clip: float = 0.05,
+    reward_weight: FactorOrZero = 1.0,
+    clip: Share = 0.05,
     form: Literal["min", "published"] = "min",
     regulariser: Literal["kl", "quadratic"] = "kl",
-    regulariser_weight: float = 0.01,
-    value_weight: float = 1.0,
+    regulariser_weight: FactorOrZero = 0.01,
+    value_weight: FactorOrZero = 1.0,
     baseline: Literal["value", "none"] = "value",
 ) -> tuple[Tensor, Metrics]:
     """Policy term, regulariser and value loss of each action; T is 1, since a latent is drawn once.

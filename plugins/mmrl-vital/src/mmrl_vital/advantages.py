@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.advantage_stages import group_means
+from mmrl_core.config.numbers import Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.types import RewardView
 
@@ -20,7 +21,7 @@ def difficulty(
     view: RewardView,
     *,
     rule: Literal["task", "published"] = "task",
-    minimum: float = 0.5,
+    minimum: Share = 0.5,
     rewards: Sequence[str] | None = None,
     ranges: Mapping[str, Sequence[float]] | None = None,
 ) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core import hookimpl
+from mmrl_core.config.numbers import FactorOrZero
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, ratios_of, token_mean
@@ -85,7 +86,7 @@ def without(batch: Batch, mask: Tensor) -> Batch:
     return replace(batch, masks={**batch.masks, LOSS_MASK: mask}, advantages=batch.advantages * mask)
 
 
-def kl_cov(inputs: LossInputs, *, weight: float = 1.0) -> tuple[Tensor, Metrics]:
+def kl_cov(inputs: LossInputs, *, weight: FactorOrZero = 1.0) -> tuple[Tensor, Metrics]:
     """-A * ratio, without clipping, plus weight * |logprob - old_logprob| on the tokens that `KLCov` has marked.
 
     Args:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrl_core.config.numbers import FactorOrZero, Share
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, clipped
 
 
 def degrpo(
-    inputs: LossInputs, *, alpha: float = 0.001, clip_low: float = 0.2, clip_high: float = 0.2
+    inputs: LossInputs, *, alpha: FactorOrZero = 0.001, clip_low: Share = 0.2, clip_high: FactorOrZero = 0.2
 ) -> tuple[Tensor, Metrics]:
     """The clipped loss as alpha * mean over control tokens + mean over all others.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmrl_core.advantage_stages import for_each_trajectory
 from mmrl_core.advantages import varying_groups
+from mmrl_core.config.numbers import Count, FactorOrZero, PositiveFactor, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, clipped, ratios_of, token_mean
@@ -18,7 +19,9 @@ from mmrl_core.types import RewardView
 # Losses of tokens and rows
 
 
-def sapo(inputs: LossInputs, *, positive: float = 1.0, negative: float = 1.05) -> tuple[Tensor, Metrics]:
+def sapo(
+    inputs: LossInputs, *, positive: PositiveFactor = 1.0, negative: PositiveFactor = 1.05
+) -> tuple[Tensor, Metrics]:
     """-A * sigmoid(t (ratio - 1)) * 4 / t: the ratio fades out softly instead of being clipped.
 
     Args:
@@ -36,7 +39,7 @@ def sapo(inputs: LossInputs, *, positive: float = 1.0, negative: float = 1.05) -
     return -inputs.advantages * gate, {"ratio_mean": token_mean(ratio, inputs)}
 
 
-def gmpo(inputs: LossInputs, *, clip_low: float = 0.4, clip_high: float = 0.4) -> tuple[Tensor, Metrics]:
+def gmpo(inputs: LossInputs, *, clip_low: FactorOrZero = 0.4, clip_high: FactorOrZero = 0.4) -> tuple[Tensor, Metrics]:
     """-A * geometric mean over the row of the clipped ratios: one wild token does not decide the row.
 
     Each log-ratio is bounded in the direction of the advantage alone, before the mean.
@@ -63,7 +66,7 @@ def gmpo(inputs: LossInputs, *, clip_low: float = 0.4, clip_high: float = 0.4) -
     return -advantages * ratio, metrics
 
 
-def luspo(inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4) -> tuple[Tensor, Metrics]:
+def luspo(inputs: LossInputs, *, clip_low: Share = 3e-4, clip_high: FactorOrZero = 4e-4) -> tuple[Tensor, Metrics]:
     """GSPO's loss times the length of its row, so that long rows are not weighed down.
 
     Returns:
@@ -80,9 +83,9 @@ def dppo(
     inputs: LossInputs,
     *,
     divergence: Literal["tv", "kl"] = "tv",
-    low: float = 0.15,
-    high: float = 0.15,
-    ratio_cap: float = 20.0,
+    low: FactorOrZero = 0.15,
+    high: FactorOrZero = 0.15,
+    ratio_cap: PositiveFactor = 20.0,
 ) -> tuple[Tensor, Metrics]:
     """REINFORCE with a bounded ratio as its weight, without tokens whose probability has already moved too far.
 
@@ -151,7 +154,7 @@ def optimal_baseline(advantages: Tensor, view: RewardView) -> Tensor:
     return for_each_trajectory(compared, advantages, view)
 
 
-def pass_at_k(advantages: Tensor, view: RewardView, *, k: int = 4, right_above: float = 0.5) -> Tensor:
+def pass_at_k(advantages: Tensor, view: RewardView, *, k: Count = 4, right_above: float = 0.5) -> Tensor:
     """[B] -> [B]: advantages of the reward "at least one of k answers is right", over all subsets of k of the group.
 
     Of n answers of which w are wrong, a subset has the mean m = 1 - C(w, k) / C(n, k) and the std s = sqrt(m (1 - m)).

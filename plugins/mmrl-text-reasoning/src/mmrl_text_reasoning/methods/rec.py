@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.advantage_stages import for_each_trajectory
+from mmrl_core.config.numbers import FactorOrZero, PositiveFactor, Share
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, ratios_of, token_mean
 from mmrl_core.run import derive_seed
@@ -18,14 +19,14 @@ def rec(
     inputs: LossInputs,
     *,
     mask: Literal["none", "one_side", "two_side", "ring"] = "one_side",
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    ring_low: float = 0.6,
-    ring_high: float = 2.0,
+    clip_low: Share = 0.2,
+    clip_high: FactorOrZero = 0.2,
+    ring_low: Share = 0.6,
+    ring_high: FactorOrZero = 2.0,
     weight: Literal["none", "ratio", "advantage"] = "none",
-    temperature: float = 1.0,
-    k2: float = 0.0,
-    forward_kl: float = 0.0,
+    temperature: PositiveFactor = 1.0,
+    k2: FactorOrZero = 0.0,
+    forward_kl: FactorOrZero = 0.0,
     scale: float = 1.0,
 ) -> tuple[Tensor, Metrics]:
     """-A * logprob * M * c on each token, without gradient through the ratio.
@@ -82,7 +83,7 @@ def shifted_baseline(
     view: RewardView,
     *,
     baseline: Literal["mean", "log_mean_exp"] = "mean",
-    tau: float = 1.0,
+    tau: PositiveFactor = 1.0,
     shift: float = 0.0,
 ) -> Tensor:
     """[B] -> [B]: reward - (baseline of the group + shift).
@@ -110,7 +111,7 @@ def shifted_baseline(
 
 
 def red_drop(
-    advantages: Tensor, view: RewardView, *, divide_by_std: bool = False, eps: float = 1e-6, seed: int = 0
+    advantages: Tensor, view: RewardView, *, divide_by_std: bool = False, eps: FactorOrZero = 1e-6, seed: int = 0
 ) -> Tensor:
     """[B] -> [B]: drop surplus bad answers of a group, then compare with the mean of the rest.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from mmrl_core.config.numbers import PositiveFactor
 from mmrl_core.methods import ScoreInputs
 
 REFERENCE = "reference"
@@ -14,8 +15,8 @@ REFERENCE = "reference"
 def trpa(
     inputs: ScoreInputs,
     *,
-    beta: float = 0.1,
-    kappa: float = 2.5,
+    beta: PositiveFactor = 0.1,
+    kappa: PositiveFactor = 2.5,
     best: float = 1.0,
     reward: str | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
