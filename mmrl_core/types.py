@@ -167,6 +167,7 @@ class Scores:
             the unweighted sum, NaN where unscored.
         step_rewards: name -> one list for each rollout, a number for each row. Likewise.
         failures: reward name -> how many rollouts it failed to score (raised, hung, returned nonsense).
+        reasons: name of a reward that failed -> for each rollout why, None where it did not fail.
     """
 
     totals: Tensor
@@ -175,6 +176,7 @@ class Scores:
     token_rewards: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     step_rewards: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     def select(self, index: Sequence[int]) -> Scores:
         """Scores of the rollouts at `index`, in its order; failures, which are counts of all, are left out."""
@@ -185,6 +187,7 @@ class Scores:
             weights=self.weights,
             token_rewards={name: [values[i] for i in chosen] for name, values in self.token_rewards.items()},
             step_rewards={name: [values[i] for i in chosen] for name, values in self.step_rewards.items()},
+            reasons={name: [texts[i] for i in chosen] for name, texts in self.reasons.items()},
         )
 
     def split(self, groups: Sequence[RolloutGroup]) -> list[Scores]:
@@ -206,6 +209,7 @@ class Scores:
         for part in parts:
             for name, count in part.failures.items():
                 failures[name] = failures.get(name, 0) + count
+        failed = {name: None for part in parts for name in part.reasons}
         return Scores(
             totals=torch.cat([part.totals for part in parts]),
             components={name: torch.cat([part.components[name] for part in parts]) for name in first.components},
@@ -217,6 +221,10 @@ class Scores:
                 name: [values for part in parts for values in part.step_rewards[name]] for name in first.step_rewards
             },
             failures=failures,
+            reasons={
+                name: [text for part in parts for text in part.reasons.get(name, [None] * len(part.totals))]
+                for name in failed
+            },
         )
 
     def with_component(self, name: str, values: Tensor, weight: float = 1.0) -> Scores:

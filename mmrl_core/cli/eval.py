@@ -86,6 +86,7 @@ def _lines(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -
             group,
             rollout,
             {name: float(values[place]) for name, values in scores.components.items()},
+            {name: why for name, reasons in scores.reasons.items() if (why := reasons[place]) is not None},
             float(scores.totals[place]),
             temperature,
         )

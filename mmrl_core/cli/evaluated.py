@@ -171,8 +171,10 @@ def result_path(evaluated: Evaluated, task: str, limit: int | None, overrides: S
         number += 1
 
 
-def line_of(group: Any, rollout: Any, rewards: dict[str, Any], total: Any, temperature: float) -> str:
-    """A completion as a line of the `.jsonl` beside a result."""
+def line_of(
+    group: Any, rollout: Any, rewards: dict[str, Any], failures: dict[str, str], total: Any, temperature: float
+) -> str:
+    """A completion as a line of the `.jsonl` beside a result; `failures` are why rewards failed, by name."""
     from mmrl_core.runs import prompt_text
     from mmrl_core.support import finite
 
@@ -184,6 +186,7 @@ def line_of(group: Any, rollout: Any, rewards: dict[str, Any], total: Any, tempe
         "answer": group.prompt.answer,
         "completion": rollout.completion if isinstance(rollout.completion, str) else None,
         "rewards": {name: finite(value) for name, value in rewards.items()},
+        "failures": failures,
         "total": finite(total),
         "truncated": rollout.truncated,
         "num_tokens": rollout.num_actions,

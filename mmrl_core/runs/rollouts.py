@@ -12,9 +12,9 @@ prompt (text; media are written as [image]), prefix (that completion and turns b
 (paths from rollouts/), times_s (for each of the media the time of a video's frame, in seconds, or null), answer (the
 gold completion), sample, completion (null if it is a picture or a video), completion_media (its path, or null), turns
 (of a conversation, in order: role, text, media, times_s; empty for a single turn), outcome (facts of the conversation),
-rewards (name -> number before its weight, null = unscored), total (weighted), advantage, truncated, num_tokens. Of a
-prompt's video up to MAX_FRAMES frames are kept, of one that was made the first MAX_MADE_FRAMES, of a sound the first
-MAX_SOUND_S seconds. Numbers that are not finite are null.
+rewards (name -> number before its weight, null = unscored), failures (name of a reward that failed -> why), total
+(weighted), advantage, truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made
+the first MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that are not finite are null.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ MAX_LOSSLESS_SIDE = 64  # side of a film in pixels; in small ones every pixel is
 MAX_LINE_BYTES = 64 << 20  # of a line that is read: a completion of millions of tokens has room
 MAX_FILE_BYTES = 1 << 30  # of a file that is read
 MAX_DEPTH = 12  # depth of a sample; deeper values are written as text
+MAX_REASON = 1000  # characters of why a reward failed: an exception may quote a whole completion
 MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
 
 _FILE_NAME = re.compile(r"step-(\d+)-(train|held_out)(?:-t([0-9.e+-]+))?\.jsonl")
@@ -321,12 +322,16 @@ def _check_sizes(
 
 
 def _scored_rollouts(groups: Sequence[RolloutGroup], scores: Scores | None) -> list[dict[str, Any]]:
-    """The keys "rewards" and "total" of each rollout; None = unscored."""
+    """The keys "rewards", "failures" and "total" of each rollout; None = unscored."""
     if scores is None:
-        return [{"rewards": {}, "total": None} for group in groups for _ in group.rollouts]
+        return [{"rewards": {}, "failures": {}, "total": None} for group in groups for _ in group.rollouts]
     columns = {name: values.tolist() for name, values in scores.components.items()}
     return [
-        {"rewards": {name: finite(values[n]) for name, values in columns.items()}, "total": finite(total)}
+        {
+            "rewards": {name: finite(values[n]) for name, values in columns.items()},
+            "failures": {name: why[:MAX_REASON] for name, of in scores.reasons.items() if (why := of[n]) is not None},
+            "total": finite(total),
+        }
         for n, total in enumerate(scores.totals.tolist())
     ]
 

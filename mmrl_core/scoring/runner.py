@@ -297,6 +297,7 @@ def _scores(
         },
         step_rewards={key: weighted_parts(key, "step") for key in of_shape["step"]},
         failures={key: sum(j.failure is not None for j in judgements) for key, judgements in flat.items()},
+        reasons={key: [j.failure for j in judged] for key, judged in flat.items() if any(j.failure for j in judged)},
     )
 
 

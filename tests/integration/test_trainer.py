@@ -307,9 +307,16 @@ def test_learning_rates_follow_the_schedule(run, base_config):
 # What goes wrong
 
 
-@pytest.mark.parametrize("reward, sampling", [("raises", None), ("hangs", None), ("not_a_number", {"max_rounds": 2})])
-def test_a_failing_reward_leaves_completions_unscored_and_the_run_alive(run, grpo, rewards_file, reward, sampling):
-    """Odd rows score, or fail; 2 x 4 x 4 completions in all."""
+@pytest.mark.parametrize(
+    "reward, why, sampling",
+    [
+        ("raises", "raised ZeroDivisionError", None),
+        ("hangs", "took longer than 0.3 s", None),
+        ("not_a_number", "nan", {"max_rounds": 2}),
+    ],
+)
+def test_a_failing_reward_leaves_completions_unscored_and_the_run_alive(run, grpo, rewards_file, reward, why, sampling):
+    """Odd rows score, or fail; 2 x 4 x 4 completions in all. Their lines say why."""
     component = {"name": f"{rewards_file}:{reward}", "weight": 0.5, "timeout_s": 0.3}
     config = grpo("spread", component, algorithm={"dynamic_sampling": sampling}, kind="qwen2")
     trainer, steps = run({**config, "log": {"rollouts_every_steps": 1, "rollouts_per_step": 9}})
@@ -320,6 +327,7 @@ def test_a_failing_reward_leaves_completions_unscored_and_the_run_alive(run, grp
         for rollout in rollouts:
             assert (rollout["rewards"][reward] is None) == (rollout["total"] is None) == (rollout in failed)
             assert rollout["rewards"]["spread"] is not None
+            assert why in rollout["failures"][reward] if rollout in failed else rollout["failures"] == {}
             assert rollout in failed or rollout["total"] == pytest.approx(rollout["rewards"]["spread"] + 0.5, abs=1e-6)
         assert all(rollout["advantage"] == 0 for rollout in failed)
         if sampling is None:

@@ -44,6 +44,7 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
         {"iou": torch.tensor([1.0, 0.0, math.nan, 0.25]), "brevity": torch.tensor([1.0, 2.0, math.nan, 0.0])},
         {"iou": 1.0, "brevity": 0.25},
         token_rewards={"brevity": [torch.tensor([0.125, 0.125]), torch.tensor([0.5]), torch.zeros(2), torch.zeros(1)]},
+        reasons={"iou": [None, None, "KeyError: 'boxes'" + "x" * 5000, None]},
     )
     path = RolloutLog(tmp_path).write(120, "grpo", "train", groups, scores, [[0.5, -0.5], [0.0, math.nan]], 1.0)
     assert path == tmp_path / "rollouts" / "step-000120-train.jsonl"
@@ -74,12 +75,14 @@ def test_each_rollout_comes_back_as_a_line_with_its_own_numbers(tmp_path: Path):
         "turns": [],
         "outcome": {},
         "rewards": {"iou": 0.0, "brevity": 2.0},
+        "failures": {},
         "total": 0.5,
         "advantage": -0.5,
         "truncated": True,
         "num_tokens": 5,
     }
     assert (lines[2]["total"], lines[2]["rewards"]["iou"], lines[3]["advantage"]) == (None, None, None)
+    assert lines[2]["failures"]["iou"].startswith("KeyError: 'boxes'x") and len(lines[2]["failures"]["iou"]) == 1000
     assert [line["rewards"]["brevity"] for line in lines] == [1.0, 2.0, None, 0.0], (
         "before the weight, null if unscored"
     )
