@@ -37,6 +37,7 @@ from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
 
 sys.path.insert(0, str(Path(__file__).parent))
 from class_pages import CLASSES, class_page
+from names_elsewhere import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"
@@ -292,7 +293,10 @@ def algorithms_page() -> str:
             parts += [f"### {entry.id.removeprefix(f'{CORE}/')}", f"{entry.description}.", *_entry_parts(entry)]
     parts += ["## Presets", "Named under `extends`; `mmrl info PRESET` prints one."]
     rows = [(f"`{name}`", _cell(_leading_comment(path))) for name, path in presets().items()]
-    return _page([*parts, _table(("preset", "what it sets"), rows)])
+    parts += [_table(("preset", "what it sets"), rows), "## Names elsewhere", TEXT.replace("\n", " ")]
+    for title, table in (("Losses", LOSSES), ("Advantages", ADVANTAGES), ("Options of `algorithm`", OPTIONS)):
+        parts += [f"{title}:", _table(HEAD, table)]
+    return _page(parts)
 
 
 def _entry_parts(entry: Entry) -> Iterator[str]:

@@ -102,6 +102,17 @@ def test_every_core_entry_and_preset_is_documented():
     assert re.findall(r"^\| `(\w+/\w+)` \|", page("algorithms.md"), re.MULTILINE) == list(presets())
 
 
+def test_names_elsewhere_stand_for_what_is_here(generate):
+    """Presets, losses and stages named in the table exist, and TRL's kinds of loss are all in it."""
+    rows = [*generate.LOSSES, *generate.ADVANTAGES, *generate.OPTIONS]
+    here = re.findall(r"`((?:algorithm|text_reasoning)/\w+)`", " ".join(row[2] for row in rows))
+    known = {entry.id for kind in KINDS for entry in load_plugins().registry.entries(kind)} | set(presets())
+    assert [name for name in here if name not in known] == []
+    config = "".join(row[0] for row in rows)
+    for name in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"):
+        assert f"`loss_type: {name}`" in config
+
+
 # Links and names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmrl_core.plugins.registry import Registry
@@ -91,7 +91,9 @@ def _register_arithmetic(registry: Registry) -> None:
     base = ("group_relative", "group_mean", "leave_one_out", "discounted_returns", "normalise_each_reward")
     for name, description in stages.items():
         # Each of these starts from the rewards; after another one it would undo it, or compare what was compared.
-        details = {"claims": ("advantage.base",)} if name in base else {}
+        details: dict[str, Any] = {"claims": ("advantage.base",)} if name in base else {}
+        if name == "discounted_returns":  # plain returns, whose baseline is that of the whole batch
+            details["baseline"] = "own"
         add("advantage", name, f"mmrl_core.advantage_stages:{name}_stage", description, **details)
 
     losses = "mmrl_core.losses"

@@ -190,6 +190,12 @@ def outputs(folder, base_config, start_training, start_ranks):
                 "rewards": [f"{folder}/ranks.py:spread", "environment", *unscored],
                 "rollout": {"strategy": {"name": "multi_turn", "max_turns": 3}, "environment": "probe_ranks/echo"},
             },
+            {  # a loss of scores, which compares the answers of a prompt
+                **grpo,
+                "name": "scores",
+                "steps": 1,
+                "algorithm": {"loss": {"name": "text_reasoning/drpo", "max_length": 6}},
+            },
         ],
     }
     (folder / "task.yaml").write_text(json.dumps(config))
@@ -202,10 +208,11 @@ def test_two_processes_log_the_same_numbers_once(outputs):
     one, two = (read_metrics(output) for output in outputs)
     assert [(r["kind"], r["step"]) for r in two] == [(r["kind"], r["step"]) for r in one]
     steps = [record for record in one if record["kind"] == "step"]
-    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6, 7]
     assert all(record["failures/raises"] and record["grad_norm"] > 1e-3 for record in steps[2:])
     assert any(record.get("failures/hangs") for record in steps)
-    assert all(1 < record["outcome/num_turns"] <= 3 for record in steps[4:])
+    assert all(1 < record["outcome/num_turns"] <= 3 for record in steps[4:6])
+    assert steps[6]["drpo_prompts"] > 0
     for record, expected in zip(two, one, strict=True):
         assert record.keys() == expected.keys()
         for name, value in expected.items():
@@ -215,7 +222,7 @@ def test_two_processes_log_the_same_numbers_once(outputs):
 
 
 def test_two_processes_learn_the_same_weights(outputs):
-    one, two = (load_file(output / "checkpoints" / "step-6" / "model" / "model.safetensors") for output in outputs)
+    one, two = (load_file(output / "checkpoints" / "step-7" / "model" / "model.safetensors") for output in outputs)
     for name, weight in one.items():
         torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 

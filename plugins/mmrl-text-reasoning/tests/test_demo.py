@@ -50,18 +50,25 @@ def test_wrong_options_are_named(options):
         walks("train", **options)
 
 
-def test_the_demo_trains_two_steps(tmp_path, monkeypatch):
+def test_the_demo_trains_and_says_what_several_samples_reach(tmp_path, monkeypatch):
+    """Words of one button, of which there are sixty with their square: the cold start half learns them."""
     from mmrl_core.trainer import Trainer
 
     monkeypatch.setenv("MMRL_CACHE", str(tmp_path / "cache"))
-    short = ["stages.sft.steps=1", "stages.grpo.steps=1", "stages.grpo.prompts_per_step=4", "data.held_out.num_rows=11"]
-    trainer = Trainer(load_config("text_reasoning/demo_walks", [*short, "eval.temperatures=[0]"]), tmp_path / "run")
+    words = {"train": "[1, 1]", "held_out": "[1, 1]"}
+    short = ["stages.sft.steps=50", "stages.sft.data.train.length=[1, 1]", "stages.sft.data.train.num_rows=1600"]
+    short += ["stages.grpo.steps=1", "stages.grpo.prompts_per_step=4", "data.held_out.num_rows=22", "eval.samples=4"]
+    short += [f"data.{name}.length={length}" for name, length in words.items()]
+    trainer = Trainer(load_config("text_reasoning/demo_walks", short), tmp_path / "run")
     try:
         assert sum(weight.numel() for weight in trainer.policy.module.parameters()) < 10**6
         trainer.run(resume=False)
     finally:
         trainer.close()
     records = read_metrics(tmp_path / "run")
-    assert [record["stage_kind"] for record in records if record["kind"] == "step"] == ["sft", "grpo"]
+    assert {record["stage_kind"] for record in records if record["kind"] == "step"} == {"sft", "grpo"}
     last = [record for record in records if record["kind"] == "eval"][-1]
-    assert 0 <= last["greedy/right"] <= 1 and last["greedy/reward/right"] == last["greedy/right"]
+    assert last["greedy/reward/right"] == pytest.approx(last["greedy/right"]) and "greedy/pass@1" not in last
+    assert last["t1/pass@1"] == pytest.approx(last["t1/reward/right"]) == pytest.approx(last["t1/maj@1"])
+    assert 0 < last["t1/pass@1"] < last["t1/pass@2"] < last["t1/pass@4"] < 1
+    assert 0 < last["t1/maj@4"] < last["t1/pass@4"]

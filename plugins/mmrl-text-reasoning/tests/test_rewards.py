@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from mmrl_core.errors import TaskDataError
-from mmrl_text_reasoning.rewards import cosine, format, overlong
+from mmrl_core.plugins import load_plugins
+from mmrl_core.scoring import pass_metrics
+from mmrl_text_reasoning.method_rewards import level, thinkless
+from mmrl_text_reasoning.rewards import accuracy, cosine, format, overlong
 
 ROW = {"answer": "42"}
 
@@ -90,3 +93,68 @@ def test_overlong_completions_are_punished_as_in_dapo():
     assert all(math.isfinite(score) for score in overlong([""], [{}], sampled(0)))
     with pytest.raises(ValueError, match="cache"):
         overlong([""], [{}], sampled(1), max_length=10, cache=11)
+
+
+# Rewards of methods
+
+WALK = "<think>6 * 7</think><answer>{}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("<short>42", 1.0),
+        ("\n<short> so \\boxed{42}", 1.0),
+        ("<think>6 * 7</think>42", 0.5),
+        ("<think>42</think>", -1.0),  # nothing after the thinking
+        ("<short>41", -1.0),
+        ("<think>6 * 7</think>41", -1.0),
+        ("42", -1.0),
+        ("so <short>42", -1.0),
+        ("<short>", -1.0),
+        ("", -1.0),
+        (None, -1.0),
+    ],
+)
+def test_thinkless_pays_short_right_answers_most(completion, expected):
+    assert thinkless([completion], [ROW]) == [expected]
+    assert thinkless([completion], [{}]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        (WALK.format("42"), 0.0),
+        (WALK.format("\\boxed{42}"), 0.0),
+        (WALK.format("41"), -1.0),
+        (WALK.format(" "), -2.0),
+        ("<think>6 * 7</think> so <answer>42</answer>", -3.0),
+        ("<answer>42</answer>", -3.0),
+        ("42", -3.0),
+        ("", -3.0),
+        (None, -3.0),
+    ],
+)
+def test_levels_of_trpa(completion, expected):
+    assert level([completion], [ROW]) == [expected]
+    assert level([completion], [{}]) == [None]
+
+
+def test_levels_of_other_forms():
+    assert level(["a\n</think>\n\\boxed{42}", "a\n</think>\nso"], [ROW] * 2, form="open_rs") == [0.0, -2.0]
+    with pytest.raises(ValueError, match="form is one of"):
+        level(["a"], [ROW], form="xml")
+
+
+def test_pass_and_majority_of_answers_that_are_written_differently():
+    """Right: 2 of 4, and the other 2 agree as well: pass@2 = 1 - 1/6, half a majority. Second prompt: 1 of 4."""
+    said = [["\\boxed{1,000}", "so 1000 m.", "7", "\\boxed{7}"], ["x", "\\boxed{\\frac12}", "2", "no"]]
+    golds = [{"answer": "1000"}, {"answer": "0.5"}]
+    reward = load_plugins().registry.get("reward", "text_reasoning/accuracy")
+    right = [[score == 1.0 for score in accuracy(texts, [row] * 4)] for texts, row in zip(said, golds, strict=True)]
+    answer = reward.detail("answer")
+    votes = [[answer(text, row) for text in texts] for texts, row in zip(said, golds, strict=True)]
+    numbers = pass_metrics(right, votes)
+    assert numbers["pass@1"] == (2 / 4 + 1 / 4) / 2 and numbers["pass@4"] == 1.0
+    assert numbers["pass@2"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert numbers["maj@4"] == pytest.approx((1 / 2 + 1 / 2) / 2)  # of two answers that are said once, each a half

@@ -9,13 +9,19 @@ def mmrl_register(registry: Registry) -> None:
     """Rewards, data sources and metrics; the proving ground's walks and model; the methods."""
     package = "mmrl_text_reasoning"
     add = registry.add
-    add("reward", "accuracy", f"{package}.rewards:accuracy", "the final answer is the gold one", maximum=1.0)
+    said = {"answer": f"{package}.rewards:said_answer"}  # maj@k votes with it
+    add("reward", "accuracy", f"{package}.rewards:accuracy", "the final answer is the gold one", maximum=1.0, **said)
     add("reward", "format", f"{package}.rewards:format", "the form that the prompt asks for", maximum=1.0)
     add("reward", "cosine", f"{package}.rewards:cosine", "accuracy scaled by length, as in open-rs", maximum=None)
     add("reward", "overlong", f"{package}.rewards:overlong", "DAPO's punishment of long completions", maximum=0.0)
     add("reward", "gym", f"{package}.rewards:gym", "the scorer of a set of reasoning-gym", maximum=1.0)
 
-    add("reward", "walk", f"{package}.demo_data:right", "a chain that ends on the right square", maximum=1.0)
+    own = f"{package}.method_rewards"
+    add("reward", "thinkless", f"{own}:thinkless", "Thinkless: right and short above right", maximum=1.0, **said)
+    add("reward", "level", f"{own}:level", "TRPA's levels of form and answer, best 0", maximum=0.0, **said)
+
+    ends = {"answer": f"{package}.demo_data:last_square"}
+    add("reward", "walk", f"{package}.demo_data:right", "a chain that ends on the right square", maximum=1.0, **ends)
 
     add("source", "problems", f"{package}.data:problems", "GSM8K, MATH, AIME, ..., or your own: hub name or files")
     add("source", "gym", f"{package}.data:gym", "generated problems of reasoning-gym, by set and difficulty")

@@ -115,6 +115,16 @@ def right(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> l
     return rewards
 
 
+def last_square(completion: object, sample: Mapping[str, Any]) -> str | None:
+    """The square that a chain ends on, for the vote of maj@k; None if it does not spell the word of the problem.
+
+    >>> [last_square(text, {"problem": "3 FABE"}) for text in ("F6AB1E3", "FABE4", "F6E3", "")]
+    ['3', '4', None, None]
+    """
+    text = completion.strip() if isinstance(completion, str) else ""
+    return text[-1] if text and _ends_on(text, str(sample.get("problem", "")), text[-1]) else None
+
+
 def walk_shares(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Share of right chains in all and by length of the word, and how many steps they write for each button.
 

@@ -271,6 +271,23 @@ def gold_answer(sample: Sample) -> str | None:
     return text
 
 
+def said_answer(completion: object, sample: Sample) -> str | None:
+    r"""What a completion answers, in one spelling, for the vote of maj@k; None if it gives no answer.
+
+    Equal plain numbers are one answer, and equal texts without blanks and marks. Two formulas of one value may be two.
+
+    >>> [said_answer(text, {}) for text in (r"\boxed{1,000}", "so 1000 m.", r"\boxed{\frac12}", "0.5", "50%", "")]
+    ['1000', '1000', '1/2', '1/2', '50%', None]
+    """
+    answer = final_answer(completion)
+    if answer is None or len(answer) > MAX_ANSWER_CHARS:
+        return None
+    number = read_number(readable(answer))
+    if number is None:
+        return normalized(answer)
+    return f"{number.value}{'%' if number.is_percent else ''}"
+
+
 def is_right(gold: str, answer: str, limit_s: float = ANSWER_S) -> bool:
     """Whether an answer is the gold one; see `accuracy`."""
     if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):

@@ -26,6 +26,9 @@ class D3S:
         steps: length of the schedule.
         within_groups: choose within each group (D3S-I).
 
+    A loss that compares the answers of a prompt (DRPO, TRPA) needs `within_groups`, or few of its pairs are kept; its
+    scores and lengths are then those of the tokens kept.
+
     The published ends of the schedule are unknown; the defaults are ours, unverified. Rounding up is ours too.
 
     Source: arXiv:2509.22115, read in a secondary description.

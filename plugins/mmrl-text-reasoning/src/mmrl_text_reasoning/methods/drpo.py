@@ -42,7 +42,7 @@ def drpo(
         reward: the reward that tells; default: the total.
 
     Returns:
-        Scalar, and the metrics `kl_guard` (w, summed over processes) and `drpo_prompts` (prompts with both kinds).
+        Scalar, and the metrics `kl_guard` (w) and `drpo_prompts` (prompts with both kinds).
         quirk of the published code: its value is another with the same gradient.
 
     Source: arXiv:2510.04474 and its code; the defaults are the published ones.
@@ -64,4 +64,5 @@ def drpo(
     drift = (inputs.lengths * (inputs.old_scores - inputs.scores)).sum() / inputs.num_tokens
     guard = (kl_weight * (inputs.reduce_sum(drift.detach()) - kl_limit)).clamp(min=0)
     loss = -objective / inputs.num_groups + guard * drift
-    return loss, {"kl_guard": guard, "drpo_prompts": torch.tensor(float(num_used))}
+    share = len(inputs.scores) / inputs.num_trajectories  # metrics add up over processes
+    return loss, {"kl_guard": guard * share, "drpo_prompts": torch.tensor(float(num_used))}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.advantage_stages import for_each_trajectory
-from mmrl_core.advantages import varying_groups
+from mmrl_core.advantages import ReduceSum, this_process_alone, varying_groups
 from mmrl_core.config.numbers import Count, FactorOrZero, PositiveFactor, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import LossInputs
@@ -192,13 +192,15 @@ def pass_at_k(advantages: Tensor, view: RewardView, *, k: Count = 4, right_above
     return for_each_trajectory(compared, advantages, view)
 
 
-def scaled_by_valid_groups(advantages: Tensor, view: RewardView) -> Tensor:
+def scaled_by_valid_groups(
+    advantages: Tensor, view: RewardView, *, reduce_sum: ReduceSum = this_process_alone
+) -> Tensor:
     """Multiply by all rows / rows in groups whose rewards vary: GPG's correction for groups without a gradient.
 
-    Comes after a stage that compares; [B] or [B, T] stay what they are.
+    Comes after a stage that compares; [B] or [B, T] stay what they are. Rows are counted over all processes.
 
     Source: GPG, arXiv:2504.02546 (its alpha); the loss beside it is `reinforce`.
     """
     varies = varying_groups(view.rewards, view.group_ids)
-    share = float(varies.float().mean())
-    return advantages / share if share > 0 else advantages
+    num_valid, num_rows = reduce_sum(torch.tensor([int(varies.sum()), len(varies)])).tolist()
+    return advantages * (num_rows / num_valid) if num_valid else advantages
