@@ -82,6 +82,33 @@ def test_each_prompt_runs_once_with_the_values_and_gradients_of_whole_rows(kind,
             assert (own - value).norm() <= 1e-5 * value.norm() + 1e-6 * size, name
 
 
+@pytest.mark.parametrize("kind", ["qwen3_5", "gemma4"])
+def test_in_float64_nothing_is_left_of_what_gradients_differ_by(kind, tiny_model, prompts, monkeypatch):
+    """In float32 some differ by up to 7e-5 of their own norm: A_log of linear attention is what is left of sums."""
+    policy = LanguageModelPolicy(tiny_model(kind), precision="float32")
+    rows = rows_of(policy, prompts)
+    for name in ("float32", "float"):  # transformers casts to float32 by name
+        monkeypatch.setattr(torch, name, torch.float64)
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    policy.module.double()
+    for row in rows:
+        media = row.observation.media
+        media |= {name: value.double() for name, value in media.items() if value.is_floating_point()}
+    parameters = {name: value for name, value in policy.module.named_parameters() if value.requires_grad}
+
+    def passed():
+        logprobs = policy.logprobs(rows).logprobs
+        assert logprobs.dtype == torch.float64
+        return logprobs.detach(), torch.autograd.grad(logprobs.sum(), list(parameters.values()), allow_unused=True)
+
+    found, gradients = passed()
+    with whole_rows(policy):
+        expected, whole_gradients = passed()
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0.0)
+    for name, own, value in zip(parameters, gradients, whole_gradients, strict=True):
+        assert value is None or (own - value).norm() <= 1e-11 * value.norm(), name
+
+
 @pytest.mark.parametrize("kind", ["qwen3_5", "lfm2_vl"])
 @pytest.mark.parametrize("num_tokens", [1, 2])
 def test_short_completions_are_no_exception(kind, num_tokens, tiny_model, prompts):
