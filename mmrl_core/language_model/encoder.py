@@ -243,8 +243,8 @@ class PromptEncoder:
             window_s = extractor.n_samples / extractor.sampling_rate
             raise UnfitPromptError(
                 f"prompt {name!r} holds an audio of {longest / extractor.sampling_rate:.1f} s, and the model hears "
-                f"{window_s:g} s. Shorten it, or set prompt.max_audio_s to {window_s:g} to set such rows aside; "
-                "prompts are never cut."
+                f"{window_s:g} s. Shorten it; prompts are never cut. prompt.max_audio_s of {window_s:g} would find "
+                "such files by their headers."
             )
         return resampled
 
