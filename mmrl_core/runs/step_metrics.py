@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mmrl_core.types import Batch, Rollout, RolloutGroup, Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Metrics = dict[str, float]
 
 
 def rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch) -> Metrics:
     """Metrics of a step's rollouts: means over scored rollouts, spread, lengths."""
+    import torch
+
     sizes = [len(group.rollouts) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = torch.tensor([float(rollout.num_actions) for rollout in rollouts])
@@ -40,6 +43,8 @@ def rollout_metrics(groups: Sequence[RolloutGroup], scores: Scores, batch: Batch
 
 def _totals_of_parts(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
     """Mean totals of a mixture's parts, `reward/<part>/total`: the mean of all depends on how many groups each has."""
+    import torch
+
     totals: dict[str, list[Tensor]] = {}
     for group, part in zip(groups, scores.split(groups), strict=True):
         if group.prompt.part:
@@ -49,6 +54,8 @@ def _totals_of_parts(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
 
 def _unscored_by_reward(groups: Sequence[RolloutGroup], scores: Scores) -> Metrics:
     """`unscored/<reward>`: the share that a reward did not score of its rollouts, in a mixture those of its part."""
+    import torch
+
     parts = [group.prompt.part for group in groups for _ in group.rollouts]
     shares = {}
     for name, values in scores.components.items():
@@ -60,6 +67,8 @@ def _unscored_by_reward(groups: Sequence[RolloutGroup], scores: Scores) -> Metri
 
 def trajectory_advantages(batch: Batch) -> list[float]:
     """Mean advantage over trained tokens of each trajectory of the batch, its rows counting alike."""
+    import torch
+
     by_row = batch.advantages.sum(1) / batch.mask.sum(1).clamp(min=1)
     num_rows = batch.trajectory_ids.bincount()
     return (torch.zeros(len(num_rows)).index_add(0, batch.trajectory_ids, by_row) / num_rows).tolist()
