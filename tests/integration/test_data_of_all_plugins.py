@@ -234,7 +234,7 @@ NO_GOLD = {
     *("audio_aqa/format", "core/environment", "gui/gui_r1_format", "gui/ui_r1_format", "gui/ui_r1_format_nothink"),
     *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format", "text_reasoning/format"),
     *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk"),  # the last two: no answer block
-    "text_reasoning/cosine",  # the gold of text_reasoning/accuracy, which it scales
+    *("text_reasoning/cosine", "text_reasoning/thinkless", "text_reasoning/level"),  # by text_reasoning/accuracy
     *(name for name in IDS["reward"] if name.startswith("find/")),  # pictures, against their prompt
 }
 
