@@ -205,6 +205,7 @@ GOLDS: dict[str, tuple[Mapping[str, Any], str, str, Any]] = {
         3,
     ),
     "text_reasoning/accuracy": ({"answer": "42"}, "answer", "42", ["4", "5"]),
+    "text_reasoning/level": ({"answer": "42"}, "answer", "42", ["4", "5"]),
     "uav_vqa/accuracy": ({"answer": "4"}, "answer", "4", ["4", "5"]),
     "viewpoint/accuracy": ({"ground_truth": "B", "options": ["left", "right"]}, "ground_truth", "B", 3),
     "viewpoint/score": ({"ground_truth": "B"}, "ground_truth", "B", ["A", "B"]),
@@ -234,7 +235,7 @@ NO_GOLD = {
     *("audio_aqa/format", "core/environment", "gui/gui_r1_format", "gui/ui_r1_format", "gui/ui_r1_format_nothink"),
     *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format", "text_reasoning/format"),
     *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk"),  # the last two: no answer block
-    *("text_reasoning/cosine", "text_reasoning/thinkless", "text_reasoning/level"),  # by text_reasoning/accuracy
+    *("text_reasoning/cosine", "text_reasoning/thinkless"),  # the gold of accuracy, which they scale
     *(name for name in IDS["reward"] if name.startswith("find/")),  # pictures, against their prompt
 }
 
