@@ -157,7 +157,7 @@ VLLM_FOOT = """
 A reason in place of numbers is of vLLM with this small model. The published model may work where the reason is in the
 small one's sizes or tokenizer, and may fail where it works here: `mmrl train --dry-run` shows which.
 
-Written by `python docs/model_table.py --vllm` with vLLM {vllm} and transformers {transformers}.
+Written by `python docs/model_table.py --vllm` with vLLM {vllm} (CPU) and transformers {transformers}.
 """
 MAX_TOKENS = 12
 KIND_TIMEOUT_S = 300

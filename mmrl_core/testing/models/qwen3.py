@@ -66,8 +66,9 @@ def _qwen3_vl(family: str, directory: Path, tower: dict[str, Any], text: dict[st
         vision_end_token_id=ids("<|vision_end|>"),
         tie_word_embeddings=False,
     )
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # as published; vLLM takes the pictures' for videos too
     processor = transformers.Qwen3VLProcessor(
-        image_processor=transformers.Qwen2VLImageProcessor(size=_pixels(4, 256), patch_size=14),
+        image_processor=transformers.Qwen2VLImageProcessor(size=_pixels(4, 256), patch_size=14, **half),
         tokenizer=tokenizer,
         video_processor=transformers.Qwen3VLVideoProcessor(size=_pixels(8, 1024), patch_size=14),
         chat_template=template,
