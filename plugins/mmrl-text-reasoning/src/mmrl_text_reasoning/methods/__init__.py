@@ -52,7 +52,14 @@ def register(registry: Registry) -> None:
 
     chosen = {"claims": ("batch.tokens",)}
     add("behaviour", "d3s", f"{PACKAGE}.d3s:D3S", "D3S: trains on what varies most", needs=("entropy",), **chosen)
-    add("behaviour", "clip_cov", f"{PACKAGE}.covariance:ClipCov", "Clip-Cov", needs=("logprobs",), **chosen)
+    add(
+        "behaviour",
+        "clip_cov",
+        f"{PACKAGE}.covariance:ClipCov",
+        "Clip-Cov: entropy is kept",
+        needs=("logprobs",),
+        **chosen,
+    )
     add("behaviour", "kl_cov", f"{PACKAGE}.covariance:KLCov", "marks tokens for the loss kl_cov", needs=("logprobs",))
     add(
         "behaviour",
