@@ -4,7 +4,7 @@
 
 A picture is red or blue, a noise low or high (L or H). Each model is one of `mmrl tiny` with random weights, tower
 included, and all of it is trained. A cold start teaches the words: pictures by answers drawn by lot, which are right by
-chance, sounds by a listener who takes two of three low ones for high, so that H is always likelier. GRPO then has
+chance, sounds by a listener who takes three of five low ones for high, so that H is always likelier. GRPO then has
 nothing but the reward. Prints held-out rewards after either. A run that was interrupted is resumed.
 """
 
@@ -25,7 +25,7 @@ REWARD = Path(__file__).with_name("families_learn_reward.py")
 COLOURS = {"red": 0, "blue": 2}
 BANDS_HZ = {"L": ((100, 100), (600, 1200)), "H": ((1800, 2600), (7500, 7500))}
 """Answer -> ranges of the lowest and the highest frequency of its noise."""
-RIGHT = {"L": 1 / 3, "H": 1.0}
+RIGHT = {"L": 0.4, "H": 1.0}
 """Answer -> share of its sounds that the cold start calls so."""
 ROWS = {"train": 256, "held_out": 64}
 RATE_HZ = 16000
@@ -87,7 +87,8 @@ def settings(kind: str, seed: int, data: Path) -> list[str]:
     given.append(f"rewards.0.name={REWARD}:right")
     if kind in HEARD:
         given += ["prompt.images=[]", "prompt.audios=['{audio}']", "prompt.text=L or H?"]
-        given += ["stages.0.steps=300", "stages.0.optimizer.lr=1e-3"]  # at 3e-3 it knows the words and never hears
+        given += ["stages.0.steps=400", "stages.0.optimizer.warmup_steps=20"]
+        given += ["stages.0.optimizer.lr=1e-3"]  # at 3e-3 it knows the words and never hears
         given += ["stages.1.steps=80", "stages.1.prompts_per_step=16", "stages.1.optimizer.lr=7e-4"]
     return given
 
