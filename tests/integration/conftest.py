@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import textwrap
-from multiprocessing import forkserver
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +21,7 @@ from mmrl_core.config import load_config
 from mmrl_core.plugins import load_plugins
 from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
+from tests.forked import leave_server
 
 CHOICES = ("red", "blue", "dog", "cat", "no", "left")
 
@@ -378,7 +378,7 @@ def start_training(tmp_path_factory, surroundings):
     from probe_train import train
 
     processes = multiprocessing.get_context("forkserver")
-    forkserver._forkserver._stop()  # one that a reward has started has its imports alone
+    leave_server()  # one that a reward has started has its imports alone
     processes.set_forkserver_preload(list(PRELOADED))
 
     def start(task, output, resume=False, **environment):

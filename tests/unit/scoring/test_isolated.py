@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from mmrl_core.config.schema import RewardConfig
 from mmrl_core.errors import RewardError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.scoring import IsolatedFunction, RewardRunner
+from tests.forked import leave_server
 
 REWARDS = '''
 import asyncio, ctypes, os, re, signal
@@ -90,7 +90,7 @@ def test_a_reward_that_does_not_start_says_why(file: Path, tmp_path: Path) -> No
 def own_server() -> Iterator[None]:
     """The server that processes are forked from ends with the test: it has no other test's imports."""
     yield
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    leave_server()
 
 
 def test_a_forked_function_starts_ahead_and_is_back_at_once_after_a_slow_call(own_server: None) -> None:

@@ -1,0 +1,13 @@
+"""The server that multiprocessing forks processes from: there is one in a process, and it keeps its first imports."""
+
+from multiprocessing import forkserver
+from typing import Any
+
+
+def leave_server() -> None:
+    """The next process is forked from a new server. The old one ends with this process.
+
+    It is not told to stop: that waits for the processes forked from it, such as a reward's, which live on.
+    """
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server._forkserver_pid = server._forkserver_address = server._forkserver_alive_fd = None
