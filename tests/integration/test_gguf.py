@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmrl_core.cli import main
 from mmrl_core.config import LoraConfig
 from mmrl_core.errors import MissingPackageError, PolicyError
 from mmrl_core.evaluation import evaluate_checkpoint
@@ -92,7 +93,9 @@ def test_what_is_saved_of_a_file_reads_back_equal(file, make_prompt, tmp_path, l
         )  # the template is saved too
 
 
-def test_a_run_of_a_file_is_evaluated_and_gone_on_with(file, base_config, make_config, rewards_file, tmp_path):
+def test_a_run_of_a_file_is_evaluated_and_gone_on_with(
+    file, base_config, make_config, rewards_file, tmp_path, monkeypatch
+):
     from mmrl_core.trainer import Trainer
 
     values = base_config("qwen2")
@@ -114,6 +117,9 @@ def test_a_run_of_a_file_is_evaluated_and_gone_on_with(file, base_config, make_c
 
     config = run(1)
     measured = evaluate_checkpoint(config, tmp_path / "run", 2)
+    monkeypatch.chdir(tmp_path)  # results of a model in one file go to the current folder
+    assert main(["eval", str(tmp_path / "task.yaml"), "--checkpoint", str(file), "--limit", "2"]) == 0
+    assert [path.suffix for path in sorted((tmp_path / "eval").iterdir())] == [".json", ".jsonl"]
     run(2)
     assert [record["step"] for record in read_metrics(tmp_path / "run") if record["kind"] == "step"] == [1, 2]
     values["model"]["path"] = str(tmp_path / "run/checkpoints/step-1")
