@@ -200,7 +200,7 @@ def evaluate_checkpoint(
     by torch on a GPU, else by the whole process.
 
     Args:
-        checkpoint: run folder, checkpoint folder, folder of a model or an adapter; None for the config's own model.
+        checkpoint: folder of a run, a checkpoint, a model or an adapter, or a GGUF file; None: the config's model.
         limit: evaluate only the first rows.
         log_all: see `Evaluator.evaluate`.
 
@@ -235,7 +235,7 @@ def evaluate_checkpoint(
 
 def _weights(path: Path) -> Path:
     """The folder of the weights that a run, a checkpoint, a model or an adapter stands for."""
-    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    is_model = path.is_file() or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     return path if is_model else find_checkpoint(path) / "model"
 
 

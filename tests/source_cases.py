@@ -242,6 +242,7 @@ WITHOUT_MEDIA_FILES = frozenset(
         "gui/widget_screens",
         "text_reasoning/gym",
         "text_reasoning/problems",
+        "text_reasoning/sums",
         "text_reasoning/walks",
         "uav_vqa/aerial_scenes",
         "viewpoint/rendered_pairs",

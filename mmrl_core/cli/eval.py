@@ -32,8 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         metavar="MODEL",
         required=True,
-        help="a run (its newest checkpoint), its checkpoints/step-N, a folder of a model or a LoRA adapter, or the "
-        "name of a model of the hub, owner/name. The result goes to eval/ in the run or folder, with the completions",
+        help="a run (its newest checkpoint), its checkpoints/step-N, a folder of a model or a LoRA adapter, a GGUF "
+        "file, or the name of a model of the hub, owner/name. The result goes to eval/ in the run or folder, with the "
+        "completions",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="held-out rows used (default: eval.limit or all)")
 

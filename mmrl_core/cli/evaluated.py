@@ -2,10 +2,12 @@
 
     runs/first, runs/first/checkpoints/step-5, .../step-5/model    of a run, whose own config says what the model is
     a model folder, or a folder with a LoRA adapter                which say themselves
+    model.gguf                                                     a model in one file
     owner/name                                                     a model of the hub
 
-Results are `eval/<checkpoint>-<task>-<limit or all>.json` in the run, in the model folder, or, for a model of the hub,
-in the current folder; the completions are beside them as `.jsonl`. None is ever overwritten: the next is `...-2.json`.
+Results are `eval/<checkpoint>-<task>-<limit or all>.json` in the run, in the model folder, or, for a model of the hub
+or in one file, in the current folder; the completions are beside them as `.jsonl`. None is ever overwritten: the next
+is `...-2.json`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Evaluated:
 
     Attributes:
         name: as results are named, such as "step-5".
-        weights: folder of a run, a checkpoint, a model or an adapter; None for a model of the hub.
+        weights: folder of a run, a checkpoint, a model or an adapter, or a GGUF file; None for a model of the hub.
         run: the run that it is from, if it is from one.
         folder: results go to `eval` in it.
         hub_name: of a model of the hub.
@@ -56,6 +58,8 @@ def find_evaluated(given: str) -> Evaluated:
     path = Path(given).expanduser()
     if path.is_dir():
         return _found(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return Evaluated(path.stem, path, None, Path())
     looks_like_a_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", given)
     if not looks_like_a_name or path.exists() or Path(path.parts[0]).is_dir() or path.parts[0] == "runs":
         raise MMRLError(
@@ -140,7 +144,7 @@ def _model_overrides(evaluated: Evaluated) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MMRLError(f"{settings_file} is no description of a LoRA adapter: {error!r}.") from error
     base = settings.get("base_model_name_or_path")
-    found = [f"model.path={json.dumps(base)}", "model.build=null"] if base and Path(base).is_dir() else []
+    found = [f"model.path={json.dumps(base)}", "model.build=null"] if base and Path(base).exists() else []
     return [*found, f"model.lora={json.dumps(lora)}"]
 
 

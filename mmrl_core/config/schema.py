@@ -93,7 +93,9 @@ class ModelConfig(Strict):
     same `lora`, merged into the weights without.
     """
 
-    path: str | None = Field(None, description="model folder, checkpoint step-N, LoRA adapter's folder, or hub name")
+    path: str | None = Field(
+        None, description="model folder, GGUF file, checkpoint step-N, LoRA adapter's folder, or hub name"
+    )
     build: Annotated[Component, Registered("model")] | None = Field(
         None, description="registered builder of a starting model, instead of a path"
     )

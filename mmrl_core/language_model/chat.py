@@ -154,7 +154,7 @@ class ChatTemplate:
         if not getattr(self._processor, "chat_template", None):
             raise PolicyError(
                 "the model has no chat template, so prompts cannot be written for it. Use one that was trained on "
-                "chats, or put a chat_template.jinja into its folder."
+                "chats, or set model.chat_template to the one that it was trained with."
             )
         check_options(prompt, self.options if prompt.template else ())
         given = {**prompt.template, **given, "add_generation_prompt": add_generation_prompt}

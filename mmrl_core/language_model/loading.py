@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl_core.config.schema import LoraConfig
 from mmrl_core.errors import PolicyError
+from mmrl_core.language_model.gguf import is_gguf, place_and_file, without_quantiser
 from mmrl_core.language_model.options import LanguageModelOptions
 from mmrl_core.support import local_model, need
 
@@ -71,7 +73,7 @@ def _adapter_settings(path: str | Path) -> dict[str, Any] | None:
     """`adapter_config.json` of a folder, if it has one."""
     try:
         return dict(json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # no adapter; one file is no folder
         return None
     except (OSError, ValueError) as error:
         raise PolicyError(f"{Path(path) / 'adapter_config.json'} cannot be read: {error}.") from error
@@ -80,11 +82,12 @@ def _adapter_settings(path: str | Path) -> dict[str, Any] | None:
 def load_model(
     path: str | Path, options: LanguageModelOptions, dtype: torch.dtype, *, revision: str | None = None
 ) -> Any:
-    """A transformers model from a folder or the hub.
+    """A transformers model from a folder, a GGUF file or the hub.
 
     Raises:
         PolicyError: there is no such model, or it cannot be loaded, or `model.attention` would leave out a part of it;
             names the path and the cause.
+        MissingPackageError: it is a GGUF file, and the package that reads those is not installed.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
@@ -97,17 +100,18 @@ def load_model(
         loader = AutoModelForImageTextToText if kinds else AutoModelForCausalLM
         if "audio" in kinds:
             loader = AutoModelForMultimodalLM
-        arguments = _hub_arguments(options, revision)
+        place, arguments = _place_and_arguments(path, options, revision)
         if options.quantization == "int8":
             arguments["quantization_config"] = _int8_weights()
         try:
-            return loader.from_pretrained(path, dtype=dtype, attn_implementation=options.attention, **arguments)
+            model = loader.from_pretrained(place, dtype=dtype, attn_implementation=options.attention, **arguments)
         except ValueError as error:
             if "does not support an attention implementation" not in str(error) or not kinds:
                 raise
             # One of its media towers; the text decoder gets what is asked for.
             attention = {"text_config": options.attention, **{f"{kind}_config": "eager" for kind in kinds}}
-            return loader.from_pretrained(path, dtype=dtype, attn_implementation=attention, **arguments)
+            model = loader.from_pretrained(place, dtype=dtype, attn_implementation=attention, **arguments)
+        return without_quantiser(model, Path(path)) if is_gguf(path) else model
 
 
 def load_processor(path: str | Path, options: LanguageModelOptions, *, revision: str | None = None) -> Any:
@@ -125,7 +129,10 @@ def load_processor(path: str | Path, options: LanguageModelOptions, *, revision:
         need("torchvision", "vision", "a model that takes images")
     with _loading("processor of model", path):
         loader = AutoProcessor if kinds else AutoTokenizer
-        processor = loader.from_pretrained(path, **_hub_arguments(options, revision))
+        place, arguments = _place_and_arguments(path, options, revision)
+        processor = loader.from_pretrained(place, **arguments)
+    if options.chat_template is not None:
+        processor.chat_template = _template(options.chat_template)
     _set_pixel_limits(processor, options)
     if (video_processor := getattr(processor, "video_processor", None)) is not None:
         # `load_video` has given frames the size that the task asks for, which may be below the processor's least.
@@ -139,7 +146,8 @@ def _settings(path: str | Path, options: LanguageModelOptions, revision: str | N
     """The model's own config."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(path, **_hub_arguments(options, revision))
+    place, arguments = _place_and_arguments(path, options, revision)
+    return AutoConfig.from_pretrained(place, **arguments)
 
 
 def _media_kinds(settings: Any) -> set[str]:
@@ -158,8 +166,24 @@ def _int8_weights() -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
-def _hub_arguments(options: LanguageModelOptions, revision: str | None) -> dict[str, Any]:
-    return {"revision": revision, "trust_remote_code": options.trust_remote_code}
+def _place_and_arguments(
+    path: str | Path, options: LanguageModelOptions, revision: str | None
+) -> tuple[str | Path, dict[str, Any]]:
+    """What every `from_pretrained` is given."""
+    place, of_file = place_and_file(path)
+    return place, {"revision": revision, "trust_remote_code": options.trust_remote_code, **of_file}
+
+
+def _template(given: str) -> str:
+    """`model.chat_template`: the text itself, or that of a file."""
+    if "{{" in given or "{%" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PolicyError(
+            f"model.chat_template: {given} is neither a Jinja template nor a file that can be read: {error}."
+        ) from error
 
 
 @contextmanager
@@ -167,7 +191,7 @@ def _loading(what: str, path: str | Path) -> Iterator[None]:
     """Turn what transformers raises for a missing or broken model into a `PolicyError`."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, struct.error) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PolicyError(f"{what} {str(path)!r} cannot be loaded: {reason}") from error
 

@@ -27,6 +27,9 @@ class LanguageModelOptions(Strict):
         None, description="for `mmrl eval`: linear layers with weights of 8 bits, by torchao; others keep the precision"
     )
     attention: str = Field("sdpa", description="attention implementation of transformers")
+    chat_template: str | None = Field(
+        None, description="Jinja template of chats, as text or a file; default: the model's own"
+    )
     freeze: list[str] = Field(
         [],
         description="towers (vision with its projector, audio, projector, language) or parameter-name patterns; "

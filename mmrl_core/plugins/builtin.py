@@ -13,6 +13,7 @@ LANGUAGE_MODEL_KEYS = (
     "precision",
     "quantization",
     "attention",
+    "chat_template",
     "freeze",
     "lora",
     "router_aux_loss",

@@ -1,4 +1,4 @@
-"""What a user may give as a model's path: a model folder, a checkpoint, or a hub name."""
+"""What a user may give as a model's path: a model folder, a checkpoint, a GGUF file, or a hub name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ FOLDERS = frozenset({"model", "models", "run", "runs", "checkpoint", "checkpoint
 
 
 def local_model(path: str) -> Path | None:
-    """The folder of a model that lies on this machine; None for a hub name.
+    """The folder, or GGUF file, of a model that lies on this machine; None for a hub name.
 
     A checkpoint `step-N` of a run stands for the model in it.
 
     Raises:
-        PolicyError: it can only be meant as a folder, and there is none; or it is a run, which has several.
+        PolicyError: it can only be meant as a folder or a GGUF file, and there is none; or it is a run, which has
+            several.
     """
     folder = Path(path).expanduser()
     if (folder / "state.json").is_file() and (folder / "model").is_dir():
@@ -27,10 +28,13 @@ def local_model(path: str) -> Path | None:
         steps = sorted((item.name for item in folder.glob("checkpoints/step-*")), key=lambda name: (len(name), name))
         newest = f", such as {folder / 'checkpoints' / steps[-1]}" if steps else ""
         raise PolicyError(f"model.path: {path} is a run. Give the checkpoint to start from{newest}.")
-    if path and folder.is_dir():
+    one_file = folder.suffix == ".gguf"
+    if path and (folder.is_dir() or (one_file and folder.is_file())):
         return folder
     if path and folder.exists():
-        raise PolicyError(f"model.path: {path} is a file. Give the folder that holds the model.")
+        raise PolicyError(f"model.path: {path} is a file. Give the folder that holds the model, or a GGUF file.")
+    if one_file:
+        raise PolicyError(f"model.path: there is no file {path} (looked for {folder.absolute()}).")
     first, *rest = folder.parts or ("",)
     beside = bool(rest) and Path(first).is_dir()
     if beside or first in FOLDERS or re.fullmatch(r"step-\d+", folder.name) or not HUB_NAME.fullmatch(path):

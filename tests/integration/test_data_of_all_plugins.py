@@ -19,7 +19,7 @@ IDS = {kind: [entry.id for entry in REGISTRY.entries(kind)] for kind in ("source
 OWN_ROWS = {  # sources that make their rows, and the one that gives rows as they are stored
     *("audio_aqa/melodies", "gui/widget_screens", "uav_vqa/aerial_scenes", "viewpoint/rendered_pairs"),
     *("visual_rft/digit_scenes", "vital/tool_videos", "viewpoint/posed_views", "core/rows"),
-    *("text_reasoning/gym", "text_reasoning/walks"),
+    *("text_reasoning/gym", "text_reasoning/sums", "text_reasoning/walks"),
 }
 
 
@@ -236,6 +236,7 @@ NO_GOLD = {
     *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format", "text_reasoning/format"),
     *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk"),  # the last two: no answer block
     *("text_reasoning/cosine", "text_reasoning/thinkless"),  # the gold of accuracy, which they scale
+    "text_reasoning/sum",  # the number and nothing else, an answer block neither
     *(name for name in IDS["reward"] if name.startswith("find/")),  # pictures, against their prompt
 }
 

@@ -84,6 +84,14 @@ def test_a_run_is_asked_for_a_checkpoint_and_names_its_newest():
         local_model("runs/first")
 
 
-def test_a_file_is_no_model():
+def test_one_file_is_a_model_if_it_is_gguf(here):
+    Path("weights/tiny.gguf").write_text("")
+    assert local_model("weights/tiny.gguf") == Path("weights/tiny.gguf")
+    for path in ("weights/nope.gguf", "nope.gguf"):
+        with pytest.raises(PolicyError, match=r"there is no file .*nope\.gguf \(looked for /"):
+            local_model(path)
+
+
+def test_another_file_is_no_model():
     with pytest.raises(PolicyError, match=r"notes\.txt is a file. Give the folder"):
         local_model("notes.txt")
