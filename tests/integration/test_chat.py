@@ -191,7 +191,7 @@ def test_without_an_end_in_the_template_the_end_of_text_is_taught(tiny_model, tm
 
 def test_a_model_without_a_chat_template_is_said_so(tiny_model, tmp_path, make_prompt):
     policy = LanguageModelPolicy(changed(tiny_model, tmp_path, "qwen2", ""))
-    with pytest.raises(PolicyError, match=r"no chat template.*chat_template\.jinja"):
+    with pytest.raises(PolicyError, match=r"no chat template.*set model\.chat_template"):
         policy.prompt_length(make_prompt("p", "what is it"))
 
 

@@ -701,14 +701,14 @@ def test_wrong_short_forms_are_reported_as_they_were_written(write):
     path = write("name: x\nmodel:\n  lora: {rnk: 2}\n  precison: float32\n  rank: 3\n  max_pixels: many")
     assert problems(path, "model.lora.alpha=x", "model.policy.frezze=[]") == [
         "run.yaml:4: unknown key 'precison'. Did you mean 'precision'? Keys here: attention, blind_check, build, "
-        "feature_cache, freeze, gradient_checkpointing, lora, max_pixels, max_prompt_tokens, min_pixels, path, policy, "
-        "precision, quantization, revision, router_aux_loss, trust_remote_code.",
+        "chat_template, feature_cache, freeze, gradient_checkpointing, lora, max_pixels, max_prompt_tokens, "
+        "min_pixels, path, policy, precision, quantization, revision, router_aux_loss, trust_remote_code.",
         "run.yaml:5: unknown key 'rank'. Did you mean 'model.lora.rank'? Keys here: attention, blind_check, build, "
-        "feature_cache, freeze, gradient_checkpointing, lora, max_pixels, max_prompt_tokens, min_pixels, path, policy, "
-        "precision, quantization, revision, router_aux_loss, trust_remote_code.",
+        "chat_template, feature_cache, freeze, gradient_checkpointing, lora, max_pixels, max_prompt_tokens, "
+        "min_pixels, path, policy, precision, quantization, revision, router_aux_loss, trust_remote_code.",
         "command line: policy 'language_model': no option 'frezze'. Did you mean 'freeze'? Options: "
-        "trust_remote_code, precision, quantization, attention, freeze, lora, router_aux_loss, gradient_checkpointing, "
-        "min_pixels, max_pixels, max_prompt_tokens, blind_check, feature_cache.",
+        "trust_remote_code, precision, quantization, attention, chat_template, freeze, lora, router_aux_loss, "
+        "gradient_checkpointing, min_pixels, max_pixels, max_prompt_tokens, blind_check, feature_cache.",
         "run.yaml:3: unknown key 'rnk'. Did you mean 'rank'? Keys here: alpha, rank, target_modules.",
         "command line: 'model.lora.alpha' should be a number; got 'x'.",
         "run.yaml:6: 'model.max_pixels' should be a whole number; got 'many'.",
