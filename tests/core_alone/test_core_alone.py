@@ -80,7 +80,7 @@ def test_a_task_with_images_names_the_extra_that_it_needs(folder):
     changes = ["data.train.path=pictures.jsonl", "prompt.images=['{image}']", "prompt.answer=''"]
     run = mmrl("train", "task.yaml", "--output", "run_images", *changes, folder=folder)
     assert run.returncode == 2 and "Traceback" not in run.stderr
-    expected = "reading images needs the package PIL. Try: pip install 'mmrl-core[vision]'"
+    expected = "reading images needs the package pillow. Try: pip install 'mmrl-core[vision]'"
     assert expected in re.sub(r"\s+", " ", run.stdout + run.stderr)
 
 
