@@ -30,7 +30,7 @@ NOT_SHARED = {
 }
 """Kinds whose completions do not share their prompt, and why. Their features are not kept either."""
 
-COSTLY, SOME = ("LoRA", "save and load"), ("qwen3_vl", "qwen3_5", "qwen3_omni", "gemma3", "internvl")
+COSTLY, SOME = ("LoRA", "save and load"), ("qwen3_vl", "lfm2_vl", "qwen3_omni", "gemma3", "internvl")
 """Options that take as long as all others together, and the kinds that they are tried with here."""
 
 EXPERTS = ("qwen3_vl_moe", "qwen3_omni")
