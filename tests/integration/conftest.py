@@ -19,6 +19,7 @@ from PIL import Image
 
 from mmrl_core.config import load_config
 from mmrl_core.plugins import load_plugins
+from mmrl_core.runs import read_metrics
 from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
 from tests.forked import leave_server
@@ -305,6 +306,18 @@ def make_trainer(make_config, tmp_path):
     yield trainer
     for made in trainers:
         made.close()
+
+
+@pytest.fixture
+def run(make_trainer):
+    """`run(plain config)` -> the trainer after its run, and the records of its steps."""
+
+    def finished(values):
+        trainer = make_trainer(values)
+        trainer.run(resume=False)
+        return trainer, [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
+
+    return finished
 
 
 TRAIN = '''

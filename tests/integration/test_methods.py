@@ -90,16 +90,6 @@ def grpo(base_config, rewards_file):
     return config
 
 
-@pytest.fixture
-def run(make_trainer):
-    def finished(values):
-        trainer = make_trainer(values)
-        trainer.run(resume=False)
-        return trainer, [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
-
-    return finished
-
-
 def seen_by(path):
     """What the entries of the file saw."""
     (module,) = (module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == str(path))

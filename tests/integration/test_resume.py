@@ -253,7 +253,7 @@ def test_a_checkpoint_too_many_that_a_kill_has_left_is_deleted_on_resume(short):
     assert final(output) == final(short.whole)
 
 
-@pytest.mark.skipif(not os.environ.get("MMRL_WHOLE_SWEEP"), reason="minutes: MMRL_WHOLE_SWEEP=1 runs it")
+@pytest.mark.skipif(not os.environ.get("MMRL_WHOLE_SWEEP"), reason="19 minutes, 253 kills: MMRL_WHOLE_SWEEP=1 runs it")
 @pytest.mark.timeout(7200)
 def test_a_run_killed_before_any_of_its_writes_or_at_any_moment_equals_one_never_stopped(short):
     expected, total = final(short.whole), short.writes(short.whole)

@@ -26,18 +26,6 @@ def grpo(base_config, rewards_file):
     return config
 
 
-@pytest.fixture
-def run(make_trainer):
-    """`run(plain config)` -> the trainer after its run, and the records of its steps."""
-
-    def finished(values):
-        trainer = make_trainer(values)
-        trainer.run(resume=False)
-        return trainer, [record for record in read_metrics(trainer.output) if record["kind"] == "step"]
-
-    return finished
-
-
 def weights_of(trainer):
     return [parameter.detach().clone() for parameter in trainer.policy.module.parameters()]
 

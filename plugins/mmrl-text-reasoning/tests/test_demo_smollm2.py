@@ -49,12 +49,16 @@ def test_shares_are_by_digits():
     assert numbers == pytest.approx({"right": 1 / 3, "right/2": 1, "right/3": 0, "right/4": 0, "number": 2 / 3})
 
 
-def test_the_demo_never_demonstrates_what_is_held_out_or_has_two_digits():
+def test_the_demo_never_trains_on_what_is_held_out_nor_demonstrates_two_digits():
     config = load_config("text_reasoning/demo_smollm2")
     cold_start, learning = config.stages
     assert (cold_start.kind, learning.kind) == ("sft", "grpo")
     shown = sums(cold_start.data.train.split, **cold_start.data.train.options)
     assert {row["digits"] for row in shown} == {2}
+    asked = sums(config.data.held_out.split, **config.data.held_out.options)
+    assert len(asked) > 100 and not {row["question"] for row in asked} & {row["question"] for row in shown}
+    trained = sums(learning.data.train.split, **learning.data.train.options)
+    assert not {row["question"] for row in asked} & {row["question"] for row in trained}
 
 
 def test_missing_weights_are_one_sentence_with_the_command(monkeypatch):
