@@ -72,11 +72,18 @@ def told(run: SteppingRun, rows: Sequence[Row], names: Collection[str], whose: s
 
 
 def _need(run: SteppingRun, name: str) -> Statistic | str:
-    """The registered statistic of a name; the name, if there is none, which may be the policy's own."""
+    """The registered statistic of a name; the name itself, if there is none, which may be the policy's own.
+
+    Raises:
+        PluginError: it cannot be imported, or names a plugin or file that does not have it.
+    """
     try:
-        return Statistic(name, run.registered("statistic", Component(name=name)).function())
+        entry = run.registered("statistic", Component(name=name))
     except PluginError:
+        if "/" in name or ".py:" in name:
+            raise
         return name
+    return Statistic(name, entry.function())
 
 
 def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmrl_core.config import load_config
-from mmrl_core.errors import ConfigError, PolicyError
+from mmrl_core.errors import ConfigError, PluginError, PolicyError
 from mmrl_core.runs import read_metrics
 
 METHODS = """
@@ -143,6 +143,17 @@ def test_statistics_are_those_of_the_policy_before_the_update(make_trainer, grpo
 
 def test_a_need_that_nobody_knows_is_named_with_who_needs_it(run, grpo, methods):
     with pytest.raises(PolicyError, match="cannot compute surprise"):
+        run(grpo({"advantage": ["group_relative", f"{methods}:unknown"]}))
+
+
+@pytest.mark.parametrize("name", ["nowhere/entropy", "broken.py:entropy"])
+def test_a_statistic_that_is_missing_is_not_taken_for_a_quantity_of_the_policy(
+    run, grpo, methods, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.py").write_text("import no_such_module")
+    methods.write_text(methods.read_text().replace('"surprise"', repr(name)))
+    with pytest.raises(PluginError, match=f"statistic '{name}'"):
         run(grpo({"advantage": ["group_relative", f"{methods}:unknown"]}))
 
 
