@@ -187,7 +187,8 @@ class Evaluator:
         self.num_set_aside += number - len(prompts)
         if not prompts:
             of_part = f", part {part.name!r}," if part.name else ""
-            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read.")
+            why = next(iter(source.set_aside)).reason
+            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read. The first: {why}")
         return prompts
 
 

@@ -14,13 +14,25 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmrl_core.cli import check, eval, info, listing, preview, score, tiny, train, view
+from mmrl_core.cli import check, eval, export, info, listing, preview, sample, score, tiny, train, view
 from mmrl_core.errors import MMRLError, ProcessLostError
 from mmrl_core.support import blamed
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
-    for module in (train, eval, score, check, preview, listing, info, view, tiny)  # the order of the help
+    for module in (
+        train,
+        eval,
+        sample,
+        score,
+        check,
+        preview,
+        listing,
+        info,
+        view,
+        export,
+        tiny,
+    )  # the order of the help
 }
 
 EXIT_CODES = {
