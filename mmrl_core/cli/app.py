@@ -14,26 +14,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmrl_core.cli import check, eval, export, info, listing, preview, sample, score, tiny, train, view
+from mmrl_core.cli import check, compare, eval, export, info, listing, preview, runs, sample, score, tiny, train, view
 from mmrl_core.errors import MMRLError, ProcessLostError
 from mmrl_core.support import blamed
 
-COMMANDS = {
-    module.COMMAND.name: module.COMMAND
-    for module in (
-        train,
-        eval,
-        sample,
-        score,
-        check,
-        preview,
-        listing,
-        info,
-        view,
-        export,
-        tiny,
-    )  # the order of the help
-}
+MODULES = (train, eval, sample, score, check, preview, listing, info, runs, compare, view, export, tiny)
+"""In the order of the help."""
+
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 EXIT_CODES = {
     0: "done",

@@ -11,23 +11,28 @@ from mmrl_core.runs.log import (
     weights_mib,
 )
 from mmrl_core.runs.recorder import Recorder
-from mmrl_core.runs.report import write_report
+from mmrl_core.runs.report import number_of, write_report
 from mmrl_core.runs.rollouts import RolloutLog, prompt_text
 from mmrl_core.runs.step_metrics import mean_outcomes, rollout_metrics, trajectory_advantages
+from mmrl_core.runs.summary import RunSummary, find_runs, summarize
 
 __all__ = [
     "MetricsLog",
     "Recorder",
     "RolloutLog",
+    "RunSummary",
     "alarms_of",
     "check_trackers",
     "evaluation_table",
+    "find_runs",
     "flat_config",
     "mean_outcomes",
+    "number_of",
     "peak_memory_mib",
     "prompt_text",
     "read_metrics",
     "rollout_metrics",
+    "summarize",
     "trajectory_advantages",
     "weights_mib",
     "write_report",

@@ -4,7 +4,7 @@ from mmrl_core.support.blaming import Blaming, blame, blamed
 from mmrl_core.support.extras import need
 from mmrl_core.support.files import finite, remove_unfinished, writes_to, written_aside
 from mmrl_core.support.lazy import lazy_names
-from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
+from mmrl_core.support.lock import LOCK_FILE, FolderLock, is_held, locked_folder
 from mmrl_core.support.model_paths import local_model
 from mmrl_core.support.parent import end_with_parent
 from mmrl_core.support.processes import Processes, losses_named, make_accelerator, process_lost
@@ -25,6 +25,7 @@ __all__ = [
     "end_with_parent",
     "finite",
     "finite_norm",
+    "is_held",
     "lazy_names",
     "local_model",
     "locked_folder",

@@ -9,5 +9,7 @@ prompts and completions, `text` writes numbers and texts, `page` puts all togeth
 """
 
 from mmrl_core.runs.report.page import write_report
+from mmrl_core.runs.report.reading import at, read_config
+from mmrl_core.runs.report.text import number_of
 
-__all__ = ["write_report"]
+__all__ = ["at", "number_of", "read_config", "write_report"]

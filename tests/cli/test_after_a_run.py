@@ -1,4 +1,4 @@
-"""`mmrl sample` and `mmrl export`: what a run has trained, asked a question, and given to other programs."""
+"""`mmrl sample`, `export`, `runs`, `compare`: a trained model asked and given away, runs listed and compared."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from mmrl_core.cli import main
+from mmrl_core.support import locked_folder
 from mmrl_core.testing import build_tiny
 
 TASK = """
@@ -163,3 +164,65 @@ def test_precision_and_adapters(here, capsys):
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(arguments, message, here, capsys):
     assert main(["export", *arguments]) == 2
     assert message in capsys.readouterr().err and not Path("exported").exists()
+
+
+def listed(capsys, *arguments: str) -> dict[str, dict]:
+    assert main(["runs", *arguments, "--json"]) == 0, capsys.readouterr().err
+    return {Path(run["run"]).name: run for run in json.loads(capsys.readouterr().out)}
+
+
+def record(run: str, **values) -> None:
+    with Path(run, "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def test_runs_are_listed_with_their_state_and_what_they_reached(here, capsys, tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("failed", "going", "torn", "stopped"):
+        shutil.copytree("runs/whole", tmp_path / "deep" / name)
+    shutil.copytree("runs/lora", tmp_path / "done")
+    record(str(tmp_path / "deep/failed"), kind="error", step=1, message="disk full")
+    record(str(tmp_path / "deep/failed"), kind="alarm", step=1, message="flat")
+    record(str(tmp_path / "deep/failed"), kind="error", step=1, message="disk full")
+    config = tmp_path / "deep/stopped/config.yaml"
+    config.write_text(config.read_text().replace("steps: 1\n", "steps: 3\n"))
+    (tmp_path / "deep/torn/config.yaml").write_text("{")
+    with (tmp_path / "deep/torn/metrics.jsonl").open("a") as file:
+        file.write('{"kind": "eval", "st')
+    (tmp_path / "no_run").mkdir()
+    with locked_folder(tmp_path / "deep/going"):
+        found = listed(capsys, str(tmp_path))
+        assert main(["runs", str(tmp_path)]) == 0
+    states = {"failed": "failed", "going": "running", "torn": "ended", "stopped": "stopped", "done": "done"}
+    assert {name: run["status"] for name, run in found.items()} == states
+    assert found["failed"]["alarms"] == 1 and found["stopped"]["planned"] == 3 and found["torn"]["task"] == ""
+    evaluations = [json.loads(line) for line in Path("runs/lora/metrics.jsonl").read_text().splitlines()]
+    ends = [one["greedy/reward/length"] for one in evaluations if one["kind"] == "eval"]
+    shown = {"metric": "greedy/reward/length", "before": ends[0], "after": ends[-1]}
+    assert found["done"]["held_out"] == shown and ends[0] != ends[-1]
+    table = capsys.readouterr().out
+    assert "failed, 1 alarm" in table and f"{ends[0]:.3f} -> {ends[-1]:.3f}" in table and "1/3" in table
+
+
+def test_runs_are_compared_in_numbers_and_in_config(here, capsys):
+    assert main(["compare", "runs/whole", "runs/lora"]) == 0
+    shown = capsys.readouterr().out
+    whole, lora = (listed(capsys, "runs")[name]["held_out"]["after"] for name in ("whole", "lora"))
+    row = next(line for line in shown.splitlines() if line.startswith("greedy/reward/length"))
+    assert row.split() == ["greedy/reward/length", f"{whole:.3f}", f"{lora:.3f}", f"({lora - whole:+.3f})"]
+    assert "config of whole, and of lora" in shown and "model.policy.lora: null, a mapping" in shown
+    assert main(["compare", "runs/whole", "runs/whole/../whole"]) == 2
+    assert "named twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["runs", "nowhere"], "there is no folder nowhere"),
+        (["compare", "runs/whole"], "name two runs"),
+        (["compare", "runs/whole", "models"], "there is no run in models"),
+    ],
+)
+def test_what_cannot_be_listed_or_compared_is_said(arguments, message, here, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
