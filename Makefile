@@ -10,7 +10,7 @@ GO_ON := echo "mmrl is in $(BIN), which is not on your PATH. Go on with: source 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install-vllm test-core test-vllm demo test lint results install clean
+.PHONY: docs install-vllm test-core test-vllm demo test lint results install clean
 
 ## demo: install, train the detection demo, write its report (about ten minutes on two cores)
 demo: $(VENV)/installed
@@ -67,5 +67,9 @@ $(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproj
 		\"import sys, types; sys.modules.setdefault('$$name', types.ModuleType('$$name'))\n\")"
 	touch $@
 
+## docs: the documentation as a site, site/index.html
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) $(VENV_CORE) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site $(VENV) $(VENV_CORE) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache
