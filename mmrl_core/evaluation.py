@@ -17,7 +17,7 @@ from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
-from mmrl_core.runs import mean_outcomes, peak_memory_mib, weights_mib
+from mmrl_core.runs import PASS_TOLERANCE, mean_outcomes, peak_memory_mib, weights_mib
 from mmrl_core.scoring import RewardRunner, own_copy, pass_metrics
 from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 ROLLOUTS_SHOWN = 12
 """Held-out prompts whose rollouts are written, the same at each evaluation."""
-
-PASS_TOLERANCE = 1e-6
-"""A reward this close to its maximum has reached it, whatever float32 made of it."""
 
 EVALUATION_SEED = 20_260_101
 """Sampling at a temperature draws the same randomness at each evaluation."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.cli.command import Command, positive
-from mmrl_core.cli.evaluated import config_of, find_evaluated, line_of, result_path
+from mmrl_core.cli.evaluated import config_of, find_evaluated, result_path
 from mmrl_core.cli.tables import print_table
 from mmrl_core.support import finite, written_aside
 
@@ -47,11 +47,15 @@ def run(arguments: argparse.Namespace) -> None:
         print(note)
 
     from mmrl_core.evaluation import evaluate_checkpoint
+    from mmrl_core.plugins import load_plugins
+    from mmrl_core.runs import Rightness, answer_lines
 
     lines: list[str] = []
-    metrics = evaluate_checkpoint(
-        config, evaluated.weights, arguments.limit, log_all=lambda *found: lines.extend(_lines(*found))
-    )
+
+    def keep(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
+        lines.extend(answer_lines(groups, scores, temperature, Rightness(config, load_plugins().registry)))
+
+    metrics = evaluate_checkpoint(config, evaluated.weights, arguments.limit, log_all=keep)
     print_table([{"metric": name, "value": _number(value)} for name, value in metrics.items()])
     path = result_path(evaluated, config.name, arguments.limit, overrides)
     result = {
@@ -65,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
         "metrics": {name: finite(value) for name, value in metrics.items()},
     }
     with written_aside(path.with_suffix(".jsonl")) as aside:
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        aside.write_text("".join(lines), encoding="utf-8")
     with written_aside(path) as aside:
         aside.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     shown = os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path
@@ -77,22 +81,6 @@ def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str | None, list
     task, overrides = arguments.task, list(arguments.overrides)
     is_override = task is not None and "=" in task and not Path(task).exists()
     return (None, [task, *overrides]) if is_override else (task, overrides)
-
-
-def _lines(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> list[str]:
-    """Each completion as a line."""
-    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
-    return [
-        line_of(
-            group,
-            rollout,
-            {name: float(values[place]) for name, values in scores.components.items()},
-            {name: why for name, reasons in scores.reasons.items() if (why := reasons[place]) is not None},
-            float(scores.totals[place]),
-            temperature,
-        )
-        for place, (group, rollout) in enumerate(rollouts)
-    ]
 
 
 def _number(value: Any) -> str:

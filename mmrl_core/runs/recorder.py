@@ -18,9 +18,13 @@ from mmrl_core.data import in_turns
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs.alarms import RunAlarms
+from mmrl_core.runs.answers import AnswerLog
+from mmrl_core.runs.intervals import held_out_intervals
 from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
 from mmrl_core.runs.report import write_report
+from mmrl_core.runs.rightness import Rightness
 from mmrl_core.runs.rollouts import RolloutLog, prompt_text
+from mmrl_core.runs.starts import note_start
 from mmrl_core.scoring import Alarm
 from mmrl_core.support import Processes, writes_to, written_aside
 from mmrl_core.types import Rollout, RolloutGroup, Scores
@@ -48,7 +52,10 @@ class Recorder:
         self._config, self._output = config, output
         self._accelerator, self._processes = accelerator, processes
         self._is_main = accelerator.is_main_process
-        self._rollout_log = RolloutLog(output)
+        self._registry = load_plugins().registry
+        rightness = Rightness(config, self._registry)
+        self._rollout_log, self._answer_log = RolloutLog(output, rightness), AnswerLog(output, rightness)
+        self._intervals: dict[str, tuple[float, float]] = {}  # of the evaluation at hand
         self.alarms = RunAlarms()
         self._resumed: dict[str, Any] = {}  # record of a resume with other keys, until the log is open
         self._failed: set[str] = set()  # rewards whose first failure is recorded
@@ -67,6 +74,8 @@ class Recorder:
             with writes_to(self._output, "config.yaml"), written_aside(self._output / "config.yaml") as aside:
                 text = dump_config(with_declared_defaults(self._config, load_plugins()))
                 aside.write_text(text, encoding="utf-8")
+            with writes_to(self._output, "starts.jsonl"):
+                note_start(self._output, self._accelerator.num_processes)
             with writes_to(self._output, "metrics.jsonl"):
                 self.log.open(num_bytes)
                 self._rollout_log.remove_unfinished()
@@ -213,16 +222,26 @@ class Recorder:
 
     # Evaluations
 
-    def held_out_writer(self, step: int, stage: str) -> WriteHeldOut:
-        """Writes held-out rollouts of an evaluation: (groups, scores, temperature)."""
+    def held_out_writers(self, step: int, stage: str) -> dict[str, WriteHeldOut]:
+        """What an evaluation is given as `log` and `log_all`: each takes groups, their scores and the temperature.
+
+        The first writes the rollouts that it is given with their media, the second every answer, in a line each.
+        """
 
         def write(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
             self._rollout_log.write(step, stage, "held_out", groups, scores, None, temperature)
 
-        return write
+        def write_all(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
+            self._answer_log.write(step, groups, scores, temperature)
+            self._intervals |= held_out_intervals(self._config, self._registry, groups, scores, temperature)
+
+        return {"log": write, "log_all": write_all}
 
     def evaluation(self, stage: str, step: int, label: str, metrics: Mapping[str, float]) -> None:
-        self.log.write({"kind": "eval", "stage": stage, "step": step, "label": label, **metrics})
+        intervals = {name: interval for name, interval in self._intervals.items() if name in metrics}
+        self._intervals = {}
+        record = {"kind": "eval", "stage": stage, "step": step, "label": label, **metrics, "intervals": intervals}
+        self.log.write(record)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" in name)
         self.log.print(f"held out, {label}: {shown}")
         self._accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=step)

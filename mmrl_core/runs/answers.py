@@ -1,0 +1,104 @@
+"""Held-out answers: a line for every completion of an evaluation, with small copies of the pictures of its prompt.
+
+    rollouts/step-000120-answers.jsonl       all held-out prompts after step 120, greedy
+    rollouts/step-000120-answers-t1.jsonl    the same at temperature 1
+    rollouts/media/<content hash>-small.jpg  pictures of prompts, at most SMALL_SIDE pixels wide and high
+    eval/<result>.jsonl                      those of `mmrl eval`, without pictures
+
+A line holds prompt_id, temperature, prompt, prefix, answer (the gold completion), sample, media (paths from rollouts/),
+completion (null if it is no text), correct, said, gold (see `rightness`), rewards, failures, total, truncated and
+num_tokens, as in a line of rollouts. Pictures are kept of the first MAX_PICTURED prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmrl_core.media import content_hash, is_picture
+from mmrl_core.runs.rightness import Rightness, scored_rollouts
+from mmrl_core.runs.rollouts import FOLDER, RolloutLog, file_stem, json_safe, media_parts, prompt_text
+from mmrl_core.support import written_aside
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mmrl_core.types import Prompt, RolloutGroup, Scores
+
+SMALL_SIDE = 240
+SMALL_QUALITY = 75
+MAX_PICTURED = 1000
+MAX_PICTURES_OF_PROMPT = 2
+
+
+def answer_lines(
+    groups: Sequence[RolloutGroup],
+    scores: Scores,
+    temperature: float,
+    rightness: Rightness,
+    media_of: Callable[[int, Prompt], list[str]] = lambda place, prompt: [],
+) -> list[str]:
+    """Each completion as a line.
+
+    Args:
+        scores: of exactly these rollouts.
+        temperature: of sampling; 0 is greedy.
+        media_of: paths of the pictures of a prompt, given its place among the groups.
+    """
+    lines, scored = [], iter(scored_rollouts(groups, scores, rightness))
+    for place, group in enumerate(groups):
+        shared = {
+            "prompt_id": group.prompt.id,
+            "temperature": temperature,
+            "prompt": prompt_text(group.prompt),
+            "prefix": group.prompt.prefix,
+            "answer": group.prompt.answer,
+            "sample": json_safe(group.prompt.sample),
+            "media": media_of(place, group.prompt),
+        }
+        for rollout in group.rollouts:
+            own = {
+                "completion": rollout.completion if isinstance(rollout.completion, str) else None,
+                **next(scored),
+                "truncated": rollout.truncated,
+                "num_tokens": rollout.num_actions,
+            }
+            lines.append(json.dumps(shared | own, allow_nan=False) + "\n")
+    return lines
+
+
+class AnswerLog:
+    """Writes the held-out answers of a run."""
+
+    def __init__(self, run: Path, rightness: Rightness) -> None:
+        self._rollouts = RolloutLog(run)
+        self._rightness = rightness
+        self._media = run / FOLDER / "media"
+
+    def write(self, step: int, groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
+        """Write every answer of an evaluation, in place of a file that was written for it before."""
+        self._media.mkdir(parents=True, exist_ok=True)
+        lines = answer_lines(groups, scores, temperature, self._rightness, self._save_small)
+        self._rollouts.write_lines(step, "answers", temperature, lines)
+
+    def _save_small(self, place: int, prompt: Prompt) -> list[str]:
+        if place >= MAX_PICTURED:
+            return []
+        keys = prompt.media_keys
+        paths: list[str] = []
+        for position, part in enumerate(media_parts(prompt.messages)):
+            if part["type"] == "image" and is_picture(part.get("image")) and len(paths) < MAX_PICTURES_OF_PROMPT:
+                key = keys[position] if position < len(keys) else ""
+                paths.append(self._save(part["image"], key or content_hash(part["image"])))
+        return paths
+
+    def _save(self, image: Image, key: str) -> str:
+        path = self._media / f"{file_stem(key)}-small.jpg"
+        if not path.exists():
+            small = image.convert("RGB")
+            small.thumbnail((SMALL_SIDE, SMALL_SIDE))
+            with written_aside(path) as aside:
+                small.save(aside, format="JPEG", quality=SMALL_QUALITY)
+        return f"{self._media.name}/{path.name}"

@@ -1,0 +1,208 @@
+"""All held-out answers of the report, as data for its script: filtered, sorted, searched and paged in the page.
+
+A *set* is what one evaluation at one temperature answered. The page shows two sets side by side, of one run or of two.
+Runs that noted only the first prompts, as versions before 0.2 did, have sets of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from mmrl_core.runs.charts import rounded
+from mmrl_core.runs.intervals import mean_interval
+from mmrl_core.runs.report.media import Media, is_area
+from mmrl_core.runs.report.reading import Record, RunFiles, list_of, mapping_of
+from mmrl_core.runs.report.text import name_of, number_of, readable, visible
+from mmrl_core.runs.rollouts import RolloutFile, read_rollouts
+
+MAX_TEXT_CHARS = 1_200_000  # of all answers together
+MAX_ANSWER_CHARS = 4_000
+MAX_PICTURE_CHARS = 800_000  # of all small pictures together, in base64
+MAX_REWARDS = 8
+MAX_SHAPES = 24
+
+
+@dataclass
+class AnswerTable:
+    """Prompts and sets, as the script takes them.
+
+    Attributes:
+        prompts: each once, by the place of its id.
+        left_out: what did not fit into the page, a sentence each.
+    """
+
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    sets: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def answer_table(runs: Sequence[RunFiles], media: Sequence[Media]) -> AnswerTable:
+    """The sets of all runs that fit into the page, in the order of their steps; the newest and the oldest go first.
+
+    Args:
+        media: of each run.
+    """
+    table, places, room = AnswerTable(), dict[str, int](), MAX_TEXT_CHARS
+    found: dict[int, tuple[dict[str, Any], list[tuple[int, Record]]]] = {}
+    files = [(number, file) for number, run in enumerate(runs) for file in _files_of(run)]
+    for position in _by_importance(files):
+        number, file = files[position]
+        lines = read_rollouts(file.path)
+        size = sum(_size(line) for line in lines)
+        if size > room and found:
+            table.left_out.append(f"{_label(runs[number], file)} is in rollouts/{file.path.name}.")
+            continue
+        kept, room = _within(lines, room)
+        if len(kept) < len(lines):
+            table.left_out.append(f"{len(lines) - len(kept):,} more answers are in rollouts/{file.path.name}.")
+        placed = [(_place(line, places, table.prompts), line) for line in kept]
+        if placed:
+            found[position] = _set_of(runs, number, file, placed), placed
+    chosen = [found[position] for position in sorted(found)]
+    table.sets = [told for told, _ in chosen]
+    _embed_pictures(table, chosen, media)
+    return table
+
+
+def _files_of(run: RunFiles) -> list[RolloutFile]:
+    """Files of all answers, or where the run has none those of the first prompts."""
+    by_split = {split: [file for file in run.files if file.split == split] for split in ("answers", "held_out")}
+    return by_split["answers"] or by_split["held_out"]
+
+
+def _by_importance(files: Sequence[tuple[int, RolloutFile]]) -> list[int]:
+    """Positions of the files: of each run the last and the first at the lowest temperature, then the others."""
+    by_run: dict[int, list[int]] = {}
+    for position, (run, _) in enumerate(files):
+        by_run.setdefault(run, []).append(position)
+    first: list[int] = []
+    for own in by_run.values():
+        coolest = min(files[position][1].temperature or 0.0 for position in own)
+        cool = [position for position in own if (files[position][1].temperature or 0.0) == coolest]
+        first += [cool[-1], cool[0]]
+    return list(dict.fromkeys([*first, *reversed(range(len(files)))]))
+
+
+def _size(line: Record) -> int:
+    texts = [line.get(key) for key in ("completion", "prompt", "answer")]
+    return 80 + sum(min(len(text), MAX_ANSWER_CHARS) for text in texts if isinstance(text, str))
+
+
+def _within(lines: Sequence[Record], room: int) -> tuple[list[Record], int]:
+    """The lines that fit, and the room that they leave."""
+    for count, line in enumerate(lines):
+        room -= _size(line)
+        if room < 0:
+            return list(lines[: max(1, count)]), 0
+    return list(lines), room
+
+
+def _place(line: Record, places: dict[str, int], prompts: list[dict[str, Any]]) -> int:
+    name = name_of(line.get("prompt_id", ""))
+    if name not in places:
+        places[name] = len(prompts)
+        gold = line.get("gold")
+        gold = gold if isinstance(gold, str) else line.get("answer")
+        prompts.append({"id": name, "prompt": _text(line.get("prompt")), "gold": _text(gold)})
+    return places[name]
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else ""
+    left_out = len(text) - MAX_ANSWER_CHARS
+    return visible(text if left_out <= 0 else f"{text[:MAX_ANSWER_CHARS]} … {left_out:,} more characters")
+
+
+def _label(run: RunFiles, file: RolloutFile) -> str:
+    labels = {one.step: one.label for one in run.evaluations}
+    warmth = "greedy" if not file.temperature else f"T = {file.temperature:g}"
+    return f"{labels.get(file.step) or f'step {file.step}'}, {warmth}"
+
+
+def _set_of(
+    runs: Sequence[RunFiles], number: int, file: RolloutFile, placed: Sequence[tuple[int, Record]]
+) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for _, line in placed for name in mapping_of(line, "rewards")))[:MAX_REWARDS]
+    by_prompt: dict[int, list[float]] = {}
+    for place, line in placed:
+        if isinstance(line.get("correct"), bool):
+            by_prompt.setdefault(place, []).append(float(line["correct"]))
+    shares = [fmean(own) for own in by_prompt.values()]
+    interval = mean_interval(shares)
+    label = _label(runs[number], file)
+    return {
+        "label": f"{runs[number].name}: {label}" if len(runs) > 1 else label,
+        "run": number,
+        "step": file.step,
+        "right": rounded([fmean(shares)])[0] if shares else None,
+        "interval": rounded(interval) if interval else None,
+        "rewards": list(readable(names).values()),
+        "rows": [_row(place, line, names) for place, line in placed],
+    }
+
+
+def _row(place: int, line: Record, names: Sequence[str]) -> dict[str, Any]:
+    """An answer; what is not known or as usual is left out, because there are thousands."""
+    rewards: Mapping[str, Any] = mapping_of(line, "rewards")
+    values = [number_of(rewards.get(name)) for name in names]
+    total, tokens = number_of(line.get("total")), number_of(line.get("num_tokens"))
+    row = {
+        "p": place,
+        "text": _text(line.get("completion")),
+        "said": _text(line.get("said")) or None,
+        "ok": line["correct"] if isinstance(line.get("correct"), bool) else None,
+        "total": None if total is None else rounded([total])[0],
+        "tokens": None if tokens is None else rounded([tokens])[0],
+        "cut": line.get("truncated") is True or None,
+        "rewards": [None if value is None else rounded([value])[0] for value in values] if len(names) > 1 else None,
+    }
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def _embed_pictures(
+    table: AnswerTable,
+    chosen: Sequence[tuple[dict[str, Any], Sequence[tuple[int, Record]]]],
+    media: Sequence[Media],
+) -> None:
+    """Small pictures of prompts with the shapes on them; those that the last set has wrong go first."""
+    if not chosen:
+        return
+    first_line: dict[int, tuple[int, Record]] = {}
+    for told, placed in chosen:
+        for place, line in placed:
+            first_line.setdefault(place, (told["run"], line))
+    wrong = {place for place, line in chosen[-1][1] if line.get("correct") is not True}
+    room = MAX_PICTURE_CHARS
+    for place in sorted(first_line, key=lambda place: (place not in wrong, place)):
+        run, line = first_line[place]
+        paths = list_of(line, "media")
+        picture = media[run].small(paths[0]) if paths and room > 0 else None
+        if picture is not None:
+            room -= len(picture["uri"])
+            table.prompts[place] |= {"picture": picture["id"], "size": [picture["width"], picture["height"]]}
+    num_bare = sum("picture" not in prompt for prompt in table.prompts)
+    if room <= 0 and num_bare:
+        table.left_out.append(f"Pictures of {num_bare:,} prompts are in rollouts/media/.")
+    for told, placed in chosen:
+        for (place, line), row in zip(placed, told["rows"], strict=True):
+            prompt = table.prompts[place]
+            if "picture" not in prompt:
+                continue
+            areas = [shape for shape in media[told["run"]].shapes(line) if is_area(shape) and shape["medium"] == 0]
+            drawn = {style: [_shape(one) for one in areas if one["style"] == style] for style in ("gold", "predicted")}
+            prompt.setdefault("shapes", drawn["gold"][:MAX_SHAPES])
+            if drawn["predicted"]:
+                row["shapes"] = drawn["predicted"][:MAX_SHAPES]
+
+
+def _shape(area: Mapping[str, Any]) -> list[Any]:
+    """[x, y, width, height, label], in percent of the picture; a point has no width and height."""
+    return [
+        area["x"],
+        area["y"],
+        *([] if area["is_point"] else [area["width"], area["height"]]),
+        visible(area["label"]),
+    ]
