@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmrl_core.cli import check, eval, export, info, listing, preview, sample, score, tiny, train, view
+from mmrl_core.cli import check, doctor, eval, export, info, listing, new, preview, sample, score, tiny, train, view
 from mmrl_core.errors import MMRLError, ProcessLostError
 from mmrl_core.support import blamed
 
@@ -32,6 +32,8 @@ COMMANDS = {
         view,
         export,
         tiny,
+        new,
+        doctor,
     )  # the order of the help
 }
 
