@@ -14,11 +14,30 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmrl_core.cli import check, compare, eval, export, info, listing, preview, runs, sample, score, tiny, train, view
+from mmrl_core.cli import (
+    check,
+    compare,
+    doctor,
+    eval,
+    export,
+    info,
+    listing,
+    new,
+    preview,
+    runs,
+    sample,
+    score,
+    tiny,
+    train,
+    view,
+)
 from mmrl_core.errors import MMRLError, ProcessLostError
 from mmrl_core.support import blamed
 
-MODULES = (train, eval, sample, score, check, preview, listing, info, runs, compare, view, export, tiny)
+MODULES = (
+    *(new, check, preview, score, train, eval, sample, export),
+    *(view, runs, compare, listing, info, tiny, doctor),
+)
 """In the order of the help."""
 
 COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}

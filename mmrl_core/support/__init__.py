@@ -1,7 +1,7 @@
 """Small helpers that know nothing of training: files written whole, late imports, packages of an extra, norms."""
 
 from mmrl_core.support.blaming import Blaming, blame, blamed
-from mmrl_core.support.extras import need
+from mmrl_core.support.extras import DISTRIBUTIONS, need
 from mmrl_core.support.files import finite, remove_unfinished, writes_to, written_aside
 from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, is_held, locked_folder
@@ -12,6 +12,7 @@ from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm, refuse_broken
 
 __all__ = [
+    "DISTRIBUTIONS",
     "LOCK_FILE",
     "SIGNALS",
     "Blaming",

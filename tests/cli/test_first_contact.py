@@ -201,6 +201,28 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("qwen2 model --seed -1", "--seed"),
         ("qwen2 model --seed 4294967296", "--seed"),
     ],
+    "new kind": [
+        ("taks mine", "invalid choice: 'taks'"),
+        ("task", "required"),
+    ],
+    "new name": [
+        ("task My-Task", "such as 'my_task'"),
+        ("task 3d", "such as 'd'"),
+        ("task class", "no word of Python, nor 'core'; such as 'traffic_signs'"),
+        ("plugin core", "nor 'core'"),
+        ("plugin gui", "a plugin 'gui' is installed already (mmrl-gui)"),
+    ],
+    "new --modality": [
+        ("task mine --modality smell", "invalid choice: 'smell'"),
+    ],
+    "new --output": [
+        ("task mine --output task.yaml", "task.yaml exists and is not an empty folder, and nothing is overwritten"),
+        ("task mine --output .", "nothing is overwritten"),
+        ("task mine --output task.yaml/in", "A part of the path is a file"),
+    ],
+    "doctor --json": [
+        ("--json=yes", "ignored explicit argument 'yes'"),
+    ],
 }
 """Of every argument of every command: wrong input, and words of the answer."""
 
