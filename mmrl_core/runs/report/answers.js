@@ -150,7 +150,8 @@ function setUpAnswers() {
   const cool = sets.map((_, place) => place).filter((place) => isCool(sets[place]));
   const newest = cool[cool.length - 1];
   const twoRuns = sets.some((set) => set.run);
-  const other = twoRuns ? cool.filter((place) => sets[place].run === 0).pop() : cool[0];
+  const ofStages = cool.filter((place) => place !== newest && /^(after |untrained)/.test(sets[place].label));
+  const other = twoRuns ? cool.filter((place) => sets[place].run === 0).pop() : (ofStages.pop() ?? cool[0]);
   before.value = other === undefined || other === newest ? "" : String(other);
   after.value = String(newest);
   options(sort, SORTS);

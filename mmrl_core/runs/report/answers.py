@@ -45,7 +45,7 @@ def answer_table(runs: Sequence[RunFiles], media: Sequence[Media]) -> AnswerTabl
     Args:
         media: of each run.
     """
-    table, places, room = AnswerTable(), dict[str, int](), MAX_TEXT_CHARS
+    table, places, room = AnswerTable(), dict[tuple[str, str], int](), MAX_TEXT_CHARS
     found: dict[int, tuple[dict[str, Any], list[tuple[int, Record]]]] = {}
     files = [(number, file) for number, run in enumerate(runs) for file in _files_of(run)]
     for position in _by_importance(files):
@@ -100,14 +100,15 @@ def _within(lines: Sequence[Record], room: int) -> tuple[list[Record], int]:
     return list(lines), room
 
 
-def _place(line: Record, places: dict[str, int], prompts: list[dict[str, Any]]) -> int:
-    name = name_of(line.get("prompt_id", ""))
-    if name not in places:
-        places[name] = len(prompts)
+def _place(line: Record, places: dict[tuple[str, str], int], prompts: list[dict[str, Any]]) -> int:
+    """Of the prompt of a line, which is added where it is new; other tasks may have the same ids."""
+    key = name_of(line.get("prompt_id", "")), _text(line.get("prompt"))
+    if key not in places:
+        places[key] = len(prompts)
         gold = line.get("gold")
         gold = gold if isinstance(gold, str) else line.get("answer")
-        prompts.append({"id": name, "prompt": _text(line.get("prompt")), "gold": _text(gold)})
-    return places[name]
+        prompts.append({"id": key[0], "prompt": key[1], "gold": _text(gold)})
+    return places[key]
 
 
 def _text(value: Any) -> str:

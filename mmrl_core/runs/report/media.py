@@ -88,7 +88,9 @@ class Media:
         return self._known[str(path)]
 
     def small(self, path: Any) -> dict[str, Any] | None:
-        """The same of a picture that is shown small, among thousands."""
+        """The same of a picture that is shown small, among thousands; one that is embedded already serves here too."""
+        if self._known.get(str(path)) is not None:
+            return self._known[str(path)]
         key = f"small {path}"
         if key not in self._known:
             try:
