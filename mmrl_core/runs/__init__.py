@@ -2,6 +2,7 @@
 
 from mmrl_core.runs.alarms import alarms_of
 from mmrl_core.runs.answers import answer_lines
+from mmrl_core.runs.intervals import held_out_intervals
 from mmrl_core.runs.log import (
     MetricsLog,
     check_trackers,
@@ -29,6 +30,7 @@ __all__ = [
     "check_trackers",
     "evaluation_table",
     "flat_config",
+    "held_out_intervals",
     "mean_outcomes",
     "peak_memory_mib",
     "prompt_text",

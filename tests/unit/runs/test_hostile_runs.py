@@ -222,7 +222,7 @@ def test_nothing_that_a_run_holds_is_html_or_script(tmp_path: Path):
         (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
         assert policy == f"{POLICY} {' '.join(hashes)}"
         data = scripts[0][1]
-        assert not {"<", ">", "&"} & set(data) and HTML in json.dumps(json.loads(data), ensure_ascii=False)
+        assert "<" not in data and HTML in json.dumps(json.loads(data), ensure_ascii=False)
 
 
 def test_opening_a_run_runs_no_file_that_it_names(tmp_path: Path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mmrl_core.runs.rollouts import read_json_lines
 from mmrl_core.runs.starts import FILE_NAME, note_start, start_record
 
 
@@ -25,6 +26,9 @@ def test_each_start_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert first["overrides"] == ["x.y=1", "b={c: d e}"]
     assert {"python", "torch", "mmrl-core"} <= set(first["versions"]) and first["num_cpus"] >= 1
     assert (first["num_processes"], second["num_processes"]) == (1, 4)
+    (tmp_path / FILE_NAME).write_text('{"time": "tor')  # by a kill
+    note_start(tmp_path, 2)
+    assert [line["num_processes"] for line in read_json_lines(tmp_path / FILE_NAME)] == [2]
 
 
 def test_the_commit_is_that_of_the_folder_and_says_whether_files_differ(tmp_path: Path, monkeypatch):
