@@ -48,12 +48,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     from mmrl_core.evaluation import evaluate_checkpoint
     from mmrl_core.plugins import load_plugins
-    from mmrl_core.runs import Rightness, answer_lines
+    from mmrl_core.runs import Rightness, answer_lines, held_out_intervals
 
     lines: list[str] = []
+    intervals: dict[str, tuple[float, float]] = {}
 
     def keep(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
-        lines.extend(answer_lines(groups, scores, temperature, Rightness(config, load_plugins().registry)))
+        registry = load_plugins().registry
+        lines.extend(answer_lines(groups, scores, temperature, Rightness(config, registry)))
+        intervals.update(held_out_intervals(config, registry, groups, scores, temperature))
 
     metrics = evaluate_checkpoint(config, evaluated.weights, arguments.limit, log_all=keep)
     print_table([{"metric": name, "value": _number(value)} for name, value in metrics.items()])
@@ -67,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         "limit": arguments.limit,
         "notes": notes,
         "metrics": {name: finite(value) for name, value in metrics.items()},
+        "intervals": {name: edges for name, edges in intervals.items() if name in metrics},
     }
     with written_aside(path.with_suffix(".jsonl")) as aside:
         aside.write_text("".join(lines), encoding="utf-8")

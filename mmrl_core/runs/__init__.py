@@ -2,6 +2,7 @@
 
 from mmrl_core.runs.alarms import alarms_of
 from mmrl_core.runs.answers import answer_lines
+from mmrl_core.runs.intervals import held_out_intervals
 from mmrl_core.runs.log import (
     MetricsLog,
     check_trackers,
@@ -32,6 +33,7 @@ __all__ = [
     "evaluation_table",
     "find_runs",
     "flat_config",
+    "held_out_intervals",
     "mean_outcomes",
     "number_of",
     "peak_memory_mib",

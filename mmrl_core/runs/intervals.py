@@ -1,9 +1,9 @@
 """95 % intervals of held-out numbers: how far they would move if other rows had been held out.
 
 A mean over rows has Wilson's interval where all values are 0 or 1, else the mean plus and minus 1.96 standard errors. A
-benchmark metric, such as an average precision, is no mean over rows: its standard error is that of the delete-a-group
-jackknife, for which the metric is computed again with a tenth of the rows left out, ten times (Shao and Wu 1989, Annals
-of Statistics 17).
+benchmark metric, such as an average precision, is no mean over rows: its interval is plus and minus 2.26 standard
+errors of the delete-a-group jackknife, for which the metric is computed again with a tenth of the rows left out, ten
+times (Shao and Wu 1989, Annals of Statistics 17).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mmrl_core.types import RolloutGroup, Scores
 
 Z = 1.959963984540054  # of the normal distribution, for 95 %
+T = 2.262157162740992  # of Student's distribution with 9 degrees of freedom, one below the number of folds
 NUM_FOLDS = 10
 MIN_ROWS = 2 * NUM_FOLDS  # fewer say nothing about the spread of a metric
 MAX_FOLD_S = 3.0
@@ -50,32 +51,30 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
         reach = Z * math.sqrt(mean * (1 - mean) / n + square / (4 * n)) * scale
         return (0.0 if mean == 0 else centre - reach), (1.0 if mean == 1 else centre + reach)
     reach = Z * stdev(values) / math.sqrt(n)
-    return mean - reach, mean + reach
+    return (mean - reach, mean + reach) if reach else None  # equal values: the spread is unknown
 
 
-def metric_intervals(
-    whole: Mapping[str, float], measure: Callable[[Sequence[int]], Mapping[str, float]], num_rows: int
-) -> dict[str, Interval]:
+def metric_intervals(measure: Callable[[Sequence[int]], Mapping[str, float]], num_rows: int) -> dict[str, Interval]:
     """Intervals of metrics that are computed of all rows together.
 
     A metric has none where it is not finite, where leaving out rows moves it all one way, as it does a sum, or where a
     part of the rows cannot be measured.
 
     Args:
-        whole: the metrics of all rows.
         measure: the metrics of some rows, given their positions.
     """
     if num_rows < MIN_ROWS:
         return {}
-    folds = []
-    for fold in range(NUM_FOLDS):
-        started = time.perf_counter()
-        try:
-            folds.append(measure([row for row in range(num_rows) if row % NUM_FOLDS != fold]))
-        except Exception:  # a metric need not stand every part of its rows
-            return {}
-        if time.perf_counter() - started > MAX_FOLD_S:
-            return {}
+    rows, folds = range(num_rows), []
+    try:
+        whole = measure(rows)
+        for fold in range(NUM_FOLDS):
+            started = time.perf_counter()
+            folds.append(measure([row for row in rows if row % NUM_FOLDS != fold]))
+            if time.perf_counter() - started > MAX_FOLD_S:
+                return {}
+    except Exception:  # a metric need not stand every part of its rows
+        return {}
     found = {}
     for name, value in whole.items():
         without = [float(metrics[name]) for metrics in folds if name in metrics]
@@ -83,25 +82,27 @@ def metric_intervals(
             continue
         if abs(fmean(without) - value) > 0.5 * abs(value) / NUM_FOLDS + 1e-9:
             continue  # a sum loses a tenth of itself
-        if interval := _jackknifed(value, without):
+        if interval := _jackknifed(value, without, num_rows):
             found[name] = interval
     return found
 
 
-def _jackknifed(value: float, without: Sequence[float]) -> Interval | None:
+def _jackknifed(value: float, without: Sequence[float], num_rows: int) -> Interval | None:
     """Of a metric that is `value`, and the numbers `without` each tenth of the rows; None if these are all the same.
 
-    Between 0 and 1 the error is that of the logit, so that no edge of a share lies outside.
+    A metric that is a whole number of rows over all rows, also without each tenth, is a share, and has Wilson's
+    interval. One that is never negative has no negative edge.
     """
-    is_share = all(0 < one < 1 for one in (value, *without))
-    there = (lambda x: math.log(x / (1 - x))) if is_share else float
-    back = (lambda x: 1 / (1 + math.exp(-x))) if is_share else float
-    moved = [there(one) for one in without]
-    n = len(moved)
-    error = math.sqrt((n - 1) / n * sum((one - fmean(moved)) ** 2 for one in moved))
-    if error == 0:  # it is at its end, such as an average precision of 0, and the spread unknown
+    error = math.sqrt((NUM_FOLDS - 1) / NUM_FOLDS * sum((one - fmean(without)) ** 2 for one in without))
+    if error <= 1e-12 * abs(value):  # the spread is unknown
         return None
-    return back(there(value) - Z * error), back(there(value) + Z * error)
+    folds = [(num_rows - fold + NUM_FOLDS - 1) // NUM_FOLDS for fold in range(NUM_FOLDS)]  # rows left out
+    counts = [value * num_rows, *(one * (num_rows - left) for one, left in zip(without, folds, strict=True))]
+    if 0 <= value <= 1 and all(abs(count - round(count)) < 1e-6 for count in counts):
+        right = round(counts[0])
+        return mean_interval([1.0] * right + [0.0] * (num_rows - right))
+    low, high = value - T * error, value + T * error
+    return (max(low, 0.0) if min(value, *without) >= 0 else low), high
 
 
 def held_out_intervals(
@@ -143,7 +144,7 @@ def _benchmark_intervals(part: PartConfig, registry: Registry, groups: Sequence[
     found: dict[str, Interval] = {}
     for metric in part.metrics:
         measure = partial(_measured, registry.get("metric", metric.name), metric.options, groups)
-        found |= metric_intervals(measure(range(len(groups))), measure, len(groups))
+        found |= metric_intervals(measure, len(groups))
     return found
 
 

@@ -31,8 +31,10 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 def note_start(run: Path, num_processes: int) -> None:
     """Append a line about this start to the run's file."""
-    with open(run / FILE_NAME, "a", encoding="utf-8") as file:
-        file.write(json.dumps(start_record(num_processes)) + "\n")
+    path = run / FILE_NAME
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(start_record(num_processes)) + "\n")
 
 
 def start_record(num_processes: int) -> dict[str, Any]:

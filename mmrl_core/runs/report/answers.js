@@ -87,11 +87,13 @@ function drawnShapes(svg, shapes, style) {
   }
 }
 
-function pictureOf(prompt, answer) {
+// With the gold, and what both sets predict; the answers after are on top.
+function pictureOf(prompt, before, answer) {
   const [width, height] = prompt.size;
   const svg = svgElement("svg", { class: "picture", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "prompt picture" });
   svg.append(svgElement("use", { href: `#${prompt.picture}` }));
   drawnShapes(svg, prompt.shapes || [], "gold");
+  drawnShapes(svg, (before && before.shapes) || [], "before");
   drawnShapes(svg, (answer && answer.shapes) || [], "predicted");
   return svg;
 }
@@ -122,7 +124,7 @@ function answerCell(result, set, isLast) {
 function answerCard(item, sets, hasPictures) {
   const { prompt, a, b } = item;
   const card = element("div", `answer${hasPictures ? "" : " bare"}${sets[0] ? "" : " single"}`);
-  if (hasPictures) card.append(element("div", "", prompt.picture ? pictureOf(prompt, b && b.answers[0]) : ""));
+  if (hasPictures) card.append(element("div", "", prompt.picture ? pictureOf(prompt, a && a.answers[0], b && b.answers[0]) : ""));
   const text = element("div", "prompt-text", prompt.prompt);
   text.dir = "auto";
   const question = element("div", "", element("div", "prompt-id", prompt.id), text);
@@ -150,7 +152,8 @@ function setUpAnswers() {
   const cool = sets.map((_, place) => place).filter((place) => isCool(sets[place]));
   const newest = cool[cool.length - 1];
   const twoRuns = sets.some((set) => set.run);
-  const other = twoRuns ? cool.filter((place) => sets[place].run === 0).pop() : cool[0];
+  const ofStages = cool.filter((place) => place !== newest && /^(after |untrained)/.test(sets[place].label));
+  const other = twoRuns ? cool.filter((place) => sets[place].run === 0).pop() : (ofStages.pop() ?? cool[0]);
   before.value = other === undefined || other === newest ? "" : String(other);
   after.value = String(newest);
   options(sort, SORTS);

@@ -16,11 +16,11 @@ from mmrl_core.runs.intervals import mean_interval
 from mmrl_core.runs.report.media import Media, is_area
 from mmrl_core.runs.report.reading import Record, RunFiles, list_of, mapping_of
 from mmrl_core.runs.report.text import name_of, number_of, readable, visible
-from mmrl_core.runs.rollouts import RolloutFile, read_rollouts
+from mmrl_core.runs.rollouts import RolloutFile, read_json_lines
 
 MAX_TEXT_CHARS = 1_200_000  # of all answers together
 MAX_ANSWER_CHARS = 4_000
-MAX_PICTURE_CHARS = 800_000  # of all small pictures together, in base64
+MAX_PICTURE_CHARS = 1_100_000  # of all small pictures together, in base64
 MAX_REWARDS = 8
 MAX_SHAPES = 24
 
@@ -45,19 +45,18 @@ def answer_table(runs: Sequence[RunFiles], media: Sequence[Media]) -> AnswerTabl
     Args:
         media: of each run.
     """
-    table, places, room = AnswerTable(), dict[str, int](), MAX_TEXT_CHARS
+    table, places, room = AnswerTable(), dict[tuple[str, str], int](), MAX_TEXT_CHARS
     found: dict[int, tuple[dict[str, Any], list[tuple[int, Record]]]] = {}
     files = [(number, file) for number, run in enumerate(runs) for file in _files_of(run)]
     for position in _by_importance(files):
         number, file = files[position]
-        lines = read_rollouts(file.path)
-        size = sum(_size(line) for line in lines)
-        if size > room and found:
+        kept, left, is_whole = _within(file, room)
+        if not is_whole and found:
             table.left_out.append(f"{_label(runs[number], file)} is in rollouts/{file.path.name}.")
             continue
-        kept, room = _within(lines, room)
-        if len(kept) < len(lines):
-            table.left_out.append(f"{len(lines) - len(kept):,} more answers are in rollouts/{file.path.name}.")
+        if not is_whole:
+            table.left_out.append(f"More than these {len(kept):,} answers are in rollouts/{file.path.name}.")
+        room = left
         placed = [(_place(line, places, table.prompts), line) for line in kept]
         if placed:
             found[position] = _set_of(runs, number, file, placed), placed
@@ -91,23 +90,26 @@ def _size(line: Record) -> int:
     return 80 + sum(min(len(text), MAX_ANSWER_CHARS) for text in texts if isinstance(text, str))
 
 
-def _within(lines: Sequence[Record], room: int) -> tuple[list[Record], int]:
-    """The lines that fit, and the room that they leave."""
-    for count, line in enumerate(lines):
+def _within(file: RolloutFile, room: int) -> tuple[list[Record], int, bool]:
+    """The first lines of a file that fit, the room that they leave, and whether they are all. No more is read."""
+    kept: list[Record] = []
+    for line in read_json_lines(file.path):
         room -= _size(line)
-        if room < 0:
-            return list(lines[: max(1, count)]), 0
-    return list(lines), room
+        if room < 0 and kept:
+            return kept, 0, False
+        kept.append(line)
+    return kept, max(room, 0), True
 
 
-def _place(line: Record, places: dict[str, int], prompts: list[dict[str, Any]]) -> int:
-    name = name_of(line.get("prompt_id", ""))
-    if name not in places:
-        places[name] = len(prompts)
+def _place(line: Record, places: dict[tuple[str, str], int], prompts: list[dict[str, Any]]) -> int:
+    """Of the prompt of a line, which is added where it is new; other tasks may have the same ids."""
+    key = name_of(line.get("prompt_id", "")), _text(line.get("prompt"))
+    if key not in places:
+        places[key] = len(prompts)
         gold = line.get("gold")
         gold = gold if isinstance(gold, str) else line.get("answer")
-        prompts.append({"id": name, "prompt": _text(line.get("prompt")), "gold": _text(gold)})
-    return places[name]
+        prompts.append({"id": key[0], "prompt": key[1], "gold": _text(gold)})
+    return places[key]
 
 
 def _text(value: Any) -> str:

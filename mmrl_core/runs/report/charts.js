@@ -42,7 +42,8 @@ function valueRange(plot, low, high) {
 }
 
 function tickTexts(plot, ticks, axis, space, step) {
-  const digits = Math.min(6, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)));
+  let digits = 0; // as many as the step has
+  while (digits < 6 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
   return ticks.map((tick) => {
     if (tick === null) return "";
     const size = Math.abs(tick);

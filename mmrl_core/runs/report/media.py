@@ -31,8 +31,8 @@ MAX_PIXELS = 50_000_000  # of a picture that is decoded: 200 MB
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
 MAX_SMALL_SIDE = 256  # smaller pictures are shown with their pixels
-MAX_THUMBNAIL_SIDE = 160
-THUMBNAIL_QUALITY = 70
+MAX_THUMBNAIL_SIDE = 144
+THUMBNAIL_QUALITY = 40
 SOUND_HZ = 16_000  # sounds are played, and drawn, as audio encoders hear them
 MAX_PNG_BYTES = 8_000  # small pictures are kept exactly, but not where that would make a report of photographs huge
 
@@ -88,7 +88,9 @@ class Media:
         return self._known[str(path)]
 
     def small(self, path: Any) -> dict[str, Any] | None:
-        """The same of a picture that is shown small, among thousands."""
+        """The same of a picture that is shown small, among thousands; one that is embedded already serves here too."""
+        if self._known.get(str(path)) is not None:
+            return self._known[str(path)]
         key = f"small {path}"
         if key not in self._known:
             try:

@@ -131,6 +131,9 @@ def story_of(
         milestones: of the one run, or the last of each of several.
     """
     sections, story = _metrics_by_section(milestones), []
+    if len(runs) > 1:  # what only one has compares nothing
+        had = [{metric for metric, _ in one.values} for one in milestones]
+        sections = {name: [m for m in metrics if all(m in own for own in had)] for name, metrics in sections.items()}
     for metric in sections["Benchmark metrics"][:1] + sections["Rewards"][:1]:
         if metric not in charts:  # there were too many
             continue

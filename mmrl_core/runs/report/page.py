@@ -112,8 +112,7 @@ def _hash(script: str) -> str:
 
 def _as_script(data: Any) -> str:
     """JSON that ends no script element and opens no comment, whatever its texts say."""
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _of_one(runs: Sequence[RunFiles], runs_files: bool) -> dict[str, Any]:

@@ -160,7 +160,9 @@ def sorted_records(records: Sequence[Record]) -> tuple[list[Record], list[Evalua
             numbers = {name: number for key, number in numbers_of(record) if (name := _metric_name(key))}
             rows = number_of(record.get("num_prompts"))
             num_rows = int(rows) if rows is not None and 0 < rows < MAX_STEP else None
-            evaluations[step, label] = Evaluation(step, label, numbers, _intervals_of(record), num_rows)
+            edges = edges_of(record, "intervals").items()
+            intervals = {name: pair for key, pair in edges if (name := _metric_name(key))}
+            evaluations[step, label] = Evaluation(step, label, numbers, intervals, num_rows)
     return [steps[step] for step in sorted(steps)], sorted(evaluations.values(), key=lambda one: one.step)
 
 
@@ -170,13 +172,13 @@ def _metric_name(key: str) -> tuple[str, str] | None:
     return match and (match[2], match[1] if match[1] == "greedy" else f"T = {match[1][1:]}")
 
 
-def _intervals_of(record: Record) -> dict[tuple[str, str], tuple[float, float]]:
+def edges_of(record: Record, key: str) -> dict[str, tuple[float, float]]:
+    """Name -> low and high edge, of the intervals under a key."""
     found = {}
-    for key, edges in mapping_of(record, "intervals").items():
-        name, pair = _metric_name(str(key)), edges if isinstance(edges, list) and len(edges) == 2 else []
-        low, high = (number_of(edge) for edge in pair) if pair else (None, None)
-        if name is not None and low is not None and high is not None:
-            found[name] = (low, high)
+    for name, edges in mapping_of(record, key).items():
+        low, high = map(number_of, edges) if isinstance(edges, list) and len(edges) == 2 else (None, None)
+        if low is not None and high is not None:
+            found[str(name)] = (low, high)
     return found
 
 

@@ -25,7 +25,7 @@ from mmrl_core.runs.rollouts import RolloutFile, read_rollouts
 MAX_COMPARED_PROMPTS = 6
 MAX_COMPARED_EVALUATIONS = 4
 MAX_TRAINING_STEPS = 6
-MAX_GROUPS_OF_STEP = 4
+MAX_GROUPS_OF_STEP = 3
 MAX_COMPLETIONS_OF_GROUP = 32
 MAX_TURNS_OF_COMPLETION = 12
 MAX_REWARDS = 60
@@ -132,10 +132,7 @@ def columns_to_compare(run: RunFiles, milestones: Sequence[Evaluation], media: M
 def compared_prompts(columns: Sequence[Column]) -> dict[str, Any]:
     """The first held-out prompts, each with its completion in each column."""
     # The first of several completions of a prompt is kept.
-    tables = [
-        {str(line.get("prompt_id")): line for line in reversed(read_rollouts(column.file.path)) if line}
-        for column in columns
-    ]
+    tables = [{_key(line): line for line in reversed(read_rollouts(column.file.path)) if line} for column in columns]
     counts = Counter(prompt for table in tables for prompt in reversed(table))
     rows = []
     for prompt, _ in counts.most_common(MAX_COMPARED_PROMPTS):  # of equal counts, the first written comes first
@@ -157,6 +154,11 @@ def compared_prompts(columns: Sequence[Column]) -> dict[str, Any]:
         rows.append({"prompt": _shown_prompt(first), "panels": panels, "cells": cells})
     told = [(name_of(column.label), column.file.temperature or 0) for column in columns]
     return {"columns": told, "rows": rows, "num_prompts": len(counts)}
+
+
+def _key(line: Record) -> tuple[str, str]:
+    """What makes a prompt the same in two runs: its id and its text, for other tasks may have the same ids."""
+    return str(line.get("prompt_id")), str(line.get("prompt"))
 
 
 def training_steps(files: Sequence[RolloutFile], media: Media) -> list[dict[str, Any]]:
