@@ -48,7 +48,8 @@ EXIT_CODES = {
     2: "something that you can fix; the message says what, where and what to do, without a traceback",
     3: "the run ended with alarms, such as rewards that score nothing; its work is saved",
     130: "interrupted (Ctrl-C); what was trained is saved, and `--resume` goes on",
-    143: "ended by SIGTERM, as schedulers and `docker stop` send it; saved as for 130",
+    143: "ended by SIGTERM, as `kill`, schedulers and `docker stop` send it; saved as for 130. It ends also a command "
+    "in the background of a script, which ignores Ctrl-C, as shells have it",
 }
 """What a command's exit code means. Any other is a fault of mmrl or of a plugin, with its traceback."""
 

@@ -13,6 +13,7 @@ from mmrl_core.data import PromptSource
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import Plugins, TaskEntry, load_plugins
 from mmrl_core.plugins.registry import KINDS
+from mmrl_core.testing.algorithm_checks import algorithm_findings
 from mmrl_core.testing.prompt_cost import length_findings, load_preview
 from mmrl_core.testing.reward_checks import reward_findings
 from mmrl_core.testing.row_checks import further_row_findings
@@ -32,9 +33,10 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     "has none", which a function from a file has unless it has an attribute `maximum`); and on each completion in
     `HOSTILE` it gives, within its time, the same finite number twice, not above its maximum, or leaves it unscored, and
     does not raise. A reward that is registered with the detail `reads` gets hostile pictures or videos, see
-    `hostile_completions`. If the model is a language model and lies on this machine, the prompts read, and those of the
-    others with the longest texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the
-    options in `prompt.template`.
+    `hostile_completions`. Advantage stages and losses that are not the core's return what a step takes, on a made step
+    with the group size of their stage; they are not called where the run has `plugins`, which may change a step. If the
+    model is a language model and lies on this machine, the prompts read, and those of the others with the longest
+    texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the options in `prompt.template`.
 
     Args:
         config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
@@ -63,6 +65,7 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
         if prompts and (section.splits, part.data, part.prompt, part.rewards) not in judged:
             judged.append((section.splits, part.data, part.prompt, part.rewards))
             findings += reward_findings(section, prompts, plugins)
+    findings += algorithm_findings(config, [prompt for _, prompts in read for prompt in prompts], plugins)
     if not read:
         findings.append(Finding(False, "no data: set data.train, at the top or in a stage"))
     return findings

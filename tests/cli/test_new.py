@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmrl_core.cli import main
+from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 
 MODALITIES = ("text", "image", "video", "audio")
@@ -24,24 +24,16 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(folder: Path, *commands: list[str], **environment: str) -> str:
-    """The folder's own tests, then commands of mmrl, in one process; all of them succeed."""
-    code = (
-        "import json, sys, pytest; from mmrl_core.cli import main\n"
-        "code = pytest.main(['-q', '-p', 'no:cacheprovider', '.'])\n"
-        "sys.exit(max([code, *map(main, json.loads(sys.argv[1]))]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout + done.stderr
-    return done.stdout
+def own_tests(path: str, patch: pytest.MonkeyPatch) -> int:
+    """Run the cases of a file's test of its reward; how many there were. `make test-install` runs all by pytest."""
+    patch.syspath_prepend(Path.cwd())
+    patch.delitem(sys.modules, "reward", raising=False)
+    test = runpy.run_path(path)["test_a_completion_gets_its_score"]
+    cases = test.pytestmark[0].args[1]
+    for completion, expected in cases:
+        test(completion, expected)
+    sys.modules.pop("reward", None)
+    return len(cases)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -56,6 +48,7 @@ def test_a_new_task_passes_its_check_with_real_files_and_has_three_places_to_edi
     monkeypatch.chdir("mine")
     sources = "".join(path.read_text() for path in Path().glob("*.*") if path.suffix in (".py", ".yaml"))
     assert sorted(re.findall(r"EDIT (\d)", sources)) == ["1", "2", "3"]
+    assert own_tests("test_reward.py", monkeypatch) == 5
     assert main(["check", "mine.yaml"]) == 0
     checked = capsys.readouterr().out
     assert checked.count("scores the maximum, 1, on") == 2 and "warn" not in checked
@@ -63,15 +56,16 @@ def test_a_new_task_passes_its_check_with_real_files_and_has_three_places_to_edi
     assert len(media) == (0 if modality == "text" else 32)
 
 
-def test_a_new_task_passes_its_tests_and_learns(here):
+def test_a_new_task_learns_within_seconds(here, monkeypatch):
     assert main(["new", "task", "mine", "--modality", "text", "--output", "some/where"]) == 0
-    run(here / "some" / "where", ["train", "mine.yaml", "--output", str(here / "run")])
-    evals = [record["greedy/reward/score"] for record in read_metrics(here / "run") if record["kind"] == "eval"]
+    monkeypatch.chdir("some/where")
+    assert main(["train", "mine.yaml", "--output", "run"]) == 0
+    evals = [record["greedy/reward/score"] for record in read_metrics(Path("run")) if record["kind"] == "eval"]
     assert evals[0] == 0.0 and evals[-1] > 0.5, "untrained, after sft, after grpo"
-    assert (here / "run" / "report.html").is_file()
+    assert Path("run/report.html").is_file()
 
 
-def test_a_new_plugin_registers_checks_and_trains(here):
+def test_a_new_plugin_registers_checks_and_trains(here, monkeypatch, capsys):
     """As `pip install` leaves it: its sources on the path, with what its pyproject says of the entry points."""
     assert main(["new", "plugin", "my_signs"]) == 0
     folder = here / "mmrl-my-signs"
@@ -83,14 +77,17 @@ def test_a_new_plugin_registers_checks_and_trains(here):
     (info / "entry_points.txt").write_text(
         "".join(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups)
     )
-    told = run(
-        folder,
-        ["check", "my_signs"],
-        ["check", "my_signs/tiny"],
-        ["train", "my_signs/tiny", "stages.sft.steps=1", "stages.grpo.steps=1", "--output", str(here / "run")],
-        PYTHONPATH=str(folder / "src"),
-    )
-    assert "ok    task my_signs/my_signs parses" in told and "ok    task my_signs/tiny parses" in told
+    monkeypatch.syspath_prepend(folder / "src")
+    assert own_tests(str(folder / "tests" / "test_my_signs.py"), monkeypatch) == 5
+    load_plugins.cache_clear()
+    try:
+        capsys.readouterr()
+        assert main(["check", "my_signs"]) == 0 and main(["check", "my_signs/tiny"]) == 0
+        told = capsys.readouterr().out
+        assert "ok    task my_signs/my_signs parses" in told and "ok    task my_signs/tiny parses" in told
+        assert main(["train", "my_signs/tiny", "stages.sft.steps=1", "stages.grpo.steps=1", "--output", "run"]) == 0
+    finally:
+        load_plugins.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["task", "plugin"])
