@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     )
     from mmrl_core.testing.preview import preview_task
     from mmrl_core.testing.sections import Finding
-    from mmrl_core.testing.source_case import SourceCase, medium_bytes, video_bytes
+    from mmrl_core.testing.source_case import (
+        MEDIUM,
+        SUFFIX,
+        SourceCase,
+        json_rows,
+        medium_bytes,
+        video_bytes,
+        write_csv,
+        write_json,
+    )
 
 __all__ = [
     "AUDIO_CHAT_TEMPLATE",
@@ -45,11 +54,13 @@ __all__ = [
     "CLASS_WORDS",
     "HOSTILE",
     "IMAGE_FACTOR_PX",
+    "MEDIUM",
     "MIN_DIGIT_WIDTH_PX",
     "NUM_SCANS",
     "PROPERTIES",
     "QWEN_AUDIO_TOKENS",
     "SHORT_CHAT_TEMPLATE",
+    "SUFFIX",
     "TEMPORAL_PATCH",
     "TINY_KINDS",
     "TOKEN_PX",
@@ -66,6 +77,7 @@ __all__ = [
     "check_task",
     "cut_patches",
     "ink_masks",
+    "json_rows",
     "make_group",
     "make_loss_inputs",
     "make_reward_view",
@@ -83,11 +95,18 @@ __all__ = [
     "train_tokenizer",
     "video_bytes",
     "write_aside",
+    "write_csv",
+    "write_json",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "write_json": "source_case",
+        "write_csv": "source_case",
+        "json_rows": "source_case",
+        "SUFFIX": "source_case",
+        "MEDIUM": "source_case",
         "AUDIO_CHAT_TEMPLATE": "models.templates",
         "AUDIO_TOKENS_PER_S": "models.sizes",
         "AUDIO_WINDOW_S": "models.sizes",

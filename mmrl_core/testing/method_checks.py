@@ -38,7 +38,8 @@ def method_findings(config: RunConfig, plugins: Plugins) -> list[Finding]:
             if entry.id.startswith(f"{CORE}/") or (kind, entry.id, component.options) in seen:
                 continue
             seen.append((kind, entry.id, component.options))
-            name = f"{kind} {component.name.rpartition('/')[2] if '.py:' in component.name else component.name!r}"
+            called = component.name.rpartition("/")[2] if ".py:" in component.name else component.name
+            name = f"{kind} {called!r}"
             problems = list(method_problems(entry, component.options, is_first=place == 0))
             findings += [Finding(False, f"{name}: {problem}") for problem in problems]
             if not problems:

@@ -47,7 +47,8 @@ def reward_findings(section: Section, prompts: Sequence[Prompt], plugins: Plugin
         hostile = hostile_completions(reads)
         failed: dict[str, str] = {}
         if reads == "text":
-            finding, failed = _gold_finding(name, runner, config, prompts)
+            own_time = RewardRunner(plugins, [config])  # its first call may start processes
+            finding, failed = _gold_finding(name, own_time, config, prompts)
             findings.append(replace(finding, property="gold"))
         findings += _hostile_findings(name, runner, quick, prompts[:NUM_HOSTILE_ROWS], hostile, failed)
         gold = [prompts[0].with_prefix(prompts[0].answer)] if reads == "text" and prompts[0].answer else []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,26 +27,28 @@ class SourceCase:
 
     Attributes:
         write: (folder, medium as the row names it) -> options of the source. Files of media lie in the same folder.
-        kind: of the medium.
+        kind: of the medium; None of a source without media, whose `write` is given a name that it does not use.
         column: of the row that the source makes, that holds it.
         split: to ask for.
         inline: whether the row may hold the medium itself instead of its path.
         names_files: whether rows name the file; else it is found by the name of another.
         prompt: keys of the section `prompt`.
+        tasks: ids of the tasks that its row fits; empty for all that no other case is meant for.
     """
 
     write: Callable[[Path, Any], dict[str, Any]]
-    kind: MediumKind = "image"
+    kind: MediumKind | None = "image"
     column: str = "image"
     split: str = "train"
     inline: bool = True
     names_files: bool = True
     prompt: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
 
     @property
     def medium(self) -> str:
         """Name of the file of the medium, for `write`."""
-        return f"medium{SUFFIX[self.kind]}"
+        return f"medium{SUFFIX.get(self.kind or '', '')}"
 
     def open(self, plugins: Plugins, source: str, folder: Path, medium: Any) -> PromptSource:
         """The prompts of the row, read as a run does that sets no `data.media_root`."""
@@ -53,9 +57,41 @@ class SourceCase:
 
     def reopen(self, plugins: Plugins, source: str, options: Mapping[str, Any]) -> PromptSource:
         """The prompts of a row that was written, with the options that `write` returned."""
-        prompt = PromptConfig(text="Look.", **{f"{self.kind}s": [f"{{{self.column}}}"]}, **self.prompt)
+        media = {f"{self.kind}s": [f"{{{self.column}}}"]} if self.kind is not None else {}
+        prompt = PromptConfig(text="Look.", **media, **self.prompt)
         config = SourceConfig(name=source, split=self.split, **options)
         return PromptSource(plugins, config, prompt, DataConfig(max_broken=1.0), name="train")
+
+
+MEDIUM = object()
+"""Stands for the medium in rows that `json_rows` writes."""
+
+
+def json_rows(*rows: Mapping[str, Any], **options: Any) -> Callable[[Path, Any], dict[str, Any]]:
+    """A `write` of rows to train.jsonl, the medium in place of MEDIUM; `options` go to the source beside the path."""
+
+    def write(folder: Path, medium: Any) -> dict[str, Any]:
+        filled = [{key: medium if value is MEDIUM else value for key, value in row.items()} for row in rows]
+        return {"path": write_json(folder / "train.jsonl", filled), **options}
+
+    return write
+
+
+def write_json(path: Path, content: Any) -> str:
+    """Write JSON, of a `.jsonl` each item as a line; returns the path as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.suffix == ".jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content))
+    return str(path)
+
+
+def write_csv(path: Path, row: Mapping[str, Any]) -> str:
+    """Write a table of one row; returns the path as text."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    return str(path)
 
 
 @functools.cache

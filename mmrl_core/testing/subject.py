@@ -155,7 +155,7 @@ class Subject:
         for task, config in self.configs.items():
             for section in sections(config):
                 for split in section.splits:
-                    source = self._source(getattr(section.part.data, split))
+                    source = self._source(task, getattr(section.part.data, split))
                     key = (source, section.part.prompt, section.part.rewards)
                     if key in seen:
                         continue
@@ -168,11 +168,12 @@ class Subject:
     def _why_none(self) -> str:
         return f" ({self.not_here[0]})" if self.not_here else ""
 
-    def _source(self, config: SourceConfig) -> SourceConfig:
-        """The source of a case instead, if there is one; else no more rows than are read."""
-        if config.name in self.cases:
-            case = self.cases[config.name][0]
-            return SourceConfig(name=config.name, split=case.split, **self.written(config.name, 0))
+    def _source(self, task: str, config: SourceConfig) -> SourceConfig:
+        """The source of a case instead, if there is one for the task; else no more rows than are read."""
+        cases = list(enumerate(self.cases.get(config.name, ())))
+        fitting = [found for found in cases if task in found[1].tasks] or [c for c in cases if not c[1].tasks]
+        for number, case in fitting[:1]:
+            return SourceConfig(name=config.name, split=case.split, **self.written(config.name, number))
         if isinstance(config.options.get("num_rows"), int):
             return config.model_copy(update={"num_rows": min(NUM_ROWS, config.options["num_rows"])})
         return config
@@ -183,7 +184,8 @@ class Subject:
         case = self.cases[source][number]
         folder = self.folder / source.replace("/", "-") / str(number)
         folder.mkdir(parents=True)
-        (folder / case.medium).write_bytes(medium_bytes(case.kind))
+        if case.kind is not None:
+            (folder / case.medium).write_bytes(medium_bytes(case.kind))
         return case.write(folder, case.medium)
 
     def _open(self, where: str, section: Section, split: Split, source: SourceConfig) -> Iterator[Shown]:

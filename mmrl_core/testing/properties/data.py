@@ -115,7 +115,10 @@ def _cases(subject: Subject) -> Iterator[tuple[str, int, SourceCase]]:
 
 def broken_media_break_their_row(subject: Subject) -> Iterator[str]:
     """What happens where the file of a medium is missing, torn, or something else."""
-    for source, number, case in _cases(subject):
+    cases = [found for found in _cases(subject) if found[2].kind is not None]
+    if not cases:
+        raise NothingToCheck("no case has a medium")
+    for source, number, case in cases:
         options = subject.written(source, number)
         file = subject.folder / source.replace("/", "-") / str(number) / case.medium
         sound = file.read_bytes()

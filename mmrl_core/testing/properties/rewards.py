@@ -9,8 +9,10 @@ from typing import Any
 
 from mmrl_core.config import RewardConfig
 from mmrl_core.config.options import REQUIRED
+from mmrl_core.data import Template
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import Entry
+from mmrl_core.scoring import GOLD_COLUMNS
 from mmrl_core.testing.hostile import READS, hostile_completions
 from mmrl_core.testing.reward_checks import TOLERANCE
 from mmrl_core.testing.subject import NothingToCheck, Shown, Subject
@@ -59,7 +61,7 @@ def can_be_pickled(subject: Subject) -> Iterator[str]:
 
 def _results(subject: Subject, entry: Entry, target: Any) -> Iterator[Any]:
     """What a reward returns for gold answers of its tasks."""
-    for _, config, completion, sample in _gold_rows(subject):
+    for _, config, completion, sample, _ in _gold_rows(subject):
         if config.name == entry.id and not inspect.iscoroutinefunction(target):
             try:
                 yield target([completion], [dict(sample)], **config.options)
@@ -83,18 +85,19 @@ def leave_rows_without_gold_unscored(subject: Subject) -> Iterator[str]:
                     f"{type(error).__name__}: {error}. Read columns with sample.get(...), and return None where there "
                     "is no gold."
                 )
-    for where, config, completion, sample in _gold_rows(subject):
+    for where, config, completion, sample, golds in _gold_rows(subject):
         entry = subject.plugins.registry.get("reward", config.name)
         target = entry.load()
         if entry.id in told or not _can_be_called(target):
             continue
+        rest = {column: value for column, value in sample.items() if column not in golds}
         gold, _ = _called(target, completion, sample, config.options)
-        without, error = _called(target, completion, {}, config.options)
+        without, error = _called(target, completion, rest, config.options)
         if error is None and gold is not None and without is not None and abs(gold - without) > TOLERANCE:
             told.add(entry.id)
             yield (
-                f"{where}: reward {entry.id} gives {without:g} for a row without any column, where there is nothing to "
-                f"compare with ({gold:g} with its gold). Return None, which is unscored: 0 would say that it is wrong."
+                f"{where}: reward {entry.id} gives {without:g} for a row without {', '.join(sorted(golds))}, where "
+                f"there is nothing to compare with ({gold:g} with it). Return None: unscored, and not wrong."
             )
 
 
@@ -130,15 +133,18 @@ def _called(
     return (float(value) if isinstance(value, int | float) else None), None
 
 
-def _gold_rows(subject: Subject) -> Iterator[tuple[str, RewardConfig, str, Mapping[str, Any]]]:
-    """A gold completion of each kind of rows, with each of its rewards that reads text."""
+def _gold_rows(subject: Subject) -> Iterator[tuple[str, RewardConfig, str, Mapping[str, Any], set[str]]]:
+    """A gold completion of each kind of rows, with each of its rewards that reads text, and the columns of the gold."""
     try:
         shown: Sequence[Shown] = subject.shown
     except NothingToCheck:
         return
     for one in shown:
         prompt = next((prompt for prompt in one.prompts if prompt.answer), None)
-        for config in one.section.part.rewards if prompt is not None else ():
+        if prompt is None:
+            continue
+        named = Template(one.section.part.prompt.answer, "prompt.answer").columns
+        golds = {column for column in prompt.sample if column in named or column in GOLD_COLUMNS}
+        for config in one.section.part.rewards:
             if _reads(subject.plugins.registry.get("reward", config.name)) == "text":
-                assert prompt is not None
-                yield one.where, config, prompt.with_prefix(prompt.answer), prompt.sample
+                yield one.where, config, prompt.with_prefix(prompt.answer), prompt.sample, golds

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mmrl_core.cli import main
-from mmrl_core.plugins import load_plugins
+from mmrl_core.errors import PluginError
+from mmrl_core.plugins import Plugin, Plugins, load_plugins
+from mmrl_core.plugins.registry import Registry
 from mmrl_core.testing import PROPERTIES, SourceCase, check_plugin
 from mmrl_core.testing.sections import Finding
 
@@ -377,7 +382,7 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     ),
     "unscored": (
         swapped("rewards.py", ("None if gold is None else float", "float")),
-        "reward sound/named gives 0 for a row without any column",
+        "reward sound/named gives 0 for a row without colour",
     ),
     "metrics without rows": (
         swapped("rewards.py", ("    scores = [", "    completions[0]\n    scores = [")),
@@ -428,3 +433,47 @@ def test_a_plugin_that_breaks_a_property_fails_just_this_one(name: str, checked:
     failed = [finding for finding in checked(files) if not finding.ok]
     assert {finding.property for finding in failed} == {name}, [finding.what for finding in failed]
     assert any(expected in finding.what for finding in failed), [finding.what for finding in failed]
+
+
+def test_plugins_that_failed_or_are_missing_are_named() -> None:
+    failed = Plugins({"mine": Plugin("mine", "mmrl-mine", "1.0", error="no module named torch")}, Registry(), {})
+    findings = check_plugin("mine", failed)
+    assert findings[0].what == "loads: plugin 'mine' (mmrl-mine) failed to load:\nno module named torch"
+    assert not findings[0].ok and all(finding.skipped for finding in findings[1:])
+    with pytest.raises(PluginError, match="Did you mean 'mine'"):
+        check_plugin("mien", failed)
+
+
+PLUGIN_TEST = """PLUGIN = "sound"
+
+
+def test_conformance(mmrl_property):
+    mmrl_property()
+"""
+
+
+def test_the_pytest_plugin_has_a_test_for_each_property(checked: Checked, tmp_path: Path) -> None:
+    """As a plugin's author runs it: in a process of its own, with nothing but the file of two lines."""
+    checked(BROKEN["gold"][0])
+    (tmp_path / "test_sound.py").write_text(PLUGIN_TEST)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", "test_sound.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert "FAILED test_sound.py::test_conformance[gold]" in result.stdout
+    assert f"1 failed, {len(PROPERTIES) - 3} passed, 2 skipped" in result.stdout, result.stdout
+    assert "gold: sound/naming: data.train: reward 'sound/named': gold answer: not the maximum 1" in result.stdout
+
+
+def test_pytest_loads_nothing_of_the_kit_until_a_test_asks() -> None:
+    code = "import sys, mmrl_core.testing.pytest_plugin as p; print([n for n in ('torch', 'yaml') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
+    (found,) = [point for point in entry_points(group="pytest11") if point.name == "mmrl"]
+    assert found.value == "mmrl_core.testing.pytest_plugin"
