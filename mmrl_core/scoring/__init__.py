@@ -8,10 +8,11 @@ from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.passes import pass_metrics
 from mmrl_core.scoring.reading import Judgement
 from mmrl_core.scoring.runner import RewardRunner
-from mmrl_core.scoring.signature import CALLED_AS, sign_of_trl
+from mmrl_core.scoring.signature import CALLED_AS, GOLD_COLUMNS, sign_of_trl
 
 __all__ = [
     "CALLED_AS",
+    "GOLD_COLUMNS",
     "Alarm",
     "ConstantRewardAlarm",
     "DiedError",

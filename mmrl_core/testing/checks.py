@@ -1,18 +1,16 @@
-"""Look at a task or a plugin before a run does: `mmrl check`.
+"""Look at a task before a run does: `mmrl check TASK`.
 
 No model is loaded. Only the processor of a model that lies on this machine is, to count the tokens of prompts.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from mmrl_core.config import RunConfig, load_config
+from mmrl_core.config import RunConfig
 from mmrl_core.data import PromptSource
 from mmrl_core.errors import MMRLError
-from mmrl_core.plugins import Plugins, TaskEntry, load_plugins
-from mmrl_core.plugins.registry import KINDS
+from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.testing.algorithm_checks import algorithm_findings
 from mmrl_core.testing.prompt_cost import length_findings, load_preview
 from mmrl_core.testing.reward_checks import reward_findings
@@ -69,46 +67,6 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     if not read:
         findings.append(Finding(False, "no data: set data.train, at the top or in a stage"))
     return findings
-
-
-def check_plugin(name: str, plugins: Plugins | None = None) -> list[Finding]:
-    """Check an installed plugin: it loads, each entry that it registers imports and has a docstring, its tasks parse.
-
-    Raises:
-        PluginError: no such plugin is installed.
-    """
-    plugins = load_plugins() if plugins is None else plugins
-    plugin = plugins.plugins.get(name)
-    if plugin is None:
-        plugins.require(name)  # raises, with the nearest name
-    assert plugin is not None
-    if plugin.error is not None:
-        return [Finding(False, f"plugin {name!r} ({plugin.distribution}) failed to load:\n{plugin.error}")]
-    findings = [Finding(True, f"plugin {name!r} ({plugin.distribution} {plugin.version}) loads")]
-    for kind in KINDS:
-        for entry in plugins.registry.entries(kind):
-            if entry.id.partition("/")[0] != name:
-                continue
-            try:
-                target = entry.load()
-            except MMRLError as error:
-                findings.append(Finding(False, str(error)))
-                continue
-            documented = bool(inspect.getdoc(target)) and callable(target)
-            problem = "" if documented else ": has no docstring" if callable(target) else ": is not callable"
-            findings.append(Finding(documented, f"{kind} {entry.id} ({entry.target}){problem}"))
-    for task in plugins.tasks.values():
-        if task.plugin == name:
-            findings.append(_task_finding(task))
-    return findings
-
-
-def _task_finding(task: TaskEntry) -> Finding:
-    try:
-        load_config(str(task.path))
-    except MMRLError as error:
-        return Finding(False, str(error))  # names the task, or file and line
-    return Finding(True, f"task {task.id} parses")
 
 
 def _longest_prompts(source: PromptSource) -> list[Prompt]:
