@@ -49,7 +49,7 @@ class Form:
     def row(self, row: Row, media: Collection[str]) -> Row:
         """A row with all that the prompt of this form names; the columns of media that it leaves out are null."""
         row = row if self.convert is None else self.convert(row)
-        return row if row.keys() >= media else dict.fromkeys(media) | dict(row)
+        return row if all(column in row for column in media) else dict.fromkeys(media) | dict(row)
 
     def prompt(self, prompt: PromptConfig, columns: Collection[str]) -> PromptConfig:
         """A config's prompt with what it leaves out filled in, given the columns that rows have."""

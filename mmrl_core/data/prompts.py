@@ -96,6 +96,7 @@ class PromptSource:
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
         self._form: Form | None = None
+        self._media_columns: set[str] = set()
         self._looked: list[tuple[int, int]] = []  # a heap of characters and rows
         with noted_files(source) as self.files:
             self._rows = _load_rows(plugins, source, f"{at}data.{name}")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl_core.data.media_folders import located
 from mmrl_core.data.templates import Template, value_of
-from mmrl_core.errors import TaskDataError
 from mmrl_core.media import (
     audio_seconds,
     check_image_pixels,

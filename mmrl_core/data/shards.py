@@ -51,7 +51,7 @@ class Shard:
                 for member in archive:
                     if member.isfile():
                         self._add(member)
-                    archive.members = []  # it would keep them all
+                    archive.members = []  # type: ignore[attr-defined]  # it would keep them all
         except tarfile.TarError as error:
             raise TaskDataError(
                 f"{path}: no tar file, or a compressed one, which has to be unpacked: {error}"

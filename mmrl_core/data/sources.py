@@ -110,8 +110,8 @@ def load_rows(
     """Open a data set. Local files win over hub names.
 
     Args:
-        path: a parquet, JSONL, JSON, CSV or TSV file, or a tar shard (see `Shard`); a folder of such; a folder written by `save_to_disk`; a folder
-            of images (with or without metadata.jsonl or metadata.csv, whose column file_name names the image; without
+        path: a parquet, JSONL, JSON, CSV or TSV file, or a tar of WebDataset (see `Shard`); a folder of such; a folder
+            written by `save_to_disk`; a folder of images (with or without metadata.jsonl or metadata.csv, whose column file_name names the image; without
             it, a sub-folder's name is the label); or a hub name such as "owner/name".
         split: name of the split, optionally with a range: "train[:90%]", "train[90%:]", "test[:200]". In a folder a
             split is a file ("val.jsonl", "test-00000-of-00004.parquet", "refcoco_val.json") or a sub-folder; without

@@ -1,4 +1,4 @@
-"""Files of rows: JSONL, JSON, CSV, TSV, parquet, shards and saved data sets, read one at a time with media as stored."""
+"""Files of rows: JSONL, JSON, CSV, TSV, parquet, tar and saved data sets, read one row at a time, media as stored."""
 
 from __future__ import annotations
 
