@@ -17,9 +17,9 @@ class SourceConfig(Component):
     name: str = Field("rows", description="registered data source, or path/to/file.py:function")
     split: str = Field("train", description="split of the source")
     limit: Count | None = Field(None, description="use only the first rows")
-    form: Literal["plain", "trl", "sharegpt", "llama_factory", "swift", "verl", "easyr1"] | None = Field(
+    layout: Literal["plain", "trl", "sharegpt", "llama_factory", "swift", "verl", "easyr1"] | None = Field(
         None,
-        description="form of the rows, which fills in what `prompt` leaves out; default: recognised where `prompt` "
+        description="layout of the rows, which fills in what `prompt` leaves out; default: recognised where `prompt` "
         "sets neither text nor messages; plain: none",
     )
 

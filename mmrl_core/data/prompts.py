@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
-from mmrl_core.data.forms import Form, choose_form
+from mmrl_core.data.layouts import Layout, choose_layout
 from mmrl_core.data.marks import MarksOff
 from mmrl_core.data.media_folders import MAX_PATH
 from mmrl_core.data.noted_files import noted_files
@@ -51,7 +51,7 @@ class PromptSource:
         name: of the source ("train"); prompt ids start with it.
         set_aside: the broken rows met so far.
         files: that the rows were read from.
-        form: a sentence on the form of rows that was named or recognised, and what its columns are taken for; None
+        layout: a sentence on the layout of rows that was named or recognised, and what its columns are taken for; None
             where the config's `prompt` is taken as it is.
     """
 
@@ -85,7 +85,7 @@ class PromptSource:
         self.name = f"{part}/{name}" if part else name
         self.part = part
         self.set_aside = SetAside(self.name, data.max_broken)
-        self.form: str | None = None
+        self.layout: str | None = None
         at = f"mixture.{part}." if part else ""  # for messages
         self._answer = Template(prompt.answer, f"{at}prompt.answer")
         self._prefix, self._template = prompt.prefix, prompt.template
@@ -95,7 +95,7 @@ class PromptSource:
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
-        self._form: Form | None = None
+        self._layout: Layout | None = None
         self._media_columns: set[str] = set()
         self._looked: list[tuple[int, int]] = []  # a heap of characters and rows
         with noted_files(source) as self.files:
@@ -103,7 +103,7 @@ class PromptSource:
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
         if self._num_rows == 0:
             raise TaskDataError(f"data source {source.name!r}, split {source.split!r}, has no rows ({at}data.{name}).")
-        prompt = self._in_form(source.form, prompt, f"{at}data.{name}")
+        prompt = self._in_layout(source.layout, prompt, f"{at}data.{name}")
         self._messages = RowMessages(prompt, f"{at}prompt", data)
         self._media_columns = self._messages.columns
         self._marks_off = MarksOff(self.name, prompt.marks.keys())
@@ -243,16 +243,16 @@ class PromptSource:
             raise TaskDataError(f"the row is {type(row).__name__}, not a mapping of columns")
         # Paths may hold bytes that are no UTF-8; what is shown and written may not.
         row = {name: value if name in self._media_columns else plain_text(value) for name, value in row.items()}
-        return row if self._form is None else self._form.row(row, self._media_columns)
+        return row if self._layout is None else self._layout.row(row, self._media_columns)
 
-    def _in_form(self, name: str | None, prompt: PromptConfig, key: str) -> PromptConfig:
-        """The prompt for the form that the rows are in, if they are in one."""
-        chosen = choose_form(name, prompt, self._first_rows(), key)
+    def _in_layout(self, name: str | None, prompt: PromptConfig, key: str) -> PromptConfig:
+        """The prompt for the layout that the rows are in, if they are in one."""
+        chosen = choose_layout(name, prompt, self._first_rows(), key)
         if chosen is None:
             return prompt
-        self._form, columns = chosen
-        prompt = self._form.prompt(prompt, columns)
-        self.form = self._form.sentence(prompt, columns)
+        self._layout, columns = chosen
+        prompt = self._layout.prompt(prompt, columns)
+        self.layout = self._layout.sentence(prompt, columns)
         return prompt
 
     def _first_rows(self) -> Iterator[Mapping[str, Any]]:

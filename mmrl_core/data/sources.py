@@ -111,8 +111,8 @@ def load_rows(
 
     Args:
         path: a parquet, JSONL, JSON, CSV or TSV file, or a tar of WebDataset (see `Shard`); a folder of such; a folder
-            written by `save_to_disk`; a folder of images (with or without metadata.jsonl or metadata.csv, whose column file_name names the image; without
-            it, a sub-folder's name is the label); or a hub name such as "owner/name".
+            written by `save_to_disk`; a folder of images (with or without metadata.jsonl or metadata.csv, whose column
+            file_name names the image; without it, a sub-folder names the label); or a hub name such as "owner/name".
         split: name of the split, optionally with a range: "train[:90%]", "train[90%:]", "test[:200]". In a folder a
             split is a file ("val.jsonl", "test-00000-of-00004.parquet", "refcoco_val.json") or a sub-folder; without
             such names everything is "train". One file is the split that is asked for if that is "train" or part of its

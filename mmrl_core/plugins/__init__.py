@@ -6,10 +6,12 @@
 from mmrl_core.plugins.discovery import Plugin, Plugins, TaskEntry, is_behaviour, load_plugins, presets
 from mmrl_core.plugins.hook_calls import attribute_hooks
 from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry, check_options, install_hint
+from mmrl_core.plugins.reward_styles import PEERS, sign_of_style, styled
 
 __all__ = [
     "CORE",
     "KINDS",
+    "PEERS",
     "Entry",
     "Kind",
     "Plugin",
@@ -22,4 +24,6 @@ __all__ = [
     "is_behaviour",
     "load_plugins",
     "presets",
+    "sign_of_style",
+    "styled",
 ]

@@ -1,4 +1,4 @@
-"""Forms of rows that other frameworks read: which one a data set is in, and the `prompt` that stands for it."""
+"""Layouts of rows that other frameworks read: which one a data set is in, and the `prompt` that stands for it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 MARKS = {"image": "<image>", "video": "<video>", "audio": "<audio>"}
 MESSAGES = "messages"
-"""Column that a form adds where a row has its turns in several columns."""
+"""Column that a layout adds where a row has its turns in several columns."""
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form of rows.
+class Layout:
+    """A layout of rows.
 
     Attributes:
-        names: by any of which `form` of a data source may ask for it; the first is its own.
+        names: by any of which `layout` of a data source may ask for it; the first is its own.
         peer: whose it is, for sentences.
         needs: columns that its rows have.
-        fits: whether a row with these columns is of the form.
+        fits: whether a row with these columns is of the layout.
         chat: column of the messages; None: `text` is what the prompt says.
         text: template.
         marks: marks of media in its texts.
@@ -47,7 +47,7 @@ class Form:
         return all(column in row for column in self.needs) and self.fits(row)
 
     def row(self, row: Row, media: Collection[str]) -> Row:
-        """A row with all that the prompt of this form names; the columns of media that it leaves out are null."""
+        """A row with all that the prompt of this layout names; the columns of media that it leaves out are null."""
         row = row if self.convert is None else self.convert(row)
         return row if all(column in row for column in media) else dict.fromkeys(media) | dict(row)
 
@@ -68,13 +68,13 @@ class Form:
         kinds = [kind for kind in MARKS if _media_column(kind, columns)]
         media = [f"{kind}s {' '.join(getattr(prompt, f'{kind}s'))}" for kind in kinds]
         placed = f", placed by {' '.join(prompt.marks.values())}" if kinds and prompt.marks else ""
-        return f"rows are in {self.peer} form (form: {self.names[0]}): {', '.join([said, *media])}{placed}"
+        return f"rows are in {self.peer} layout (layout: {self.names[0]}): {', '.join([said, *media])}{placed}"
 
 
-def choose_form(
+def choose_layout(
     name: str | None, prompt: PromptConfig, rows: Iterable[Row], key: str
-) -> tuple[Form, Collection[str]] | None:
-    """The form of a data set, and the columns of its rows; None if the config's prompt is to be taken as it is.
+) -> tuple[Layout, Collection[str]] | None:
+    """The layout of a data set, and the columns of its rows; None if the config's prompt is to be taken as it is.
 
     Args:
         name: as the config has it; None: it is recognised, if the prompt says nothing of text and messages.
@@ -83,31 +83,31 @@ def choose_form(
         key: of the source, for the message.
 
     Raises:
-        TaskDataError: none of the rows is of the form that is named.
+        TaskDataError: none of the rows is of the layout that is named.
     """
     default = type(prompt)()
     if name == "plain" or (name is None and (prompt.text, prompt.messages) != (default.text, default.messages)):
         return None
     alone = all(getattr(prompt, key) == getattr(default, key) for key in ("images", "videos", "audios", "marks"))
     columns: dict[str, None] = {}
-    found: Form | None = None
+    found: Layout | None = None
     for row in rows:
         columns |= dict.fromkeys(row)
-        found = found or next((form for form in FORMS if _is_meant(form, row, name, alone)), None)
+        found = found or next((layout for layout in LAYOUTS if _is_meant(layout, row, name, alone)), None)
     if found is None and name is not None and columns:
-        needs = " or ".join(", ".join(form.needs) for form in FORMS if name in form.names)
-        raise TaskDataError(f"{key}.form: {name!r} needs the columns {needs}; the rows have {', '.join(columns)}.")
+        needs = " or ".join(", ".join(layout.needs) for layout in LAYOUTS if name in layout.names)
+        raise TaskDataError(f"{key}.layout: {name!r} needs the columns {needs}; the rows have {', '.join(columns)}.")
     return None if found is None else (found, columns)
 
 
-def _is_meant(form: Form, row: Row, name: str | None, alone: bool) -> bool:
-    """Whether a row is to be read in a form; `alone`: the config's prompt says nothing of media."""
-    if not form.is_of(row) or (name is not None and name not in form.names):
+def _is_meant(layout: Layout, row: Row, name: str | None, alone: bool) -> bool:
+    """Whether a row is to be read in a layout; `alone`: the config's prompt says nothing of media."""
+    if not layout.is_of(row) or (name is not None and name not in layout.names):
         return False
     if name is not None or "problem" not in row:
         return True
-    # The column that `prompt.text` names by default is there: the form has to say more than that.
-    return alone and (form.chat is not None or ("problem" in form.needs and _has_media(row)))
+    # The column that `prompt.text` names by default is there: the layout has to say more than that.
+    return alone and (layout.chat is not None or ("problem" in layout.needs and _has_media(row)))
 
 
 def _media_column(kind: str, columns: Collection[str]) -> str | None:
@@ -161,14 +161,14 @@ def _from_columns(question: str, further: str | None, answer: str) -> Callable[[
 
 TWO_MARKS = {kind: MARKS[kind] for kind in ("image", "video")}
 
-FORMS = (
-    Form(("verl",), "verl's", ("prompt", "reward_model"), _has_chat("prompt"), "prompt", marks=TWO_MARKS),
-    Form(("verl",), "verl's", ("prompt", "data_source"), _has_chat("prompt"), "prompt", marks=TWO_MARKS),
-    Form(("trl",), "TRL's", ("prompt", "completion"), _has_chat("prompt"), MESSAGES, convert=_with_completion),
-    Form(("trl",), "TRL's", ("prompt",), _has_chat("prompt"), "prompt"),
-    Form(("trl",), "TRL's", ("prompt",), lambda row: isinstance(row["prompt"], str), text="{prompt}"),
-    Form(("swift", "llama_factory"), "ms-swift's", ("messages",), _has_chat("messages"), "messages", marks=MARKS),
-    Form(
+LAYOUTS = (
+    Layout(("verl",), "verl's", ("prompt", "reward_model"), _has_chat("prompt"), "prompt", marks=TWO_MARKS),
+    Layout(("verl",), "verl's", ("prompt", "data_source"), _has_chat("prompt"), "prompt", marks=TWO_MARKS),
+    Layout(("trl",), "TRL's", ("prompt", "completion"), _has_chat("prompt"), MESSAGES, convert=_with_completion),
+    Layout(("trl",), "TRL's", ("prompt",), _has_chat("prompt"), "prompt"),
+    Layout(("trl",), "TRL's", ("prompt",), lambda row: isinstance(row["prompt"], str), text="{prompt}"),
+    Layout(("swift", "llama_factory"), "ms-swift's", ("messages",), _has_chat("messages"), "messages", marks=MARKS),
+    Layout(
         ("sharegpt", "llama_factory", "swift"),
         "the ShareGPT",
         ("conversations", "system"),
@@ -177,7 +177,7 @@ FORMS = (
         marks=MARKS,
         convert=_with_system,
     ),
-    Form(
+    Layout(
         ("sharegpt", "llama_factory", "swift"),
         "the ShareGPT",
         ("conversations",),
@@ -185,7 +185,7 @@ FORMS = (
         "conversations",
         marks=MARKS,
     ),
-    Form(
+    Layout(
         ("llama_factory", "swift"),
         "LLaMA-Factory's",
         ("instruction", "output"),
@@ -193,7 +193,7 @@ FORMS = (
         marks=MARKS,
         convert=_from_columns("instruction", "input", "output"),
     ),
-    Form(
+    Layout(
         ("swift",),
         "ms-swift's",
         ("query",),
@@ -201,6 +201,6 @@ FORMS = (
         marks=MARKS,
         convert=_from_columns("query", None, "response"),
     ),
-    Form(("easyr1",), "EasyR1's", ("problem",), text="{problem}", marks=TWO_MARKS),
+    Layout(("easyr1",), "EasyR1's", ("problem",), text="{problem}", marks=TWO_MARKS),
 )
-"""The forms, the most telling first."""
+"""The layouts, the most telling first."""
