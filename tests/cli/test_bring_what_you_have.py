@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import math
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
