@@ -26,6 +26,7 @@ from pydantic_core import PydanticUndefined
 from mmrl_core import hookspecs
 from mmrl_core.checkpoint import MAY_CHANGE
 from mmrl_core.cli import EXIT_CODES, make_parser
+from mmrl_core.cli.peers.names import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 from mmrl_core.config import schema as config
 from mmrl_core.config.limits import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, MAX_FILLED, MAX_VALUES
 from mmrl_core.config.numbers import LARGEST, MOST
@@ -37,7 +38,6 @@ from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
 
 sys.path.insert(0, str(Path(__file__).parent))
 from class_pages import CLASSES, class_page
-from names_elsewhere import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"
@@ -295,7 +295,7 @@ def algorithms_page() -> str:
     rows = [(f"`{name}`", _cell(_leading_comment(path))) for name, path in presets().items()]
     parts += [_table(("preset", "what it sets"), rows), "## Names elsewhere", TEXT.replace("\n", " ")]
     for title, table in (("Losses", LOSSES), ("Advantages", ADVANTAGES), ("Options of `algorithm`", OPTIONS)):
-        parts += [f"{title}:", _table(HEAD, table)]
+        parts += [f"{title}:", _table(HEAD, [row[:4] for row in table])]
     return _page(parts)
 
 

@@ -14,13 +14,24 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmrl_core.cli import check, eval, info, listing, preview, score, tiny, train, view
+from mmrl_core.cli import check, eval, import_config, info, listing, preview, score, tiny, train, view
 from mmrl_core.errors import MMRLError, ProcessLostError
 from mmrl_core.support import blamed
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
-    for module in (train, eval, score, check, preview, listing, info, view, tiny)  # the order of the help
+    for module in (
+        train,
+        eval,
+        score,
+        check,
+        preview,
+        listing,
+        info,
+        view,
+        import_config,
+        tiny,
+    )  # the order of the help
 }
 
 EXIT_CODES = {
