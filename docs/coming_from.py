@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mmrl_core.cli.peers.files import NAMES, TABLES
-from mmrl_core.cli.peers.keys import UNSET, Key
-from mmrl_core.cli.peers.task import default_of
+from mmrl_core.peers import NAMES, TABLES, UNSET, Key, default_of
 
 ALIKE = """\
 Rows keep their columns: rewards read them by name. `mmrl check TASK` says what rows are taken for, `mmrl preview
@@ -149,8 +147,8 @@ OTHERWISE = {
     "trl": """\
 - Without a KL (`beta: 0`, the default of both) there is no reference model. With LoRA the reference is the model
   without its adapters, as in TRL.
-- The learning rate falls linearly in TRL and is constant here (`optimizer.schedule`); its checkpoints are 500 steps apart,
-  ours 100.
+- The learning rate falls linearly in TRL and is constant here (`optimizer.schedule`); its checkpoints are 500 steps
+  apart, ours 100.
 - Adapters go on all linear layers of the text decoder unless `lora.target_modules` says otherwise.
 - A reward that returns None for all of a group is left out of its total; for some of a group, those have no total.""",
     "verl": """\
@@ -213,7 +211,7 @@ def _here(key: Key) -> str:
     return ", ".join(f"`{name}`" for name in names) or "not needed"
 
 
-def _differing(table: dict[str, Key]) -> Iterator[tuple[str, str, str, str]]:
+def _differing(table: Mapping[str, Key]) -> Iterator[tuple[str, str, str, str]]:
     """Keys whose value is a number or a bool of the same meaning in both, with other defaults."""
     for name, key in table.items():
         if key.default in (UNSET, None) or not key.direct or not key.here:

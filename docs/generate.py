@@ -26,13 +26,13 @@ from pydantic_core import PydanticUndefined
 from mmrl_core import hookspecs
 from mmrl_core.checkpoint import MAY_CHANGE
 from mmrl_core.cli import EXIT_CODES, make_parser
-from mmrl_core.cli.peers.names import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 from mmrl_core.config import schema as config
 from mmrl_core.config.limits import MAX_BYTES, MAX_DEPTH, MAX_EXTENDS, MAX_FILLED, MAX_VALUES
 from mmrl_core.config.numbers import LARGEST, MOST
 from mmrl_core.config.options import REQUIRED, Option, default_text
 from mmrl_core.config.words import number
 from mmrl_core.language_model import LanguageModelOptions
+from mmrl_core.peers import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 from mmrl_core.plugins import presets
 from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
 

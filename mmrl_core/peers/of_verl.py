@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.cli.peers import shared
-from mmrl_core.cli.peers.files import find_path
-from mmrl_core.cli.peers.keys_of_verl import ACTOR, EASYR1_MACHINERY, ESTIMATORS, MODEL, ROLLOUT, VERL_MACHINERY
-from mmrl_core.cli.peers.names import ADVANTAGES, LOSSES, meaning
-from mmrl_core.cli.peers.task import Task
+from mmrl_core.peers import shared
+from mmrl_core.peers.files import find_path
+from mmrl_core.peers.keys_of_verl import ACTOR, EASYR1_MACHINERY, ESTIMATORS, MODEL, ROLLOUT, VERL_MACHINERY
+from mmrl_core.peers.names import ADVANTAGES, LOSSES, meaning
+from mmrl_core.peers.task import Task
 
 MARKS = {"image": "<image>", "video": "<video>"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mmrl_core.cli.peers.keys import UNSET, Key
+from mmrl_core.peers.keys import UNSET, Key
 
 ORDER = ("name", "seed", "extends", "model", "data", "prompt", "rewards", "rollout", "algorithm", "optimizer")
 """Sections at the start of a task; the others follow."""
@@ -111,10 +111,11 @@ def default_of(path: str) -> Any:
         return option.default if option is not None and len(parents) == 2 else None
     at: Any = None
     for name in parents:
-        fields = (at if at is not None else model).model_fields if at is None or isinstance(at, BaseModel) else {}
+        fields = model.model_fields
         if name not in fields or fields[name].is_required():
             return None
-        at = getattr(at, name) if isinstance(at, BaseModel) else fields[name].get_default(call_default_factory=True)
+        at = fields[name].get_default(call_default_factory=True) if at is None else getattr(at, name)
+        model = type(at) if isinstance(at, BaseModel) else BaseModel
     return list(at) if isinstance(at, tuple) else at
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.cli.peers import shared
-from mmrl_core.cli.peers.files import find_path
-from mmrl_core.cli.peers.keys import MACHINERY
-from mmrl_core.cli.peers.names import ADVANTAGES, LOSSES, meaning
-from mmrl_core.cli.peers.task import Task
+from mmrl_core.peers import shared
+from mmrl_core.peers.files import find_path
+from mmrl_core.peers.keys import MACHINERY
+from mmrl_core.peers.names import ADVANTAGES, LOSSES, meaning
+from mmrl_core.peers.task import Task
 
 OVERLONG = ("get_soft_overlong_punishment", "soft_overlong")
 """Names of a reward that is a part of the algorithm here."""
@@ -43,7 +43,7 @@ def translate(task: Task, folder: Path, rewards_file: Path | None, *, swift: boo
         task.set_from("checkpoint.every_steps", every, "save_steps")
     else:
         task.look.append(
-            "checkpoint.every_steps: theirs saves by the epoch or not at all; a stage's end is always saved"
+            "checkpoint.every_steps: theirs saves by the epoch or never; the end of a stage is always saved"
         )
     task.set("checkpoint.keep", task.get("save_total_limit"))
     shared.trackers(task, task.get("report_to"))

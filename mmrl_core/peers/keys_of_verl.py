@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmrl_core.cli.peers.keys import Key, machine, made, missing
+from mmrl_core.peers.keys import Key, machine, made, missing
 
 ESTIMATORS = {
     "kl": "k1",

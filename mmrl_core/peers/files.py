@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmrl_core.cli.peers.keys import SWIFT, TRL, Key
-from mmrl_core.cli.peers.keys_of_verl import EASYR1, VERL
 from mmrl_core.errors import ConfigError
+from mmrl_core.peers.keys import SWIFT, TRL, Key
+from mmrl_core.peers.keys_of_verl import EASYR1, VERL
 
 TABLES: Mapping[str, Mapping[str, Key]] = {"trl": TRL, "verl": VERL, "easyr1": EASYR1, "swift": SWIFT}
 NAMES = {"trl": "TRL", "verl": "verl", "easyr1": "EasyR1", "swift": "ms-swift"}

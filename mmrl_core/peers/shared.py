@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmrl_core.cli.peers.files import find_path
-from mmrl_core.cli.peers.keys import PRECISIONS
-from mmrl_core.cli.peers.task import Task
 from mmrl_core.errors import ConfigError
+from mmrl_core.peers.files import find_path
+from mmrl_core.peers.keys import PRECISIONS
+from mmrl_core.peers.task import Task
 
 SCHEDULES = {
     "constant": "constant",

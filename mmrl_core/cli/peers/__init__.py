@@ -1,1 +1,0 @@
-"""Configs of TRL, verl, EasyR1 and ms-swift as tasks: what keys are called here, and how values translate."""
