@@ -140,6 +140,8 @@ def _script(path: Path, text: str) -> tuple[dict[str, Any], str]:
             variables |= dict(word.split("=", 1) for word in words)
         elif len(words) > len(best):
             best = words
+    if not any(word.startswith("--") or "=" in word for word in best):
+        raise ConfigError(f"{path}: no command is in it that has options, as one that starts a run does.")
     values: dict[str, Any] = {}
     for name, value in {**variables, **dict(w.split("=", 1) for w in best if re.match(r"[A-Z_]+=", w))}.items():
         if name in _ENVIRONMENT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmrl_core.errors import ConfigError
 from mmrl_core.peers.files import NAMES, TABLES, read_file
 from mmrl_core.peers.of_trainer import translate
 from mmrl_core.peers.of_verl import translate_easyr1, translate_verl
@@ -30,6 +31,8 @@ def imported(file: Path, peer: str | None = None, processes: int | None = None, 
     """
     import yaml
 
+    if rewards is not None and not rewards.is_file():
+        raise ConfigError(f"there is no file {rewards}.")
     found = read_file(file, peer)
     given = dict(found.values) | ({} if processes is None else {"num_processes": processes})
     if found.peer in ("verl", "easyr1"):
