@@ -49,6 +49,15 @@ _EASYR1 = ("reward_inputs", "reward_input", "predict_str", "predict_strs", "pred
 _TRL = frozenset(
     ("prompts", "prompt_ids", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 )
+_EXPECTED = {
+    "trl": ("completions",),
+    "trl_text": ("completions",),
+    "verl": ("solution_str", "solution_strs"),
+    "swift": ("completions",),
+    "easyr1": _EASYR1,
+}
+"""Style -> parameters of which a reward has one."""
+
 _TRL_UNKNOWN = _TRL - {"prompts", "completion_ids"}
 _GOLD_COLUMNS = frozenset(
     ("answer", "answers", "ground_truth", "label", "labels", "reference", "solution", "target", "targets")
@@ -146,21 +155,14 @@ class _Styled:
         self.parameters = {p.name: p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
         self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self.is_async = inspect.iscoroutinefunction(self.called)
-        if self.style.startswith("trl"):
-            needed = [name for name, p in self.parameters.items() if p.default is p.empty]
-            if unknown := [name for name in needed if name in _TRL_UNKNOWN]:
-                raise PluginError(f"it needs {unknown[0]!r}, which TRL alone has; give that parameter a default.")
-            self._expect("completions")
-        elif self.style == "swift":
-            self._expect("completions")
-        elif self.style == "verl":
-            self._expect("solution_str", "solution_strs")
-        else:
-            self._expect(*_EASYR1)
-
-    def _expect(self, *names: str) -> None:
-        if not self.takes_any and not any(name in self.parameters for name in names):
-            raise PluginError(f"style {self.style!r} is for rewards with a parameter {' or '.join(map(repr, names))}.")
+        expected = _EXPECTED[self.style]
+        is_open = self.takes_any and self.style != "easyr1"
+        if not is_open and not any(name in self.parameters for name in expected):
+            named = " or ".join(map(repr, expected[:2]))
+            raise PluginError(f"style {self.style!r} is for rewards with a parameter {named}.")
+        needed = [name for name, p in self.parameters.items() if p.default is p.empty]
+        if self.style.startswith("trl") and (unknown := [name for name in needed if name in _TRL_UNKNOWN]):
+            raise PluginError(f"it needs {unknown[0]!r}, which TRL alone has; give that parameter a default.")
 
     @property
     def signature(self) -> inspect.Signature:
@@ -174,7 +176,7 @@ class _Styled:
             options |= {n: p for n, p in own.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
             options.pop("args", None)
         ours = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("completions", "samples")]
-        passed = [inspect.Parameter(name, keyword, default=None) for name in ("prompts",)]
+        passed = [inspect.Parameter("prompts", keyword, default=None)]
         if (rollouts := self._reads_rollouts()) is not None:
             passed.append(inspect.Parameter("rollouts", keyword, default=empty if rollouts else None))
         own_options = [p.replace(kind=keyword) for p in options.values()]
@@ -215,14 +217,17 @@ class _Styled:
         return target(**(self._columns(samples, given) | options))
 
     def _completion(self, completion: Any, row: Mapping[str, Any]) -> Any:
-        is_text = self.style == "trl_text" or isinstance(row.get("prompt"), str)
-        return completion if is_text else [{"role": "assistant", "content": completion}]
+        prompt = row.get("prompt")  # messages too may be a text, where a table holds them as JSON
+        is_text = isinstance(prompt, str) and not prompt.lstrip().startswith("[{")
+        if is_text or self.style == "trl_text":
+            return completion
+        return [{"role": "assistant", "content": completion}]
 
     def _columns(self, samples: Samples, given: dict[str, Any]) -> dict[str, Any]:
         """What TRL and ms-swift pass by name: what is given, and the columns of the rows, as far as it takes them."""
         held = dict.fromkeys(column for row in samples for column in row if column not in ("prompt", "completion"))
-        named = {column: column for column in held} | dict(self.columns)
-        values = {name: [_value(row, column) for row in samples] for name, column in named.items()} | given
+        values = {column: [row.get(column) for row in samples] for column in held}
+        values |= {name: [_value(row, column) for row in samples] for name, column in self.columns.items()} | given
         if not self.takes_any:
             values = {name: value for name, value in values.items() if name in self.parameters}
         needed = (name for name, p in self.parameters.items() if p.default is p.empty)
@@ -261,7 +266,9 @@ class _Styled:
     def _call_verl(self, completions: Sequence[Any], samples: Samples, options: Mapping[str, Any]) -> Any:
         items = [
             {
-                "data_source": _value(row, self.columns.get("data_source", "data_source")),
+                "data_source": _value(row, self.columns["data_source"])
+                if "data_source" in self.columns
+                else row.get("data_source"),
                 "solution_str": text,
                 "ground_truth": self._gold(row),
                 "extra_info": dict(row.get("extra_info") or {}),
@@ -316,10 +323,16 @@ class _Styled:
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, `reward_model.ground_truth` of one inside."""
+    """The value of a column, `reward_model.ground_truth` of one inside.
+
+    Raises:
+        TaskDataError: the row has no such column.
+    """
     value: Any = row
     for key in [column] if column in row else column.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
+        if not isinstance(value, Mapping) or key not in value:
+            raise TaskDataError(f"columns: the row has no column {column!r}. Columns: {', '.join(row)}.")
+        value = value[key]
     return value
 
 

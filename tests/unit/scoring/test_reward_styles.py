@@ -149,6 +149,9 @@ def test_a_row_without_gold_says_which_columns_there_are(tmp_path) -> None:
     runner = runner_of("verl_scores.py:compute_score_batch", style="verl")
     (judgement,) = runner.judge("compute_score_batch", ["2"], [{"result": "2"}])
     assert "the row has no gold" in str(judgement.failure) and "Columns: result" in str(judgement.failure)
+    wrong = runner_of("trl_vlm.py:accuracy_reward", style="trl", columns={"solution": "gold"})
+    (judgement,) = wrong.judge("accuracy_reward", ["2"], [{"golden": "2"}])
+    assert "the row has no column 'gold'. Columns: golden" in str(judgement.failure)
     named = runner_of("verl_scores.py:compute_score_batch", style="verl", columns={"ground_truth": "result"})
     assert named.score_samples("compute_score_batch", ["2"], [{"result": "2"}]) == [1.0]
 
