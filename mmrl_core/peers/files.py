@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmrl_core.errors import ConfigError
 from mmrl_core.peers.keys import SWIFT, TRL, Key
-from mmrl_core.peers.keys_of_verl import EASYR1, VERL
+from mmrl_core.peers.keys_of_verl import EASYR1, RENAMED, VERL
 
 TABLES: Mapping[str, Mapping[str, Key]] = {"trl": TRL, "verl": VERL, "easyr1": EASYR1, "swift": SWIFT}
 NAMES = {"trl": "TRL", "verl": "verl", "easyr1": "EasyR1", "swift": "ms-swift"}
@@ -24,6 +26,15 @@ _ENVIRONMENT = {
     "nproc_per_node": "num_processes",
 }
 """Variables and options of launchers that are keys of a config here."""
+
+
+_OPERATORS: Mapping[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.floordiv,
+}
+"""What the arithmetic of a script may use."""
 
 
 class Found(NamedTuple):
@@ -60,7 +71,15 @@ def read_file(path: Path, peer: str | None = None) -> Found:
             f"{path}: no key says whose config it is. Name the framework: --peer {', '.join(NAMES)}. Keys: "
             f"{', '.join(list(values)[:8]) or 'none'}"
         )
-    return Found(peer, dict(_flat(values, TABLES[peer])) if peer in DOTTED else values, path.parent)
+    if peer in DOTTED:
+        values = {_as_listed(key): value for key, value in _flat(values, TABLES[peer])}
+    return Found(peer, values, path.parent)
+
+
+def _as_listed(key: str) -> str:
+    """A key as the tables have it, if another version calls it otherwise."""
+    before = next((start for start in RENAMED if key.startswith(start)), "")
+    return RENAMED[before] + key.removeprefix(before) if before else key
 
 
 def _peer(values: Mapping[str, Any], said: str) -> str | None:
@@ -132,7 +151,7 @@ def _script(path: Path, text: str) -> tuple[dict[str, Any], str]:
     best: list[str] = []
     for line in joined.splitlines():
         try:
-            words = [_expanded(word, variables) for word in shlex.split(line, comments=True)]
+            words = [_expanded(word, variables) for word in shlex.split(_summed(line, variables), comments=True)]
         except ValueError as error:
             raise ConfigError(f"{path}: {error} in {line.strip()[:80]!r}") from error
         words = words[1:] if words[:1] == ["export"] else words
@@ -166,8 +185,34 @@ def _expanded(word: str, variables: Mapping[str, str]) -> str:
             return "~"
         return variables.get(name, default if default is not None else "" if name in "@*" else match[0])
 
-    pattern = r"\$(?:\{(?P<name>\w+|[@*])(?::-(?P<default>[^}]*))?\}|(?P<bare>\w+|[@*]))"
-    return re.sub(pattern, value, word)
+    # Braces hold no braces here, so that of `${A:-${B}}` the inner one is read first.
+    pattern = r"\$(?:\{(?P<name>\w+|[@*])(?::-(?P<default>[^{}]*))?\}|(?P<bare>\w+|[@*]))"
+    before = None
+    while word != before:
+        before, word = word, re.sub(pattern, value, word)
+    return word
+
+
+def _summed(line: str, variables: Mapping[str, str]) -> str:
+    """A line with the numbers that `$((a + 2 * 3))` stands for."""
+    return re.sub(r"\$\(\((.*?)\)\)", lambda match: _computed(match[1], variables), line)
+
+
+def _computed(text: str, variables: Mapping[str, str]) -> str:
+    """A sum or product of whole numbers and variables; the text without blanks where it is more."""
+    filled = re.sub(r"\$?\{?([A-Za-z_]\w*)\}?", lambda match: variables.get(match[1], match[0]), text)
+    try:
+        return str(_number(ast.parse(filled.strip(), mode="eval").body))
+    except (SyntaxError, ValueError, ZeroDivisionError):
+        return filled.replace(" ", "")
+
+
+def _number(node: ast.AST) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_number(node.left), _number(node.right))
+    raise ValueError
 
 
 def _arguments(words: Sequence[str]) -> dict[str, Any]:
@@ -175,7 +220,9 @@ def _arguments(words: Sequence[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     key: str | None = None
     for word in words:
-        if word.startswith("--"):
+        if word == "--":
+            key = None
+        elif word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             key = name.replace("-", "_")
             key = _ENVIRONMENT.get(key, key)

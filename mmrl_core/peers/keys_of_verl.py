@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from mmrl_core.peers.keys import Key, machine, made, missing
 
+RENAMED = {
+    "reward_model.reward_kwargs.overlong_buffer_cfg.": "reward_model.overlong_buffer.",
+    "reward_model.reward_kwargs.max_resp_len": "reward_model.max_resp_len",
+    "reward.custom_reward_function.": "custom_reward_function.",
+    "worker.reward.score_function": "worker.reward.reward_function",
+}
+"""How keys begin in other versions -> how the tables have them."""
+
 ESTIMATORS = {
     "kl": "k1",
     "k1": "k1",
@@ -35,6 +43,7 @@ VERL: dict[str, Key] = {
     "data.seed": Key("seed", None),
     "data.reward_fn_key": machine("the column data_source"),
     "data.return_raw_chat": machine(),
+    "data.gen_batch_size": machine("what is drawn at a time to fill a step"),
     "data.custom_cls.path": missing("no classes of data sets; a source of your own is a function in a file"),
     f"{MODEL}.path": Key("model.path"),
     f"{MODEL}.trust_remote_code": Key("model.trust_remote_code", False),

@@ -13,6 +13,14 @@ from mmrl_core.peers.keys import MACHINERY
 from mmrl_core.peers.names import ADVANTAGES, LOSSES, meaning
 from mmrl_core.peers.task import Task
 
+NEAR = {
+    "accuracy": "text_reasoning/accuracy",
+    "accuracy_reward": "text_reasoning/accuracy",
+    "format": "text_reasoning/format",
+    "think_format_reward": "text_reasoning/format",
+}
+"""Rewards that TRL and ms-swift have inside -> what judges the like here, of the plugin text_reasoning."""
+
 OVERLONG = ("get_soft_overlong_punishment", "soft_overlong")
 """Names of a reward that is a part of the algorithm here."""
 
@@ -195,6 +203,9 @@ def _swift(task: Task, folder: Path) -> None:
     system = task.get("system")
     if isinstance(system, str) and (found := find_path(system, folder)) is not None and found.is_file():
         system = found.read_text(encoding="utf-8-sig").strip()
+    elif isinstance(system, str) and system.endswith(".txt"):
+        task.look.append(f"prompt.system: there is no file {system} from here; write what it says")
+        system = None
     task.set("prompt.system", system.replace("{", "{{").replace("}", "}}") if isinstance(system, str) else None)
     if len(names) > 1:
         task.look.append(f"data.train: one of {len(names)} data sets is taken; for all of them write a mixture")
@@ -245,8 +256,11 @@ def _reward(task: Task, name: str, file: Any, folder: Path, *, swift: bool) -> d
     defined = {} if found is None else shared.defined_in(found)
     match = next((defined[key] for key in (name, f"{name}_reward") if defined.get(key)), None)
     if match is None:
-        where = f"{file} has no such name" if found is not None else "it is built into the framework or its script"
-        task.look.append(f"rewards: {name!r} is left out, since {where}; say which file has it: --rewards FILE.py")
+        where = f"{file} has no such name" if found is not None else "it is of the framework or its script"
+        near = f" ({NEAR[name]} is near it)" if name in NEAR else ""
+        task.look.append(
+            f"rewards: {name!r} is left out{near}, since {where}; say which file has it: --rewards FILE.py"
+        )
         return None
     return {"name": f"{shared.shown_path(found)}:{match}", "style": "swift" if swift else "trl"} if found else None
 

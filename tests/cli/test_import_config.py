@@ -222,7 +222,7 @@ def test_what_an_import_cannot_do_is_said(folder) -> None:
         "colour: 'red' (unknown here)",
         "min_p: 0.1 (no min-p sampling)",
         "there is no file mine.py from here",
-        "rewards: 'shape' is left out, since it is built into the framework or its script",
+        "rewards: 'shape' is left out, since it is of the framework or its script",
         "is for one process; with N of them it is N times as many",
     ):
         assert remark in text

@@ -55,9 +55,13 @@ def test_a_script_is_read_as_its_shell_would(tmp_path: Path) -> None:
     # a comment with --flags
     MODEL=$HOME/models/small   # not a flag
     export NAME="${MODEL}-run"
+    DATA=${DATA:-"${HOME}/data"}
+    length=$(((2 + 1) * 1024))
     python3 -m verl.trainer.main \\
         config=base.yaml worker.rollout.n=8 \\
-        worker.actor.model.model_path=${MODEL} trainer.experiment_name=$NAME +trainer.other=${X:-1} trainer.here=$Y "$@"
+        worker.actor.model.model_path=${MODEL} trainer.experiment_name=$NAME +trainer.other=${X:-1} trainer.here=$Y \\
+        data.train_files="${DATA}/a.parquet" data.max_response_length=$((length * 2)) \\
+        worker.reward.score_function=a.py:f "$@"
     """
     (tmp_path / "run.sh").write_text(script)
     assert read_file(tmp_path / "run.sh") == (
@@ -70,6 +74,9 @@ def test_a_script_is_read_as_its_shell_would(tmp_path: Path) -> None:
             "trainer.experiment_name": "~/models/small-run",
             "trainer.other": 1,
             "trainer.here": "$Y",
+            "data.train_files": "~/data/a.parquet",
+            "data.max_response_length": 6144,
+            "worker.reward.reward_function": "a.py:f",
         },
         tmp_path,
     )
