@@ -106,8 +106,9 @@ def _is_meant(layout: Layout, row: Row, name: str | None, alone: bool) -> bool:
         return False
     if name is not None or "problem" not in row:
         return True
-    # The column that `prompt.text` names by default is there: the layout has to say more than that.
-    return alone and (layout.chat is not None or ("problem" in layout.needs and _has_media(row)))
+    # The column that `prompt.text` names by default is there: what is recognised has to say more than that.
+    says_more = "prompt" in layout.needs and layout.chat is not None
+    return alone and (says_more or ("problem" in layout.needs and _has_media(row)))
 
 
 def _media_column(kind: str, columns: Collection[str]) -> str | None:

@@ -74,7 +74,9 @@ def _verl_data(task: Task, folder: Path) -> None:
         task.set("prompt.messages", f"{{{column}}}")
         task.set("prompt.marks", MARKS)
     _media(task, always=column != "prompt")
-    if not task.get("data.filter_overlong_prompts"):
+    if task.get("data.truncation") not in ("error", None):
+        task.missing.append(f"data.truncation: {task.get('data.truncation')} (rows too long are set aside, never cut)")
+    elif not task.get("data.filter_overlong_prompts"):
         task.set_from("data.on_long", "error", "data.truncation", "data.filter_overlong_prompts")
 
 

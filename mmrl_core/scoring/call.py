@@ -31,18 +31,18 @@ MAX_CONCURRENT = 64  # groups of an async reward in flight
 
 @dataclass(frozen=True)
 class Call:
-    """What a reward is called with: the completions of one group, and the messages of its prompt without media."""
+    """What a reward is called with: the completions of one group."""
 
     completions: Sequence[Any]
     samples: Sequence[Mapping[str, Any]]
     rollouts: Sequence[Rollout] | None = None
-    prompt: list[dict[str, Any]] | None = None
+    prompt: Prompt | None = None
 
     @staticmethod
     def of(group: RolloutGroup) -> Call:
         rollouts = list(group.rollouts)
         samples = [{**group.prompt.sample, **rollout.outcome} for rollout in rollouts]
-        return Call([rollout.completion for rollout in rollouts], samples, rollouts, plain_messages(group.prompt))
+        return Call([rollout.completion for rollout in rollouts], samples, rollouts, group.prompt)
 
     def arguments(self) -> tuple[list[Any], list[dict[str, Any]]]:
         """Completions and samples for one call alone: what it writes into them, nobody else sees."""
@@ -171,7 +171,7 @@ class Reward:
         if "rollouts" in self._takes and call.rollouts is not None:
             options["rollouts"] = list(call.rollouts)
         if "prompts" in self._takes and call.prompt is not None:
-            options["prompts"] = [own_copy(call.prompt) for _ in call.completions]
+            options["prompts"] = [plain_messages(call.prompt) for _ in call.completions]
         if self.isolated is not None:
             return self._run_isolated(call, options, left_s)
         arguments = call.arguments()

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmrl_core.errors import RewardError
 from mmrl_core.rewards import group_totals
-from mmrl_core.scoring.call import Call, Reward, plain_messages
+from mmrl_core.scoring.call import Call, Reward
 from mmrl_core.scoring.environment import environment, is_paid
 from mmrl_core.scoring.reading import Judgement, num_parts
 from mmrl_core.types import Prompt, RolloutGroup, Scores
@@ -188,12 +188,11 @@ class RewardRunner:
             raise ValueError(f"{len(completions)} completions, but {len(samples)} samples")
         if reward.needs_rollouts:
             raise RewardError(f"reward {reward.config.name!r} reads rollouts: it scores only within a run.")
-        messages = None if prompt is None else plain_messages(prompt)
         calls: list[Call] = []
         start = 0
         for end in range(1, len(samples) + 1):
             if end == len(samples) or samples[end] != samples[start]:
-                calls.append(Call(list(completions[start:end]), list(samples[start:end]), prompt=messages))
+                calls.append(Call(list(completions[start:end]), list(samples[start:end]), prompt=prompt))
                 start = end
         judged = self._collect({key: [reward.submit(call) for call in calls]})
         return [judgement for group in judged[key] for judgement in group]

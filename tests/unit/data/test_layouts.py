@@ -211,7 +211,8 @@ def test_what_the_config_says_of_a_prompt_wins(folder) -> None:
         ({"problem": "1+1?", "answer": "2"}, {}, None),
         ({"problem": "1+1?", "prompt": "another text", "image": None}, {"images": ["{image}"]}, None),
         ({"prompt": [said("user", "a")], "question": "b"}, {"text": "{question}"}, None),
-        ({"messages": [said("user", "a")], "problem": "1+1?"}, {}, "plain"),
+        ({"messages": [said("user", "a")], "problem": "1+1?"}, {}, None),
+        ({"prompt": [said("user", "a")], "problem": "1+1?"}, {}, "plain"),
     ],
 )
 def test_rows_that_the_config_s_own_prompt_reads_are_left_alone(folder, row, prompt, layout) -> None:
