@@ -88,7 +88,7 @@ def test_every_section_of_the_schema_is_reached(generate):
 
 def test_every_command_is_documented(generate):
     commands = list(generate._commands(make_parser()))
-    assert re.findall(r"^## mmrl (\w+)$", page("cli.md"), re.MULTILINE) == commands
+    assert re.findall(r"^## mmrl ([\w-]+)$", page("cli.md"), re.MULTILINE) == commands
     assert [name for name in commands if f"mmrl {name}" not in README] == []
 
 

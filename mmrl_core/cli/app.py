@@ -20,6 +20,7 @@ from mmrl_core.cli import (
     doctor,
     eval,
     export,
+    import_config,
     info,
     listing,
     new,
@@ -36,7 +37,7 @@ from mmrl_core.support import blamed
 
 MODULES = (
     *(new, check, preview, score, train, eval, sample, export),
-    *(view, runs, compare, listing, info, tiny, doctor),
+    *(view, runs, compare, listing, info, import_config, tiny, doctor),
 )
 """In the order of the help."""
 

@@ -1,5 +1,6 @@
 """Small helpers that know nothing of training: files written whole, late imports, packages of an extra, norms."""
 
+from mmrl_core.support.absent_packages import stand_ins
 from mmrl_core.support.blaming import Blaming, blame, blamed
 from mmrl_core.support.extras import DISTRIBUTIONS, need
 from mmrl_core.support.files import finite, remove_unfinished, writes_to, written_aside
@@ -36,6 +37,7 @@ __all__ = [
     "process_lost",
     "refuse_broken",
     "remove_unfinished",
+    "stand_ins",
     "writes_to",
     "written_aside",
 ]

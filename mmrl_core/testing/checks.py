@@ -103,6 +103,8 @@ def _data_findings(
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"
     findings.append(Finding(bool(prompts), f"{where}: {read}"))
+    if source.layout is not None:
+        findings.append(Finding(True, f"{where}: {source.layout}"))
     findings += further_row_findings(where, source, num_read, section.part.data.max_broken)
     shown = section.part.prompt
     templates = [*shown.images, *shown.videos, *shown.audios]

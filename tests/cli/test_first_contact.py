@@ -188,6 +188,23 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "view --trust": [
         ("run --trust=yes", "ignored explicit argument 'yes'"),
     ],
+    "import-config file": [
+        ("absent.yaml", "there is no file absent.yaml"),
+        ("task.yaml", "no key says whose config it is. Name the framework: --peer trl, verl, easyr1, swift"),
+        ("rewards.py --peer trl", "rewards.py: no command is in it"),
+    ],
+    "import-config --peer": [
+        ("task.yaml --peer ours", "invalid choice: 'ours'"),
+    ],
+    "import-config --processes": [
+        ("task.yaml --peer trl --processes 0", "is not a whole number above 0"),
+    ],
+    "import-config --rewards": [
+        ("task.yaml --peer trl --rewards absent.py", "there is no file absent.py"),
+    ],
+    "import-config --output": [
+        ("task.yaml --peer trl --output task.yaml", "task.yaml exists"),
+    ],
     "tiny kind": [
         ("qwen2vl model", "Did you mean 'qwen2_vl'?"),
     ],
