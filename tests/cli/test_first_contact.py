@@ -127,6 +127,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "eval --checkpoint": [
         ("task.yaml --checkpoint absent", "there is no checkpoint folder absent"),
     ],
+    "eval --with": [
+        ("--checkpoint absent --with inspect:x", "there is no checkpoint folder absent"),
+        ("--checkpoint absent --with", "expected one argument"),
+    ],
     "eval --limit": [
         ("task.yaml --checkpoint . --limit 0", "is not a whole number above 0"),
         ("task.yaml --checkpoint . --limit -1", "is not a whole number above 0"),
