@@ -34,6 +34,7 @@ MEDIA_EXTRAS = ("vision", "video", "audio", "report")
 GIB = 2**30
 LITTLE_DISK_GIB = 20.0  # a checkpoint of a model of three billion parameters, with its optimizer, is larger
 NO_DISK_GIB = 1.0
+NVIDIA_SMI_S = 20.0  # it hangs where the driver does
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,15 @@ def _gpus() -> Iterator[Diagnosis]:
         what = f"torch cannot be imported: {_first_line(error)}"
         yield Diagnosis("gpu", "FAIL", what, "pip install --force-reinstall torch")
         return
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(index)
-            name = torch.cuda.get_device_name(index)
-            told = f"{index}: {name}, {total / GIB:.1f} GiB of memory, {free / GIB:.1f} free, torch {torch.__version__}"
-            yield Diagnosis("gpu", "OK", told)
-    elif shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).stdout.strip():
+    try:
+        found = [_gpu(index) for index in range(torch.cuda.device_count())]
+    except RuntimeError as error:  # the driver refuses, or the GPU is another process's alone
+        what = f"torch {torch.__version__} cannot use it: {_first_line(error)}"
+        yield Diagnosis("gpu", "FAIL", what, "`nvidia-smi` shows who uses it; CUDA_VISIBLE_DEVICES='' trains without")
+        return
+    if found:
+        yield from (Diagnosis("gpu", "OK", f"{told}, torch {torch.__version__}") for told in found)
+    elif _driver_has_gpus():
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         step = "install a build of torch for CUDA, as new as the driver allows"
         if hidden is not None:
@@ -107,6 +110,23 @@ def _gpus() -> Iterator[Diagnosis]:
     else:
         step = "small models train here, with hardware/cpu; a model of billions of parameters needs a GPU"
         yield Diagnosis("gpu", "WARN", f"none that torch {torch.__version__} sees", step)
+
+
+def _gpu(index: int) -> str:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(index)
+    name = torch.cuda.get_device_name(index)
+    return f"{index}: {name}, {total / GIB:.1f} GiB of memory, {free / GIB:.1f} free"
+
+
+def _driver_has_gpus() -> bool:
+    """Whether NVIDIA's driver lists a GPU, whatever torch sees."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=NVIDIA_SMI_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and bool(listed.stdout.strip())
 
 
 def _extras() -> Iterator[Diagnosis]:

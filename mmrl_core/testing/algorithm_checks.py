@@ -14,9 +14,7 @@ from mmrl_core.testing.sections import Finding
 from mmrl_core.types import Batch, Prompt, RolloutGroup, Scores
 
 NUM_GROUPS = 2
-MAX_GROUP_SIZE = 8  # completions made of a prompt; more show nothing that these do not
 LENGTHS = (4, 2, 3)  # tokens of the completions, in turn
-NOT_TRAINED = -1.0  # logprob
 
 
 def algorithm_findings(config: RunConfig, prompts: Sequence[Prompt], plugins: Plugins) -> Iterator[Finding]:
@@ -96,7 +94,7 @@ def _made_step(stage: StageConfig, prompts: Sequence[Prompt], plugins: Plugins, 
 
     loss = current(stage.algorithm.loss, 0)
     entry = plugins.registry.get("loss", loss.name)
-    frozen = {name: _values(batch, NOT_TRAINED) for name in entry.details.get("frozen", ())}
+    frozen = {name: _values(batch, -1.2) for name in entry.details.get("frozen", ())}
     batch = replace(batch, old_logprobs=_values(batch, -1.1), frozen_logprobs=frozen)
     if entry.details.get("unit") == "score":
         function = partial(entry.function(), **loss.options)
@@ -149,7 +147,7 @@ def _made_loss(stage: StageConfig, batch: Batch, entry: Any) -> None:
 
 def _made_groups(stage: StageConfig, prompts: Sequence[Prompt], all_scored: bool) -> tuple[list[RolloutGroup], Scores]:
     """Groups of the stage's size, and scores: from 0 to 1 in the first, 1 each in the second, but for its last one."""
-    size = min(stage.group_size, MAX_GROUP_SIZE)
+    size = stage.group_size
     groups = []
     for number in range(NUM_GROUPS):
         lengths = [LENGTHS[place % len(LENGTHS)] for place in range(size)]
@@ -165,5 +163,5 @@ def _values(batch: Batch, value: float) -> Any:
     """Float [B, T]: about the value on tokens, no two alike, and 0 on padding."""
     import torch
 
-    spread = 0.01 * torch.arange(batch.mask.numel(), dtype=torch.float32).reshape(batch.mask.shape)
+    spread = torch.linspace(0.0, 0.1, batch.mask.numel()).reshape(batch.mask.shape)
     return (value - spread) * batch.mask

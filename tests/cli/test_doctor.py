@@ -100,6 +100,13 @@ def another_on_the_path(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("PATH", str(folder))
 
 
+def hidden_gpu(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    (folder / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100'\n")
+    (folder / "nvidia-smi").chmod(0o755)
+    patch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.mark.parametrize(
     ("trouble", "check", "status", "what", "next_step"),
     [
@@ -111,6 +118,7 @@ def another_on_the_path(folder: Path, patch: pytest.MonkeyPatch) -> None:
         (core_without_its_packages, "extra", "WARN", "video: no-such-package is not", "pip install 'mmrl-core[video]'"),
         (core_without_its_packages, "extra", "OK", "sky: not installed, for runs", "pip install 'mmrl-core[sky]'"),
         (broken_library, "extra", "WARN", "audio: soundfile cannot be imported (", "pip install 'mmrl-core[audio]'"),
+        (hidden_gpu, "gpu", "WARN", "the machine has one, but torch", "CUDA_VISIBLE_DEVICES is ''"),
         (cache_is_a_file, "cache", "FAIL", "cannot be written: it is a file", "MMRL_CACHE=DIR"),
         (full_disk, "disk", "FAIL", "0.0 GiB free in ", "--output DIR"),
         (not_on_the_path, "PATH", "WARN", "mmrl is not on the PATH", sysconfig.get_path("scripts")),
