@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,7 @@ class Shard:
         if not self._keys or self._keys[-1] != key:  # members of a row follow one another
             self._keys.append(key)
             self._members.append([])
-        self._members[-1].append(Member(ending.lower(), member.offset_data, member.size))
+        self._members[-1].append(Member(sys.intern(ending.lower()), member.offset_data, member.size))
 
     def __len__(self) -> int:
         return len(self._keys)

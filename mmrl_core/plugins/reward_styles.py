@@ -17,7 +17,6 @@ data row: a parameter without a default is a column, one with a default an optio
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import types
@@ -92,7 +91,7 @@ def sign_of_style(function: Callable[..., Any], columns: Collection[str] = ()) -
 def _sign_of_trl(names: Sequence[str], num_parameters: int, columns: Collection[str]) -> str:
     if names[:1] == ["prompts"] or (names and names[0] != "completions" and "completions" in names):
         return f"takes {names[0]!r} before 'completions', and would get completions for it"
-    if foreign := [name for name in names if name in _TRL]:
+    if foreign := [name for name in names if name in _TRL and (name != "prompts" or "samples" not in names)]:
         return f"takes {foreign[0]!r}, which nobody passes here"
     if len(names) == 1 and num_parameters > 1:
         return f"takes {names[0]!r} and keywords, and has no place for the data rows"
@@ -303,6 +302,8 @@ class _Styled:
 
     async def awaited(self, called: Any) -> Any:
         """Results of coroutines, of several side by side."""
+        import asyncio
+
         if isinstance(called, list) and all(inspect.isawaitable(item) for item in called):
             return list(await asyncio.gather(*called))
         return await called if isinstance(called, Awaitable) else called

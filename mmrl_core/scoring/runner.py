@@ -2,9 +2,9 @@
 
 A reward is a registered function `(completions, samples, **options)`, plain or `async def`, called once for each group:
 `completions` are what the policy wrote, `samples` the data rows (without media) they belong to, all the same row within
-a group. If it has a parameter `rollouts`, it gets the group's `Rollout` objects too; `prompts`, the messages of its
-prompt for each completion. It returns one result for each
-completion. The detail `shape` of its registration says which (a function from a file has it as an attribute):
+a group. If it has a parameter `rollouts`, it gets the group's `Rollout` objects too; if it has one `prompts`, for each
+completion the messages of the prompt, without media. It returns one result for each completion. The detail `shape` of
+its registration says which (a function from a file has it as an attribute):
 
 =============  =====================================================================================================
 `completion`   a number for each completion (the default)

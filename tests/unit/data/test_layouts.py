@@ -135,7 +135,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[tuple[str, list[str]]], str]] =
             "image": base64.b64encode(png(RED)).decode(),
         },
         "sharegpt",
-        [("system", ["Be brief."]), ("user", ["a ", "RED"])],
+        [("system", ["Be brief."]), ("user", ["What? ", "RED"])],
         "Red.",
     ),
     "llama_factory": (

@@ -109,6 +109,10 @@ def test_what_a_run_alone_knows_is_passed_to_those_that_ask(tmp_path) -> None:
     assert runner.score([group_of({}, "a", "b")]).totals.tolist() == [7.0, 8.0]
     with pytest.raises(RewardError, match="scores only within a run"):
         runner.judge("reward", ["a"], [{}])
+    own = "def reward(completions, samples, *, prompts):\n    return [len(messages) for messages in prompts]\n"
+    (tmp_path / "own").mkdir()
+    runner = RewardRunner(load_plugins(), [RewardConfig(name=file_reward(tmp_path / "own", own))])
+    assert runner.score([group_of({}, "a", "b")]).totals.tolist() == [1.0, 1.0]
     lengths = runner_of("easyr1_math.py:compute_score_with_length", style="easyr1")
     assert lengths.score([group_of(EASYR1, "a", "b")]).totals.tolist() == [-3.0, -3.0]
 
