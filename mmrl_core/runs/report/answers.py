@@ -178,16 +178,25 @@ def _embed_pictures(
             first_line.setdefault(place, (told["run"], line))
     wrong = {place for place, line in chosen[-1][1] if line.get("correct") is not True}
     room = MAX_PICTURE_CHARS
+
+    def small(run: int, path: Any) -> dict[str, Any]:
+        """The id and size of a picture, or nothing where there is none, or no room."""
+        nonlocal room
+        number = len(media[run].embedded)
+        picture = media[run].small(path) if isinstance(path, str) and room > 0 else None
+        if picture is not None and len(media[run].embedded) > number:
+            room -= len(picture["uri"])
+        return {} if picture is None else {"picture": picture["id"], "size": [picture["width"], picture["height"]]}
+
     for place in sorted(first_line, key=lambda place: (place not in wrong, place)):
         run, line = first_line[place]
-        paths = list_of(line, "media")
-        picture = media[run].small(paths[0]) if paths and room > 0 else None
-        if picture is not None:
-            room -= len(picture["uri"])
-            table.prompts[place] |= {"picture": picture["id"], "size": [picture["width"], picture["height"]]}
-    num_bare = sum("picture" not in prompt for prompt in table.prompts)
-    if room <= 0 and num_bare:
-        table.left_out.append(f"Pictures of {num_bare:,} prompts are in rollouts/media/.")
+        table.prompts[place] |= small(run, next(iter(list_of(line, "media")), None))
+    for told, placed in reversed(chosen):
+        for (_, line), row in zip(placed, told["rows"], strict=True):
+            if made := small(told["run"], line.get("completion_media")):
+                row["made"] = made
+    if room <= 0:
+        table.left_out.append("More pictures are in rollouts/media/.")
     for told, placed in chosen:
         for (place, line), row in zip(placed, told["rows"], strict=True):
             prompt = table.prompts[place]
