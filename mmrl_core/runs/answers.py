@@ -1,4 +1,4 @@
-"""Held-out answers: a line for every completion of an evaluation, with small copies of the pictures of its prompt.
+"""Held-out answers: a line for every completion of an evaluation, with small copies of its pictures.
 
     rollouts/step-000120-answers.jsonl       all held-out prompts after step 120, greedy
     rollouts/step-000120-answers-t1.jsonl    the same at temperature 1
@@ -6,9 +6,9 @@
     eval/<result>.jsonl                      those of `mmrl eval`, without pictures
 
 A line holds prompt_id, temperature, prompt, prefix, answer (the gold completion), sample, media (paths from rollouts/),
-completion (null if it is no text), completion_media (of a picture or a video that a policy made, small, else null),
-correct, said, gold (see `rightness`), rewards, failures, total, truncated and
-num_tokens, as in a line of rollouts. Pictures are kept of the first MAX_PICTURED prompts.
+completion (null if it is no text), completion_media (path of a picture that a policy made, or of the middle of a video,
+else null), correct, said, gold (see `rightness`), rewards, failures, total, truncated and num_tokens, as in a line of
+rollouts. Pictures are kept of the first MAX_PICTURED prompts.
 """
 
 from __future__ import annotations
