@@ -184,7 +184,8 @@ class Evaluator:
         self.num_set_aside += number - len(prompts)
         if not prompts:
             of_part = f", part {part.name!r}," if part.name else ""
-            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read.")
+            why = next(iter(source.set_aside)).reason
+            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read. The first: {why}")
         return prompts
 
 
@@ -205,29 +206,32 @@ def evaluate_checkpoint(
         CheckpointError: there is no whole checkpoint.
         ConfigError: the config names what is not installed, or options that it does not take.
     """
+    plugins = load_plugins()
+    policy = open_policy(config, checkpoint, plugins)
+    try:
+        policy.check_start(config.eval.max_tokens or config.rollout.max_tokens)
+        metrics = Evaluator(config, plugins, limit=limit).evaluate(policy, log_all=log_all)
+        peak_mib = peak_memory_mib(next(policy.module.parameters()).device)
+        return metrics | {"memory/weights_mib": weights_mib(policy.module), "memory/peak_mib": peak_mib}
+    finally:
+        policy.close()
+
+
+def open_policy(config: RunConfig, checkpoint: Path | None, plugins: Plugins) -> Policy:
+    """The policy of a checkpoint, for `evaluate_checkpoint`, which says what is raised; close it after use."""
     from accelerate import Accelerator
 
     from mmrl_core.starting_model import starting_model
 
-    plugins = load_plugins()
-    device = Accelerator().device
     check_components(config, plugins)
     policy_class = plugins.registry.get("policy", config.model.policy.name).load()
     weights = None if checkpoint is None else _weights(checkpoint)
-    if weights is None or policy_class.needs_base(weights):
-        path: str | Path = starting_model(config, plugins.registry)
-    else:
-        path = weights
-    policy = make_policy(config, plugins.registry, path=path, device=device)
-    try:
-        if weights is not None and path is not weights:
-            policy.load(weights)
-        policy.check_start(config.eval.max_tokens or config.rollout.max_tokens)
-        metrics = Evaluator(config, plugins, limit=limit).evaluate(policy, log_all=log_all)
-        memory = {"weights_mib": weights_mib(policy.module), "peak_mib": peak_memory_mib(device)}
-        return metrics | {f"memory/{name}": value for name, value in memory.items()}
-    finally:
-        policy.close()
+    whole = weights if weights is not None and not policy_class.needs_base(weights) else None
+    path = whole or starting_model(config, plugins.registry)
+    policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
+    if weights is not None and whole is None:
+        policy.load(weights)
+    return policy
 
 
 def _weights(path: Path) -> Path:

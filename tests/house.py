@@ -9,12 +9,10 @@ of its own, of several files: it is needed on a floor below its reading.
 from __future__ import annotations
 
 import ast
-import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "mmrl_core"
+from mmrl_core.testing.faces import OPEN_MODULES, PACKAGE, Arrow, face, imports, modules, past_a_face, rooms, shown
 
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(floor.split())
@@ -28,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "hookspecs batching",
         "plugins",
         "config media",
-        "data scoring conversation methods",
+        "data scoring conversation methods peers",
         "runs language_model",
         "starting_model optimizer checkpoint defaults sampling",
         "evaluation",
@@ -40,22 +38,6 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     )
 )
 """From low to high. A place imports places of lower floors only; those on one floor do not know each other."""
-
-OPEN_MODULES = {
-    "config.schema": "config.schema",
-    "config.component": "config.schema",
-    "config.algorithm": "config.schema",
-    "config.numbers": "config.schema",
-    "config.rows": "config.schema",
-    "config.options": "config.options",
-    "config.limits": "config.options",
-    "config.words": "config.options",
-    "plugins.registry": "plugins.registry",
-    "plugins.hook_results": "plugins.hook_results",
-    "plugins.builtin": "plugins",
-    "cli.dry_run": "cli",
-}
-"""Modules of a room that stand on a floor below it, and are no secret of its: module -> place."""
 
 ABOVE_THE_CORE = frozenset({"language_model", "testing", "cli", "__main__"})
 """Rooms that the core and its own rooms may not import; entries of the registry name them by string."""
@@ -75,41 +57,6 @@ LONGER = {
 """Functions that may be longer, and why."""
 
 
-@dataclass(frozen=True)
-class Arrow:
-    """An import of `name` (None: of the module itself) from `target`, found in `file` at `line`."""
-
-    file: Path
-    line: int
-    source: str  # module, dotted below the package: "media.video"
-    target: str
-    name: str | None
-
-    def __str__(self) -> str:
-        return f"{shown(self.file)}:{self.line}: {self.source} -> {self.target}" + (
-            f" ({self.name})" if self.name else ""
-        )
-
-
-def shown(path: Path) -> str:
-    root = PACKAGE.parent
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-@functools.cache
-def modules() -> dict[str, Path]:
-    """Module, dotted below the package, without "__init__" -> its file. The package itself is ""."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def rooms() -> list[str]:
-    return sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
-
-
 def place_of(module: str) -> str:
     """Where a module stands: "media.video" in "media", "trainer" in itself."""
     return OPEN_MODULES.get(module, module.partition(".")[0])
@@ -120,24 +67,6 @@ def floor_of(place: str) -> int:
         if place in floor:
             return index
     raise LookupError(f"mmrl_core/{place} stands on no floor: add it to FLOORS in {shown(Path(__file__))}")
-
-
-def imports(path: Path, source: str = "") -> Iterator[Arrow]:
-    """What a file imports of the package, wherever in it: in functions and for type checkers too."""
-    known = modules()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("mmrl_core."):
-                    yield Arrow(path, node.lineno, source, alias.name.removeprefix("mmrl_core."), None)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mmrl_core":
-            base = (node.module or "").removeprefix("mmrl_core").removeprefix(".")
-            for alias in node.names:
-                module = f"{base}.{alias.name}" if base else alias.name
-                if module in known:
-                    yield Arrow(path, node.lineno, source, module, None)
-                elif base:
-                    yield Arrow(path, node.lineno, source, base, alias.name)
 
 
 def arrows() -> list[Arrow]:
@@ -157,27 +86,6 @@ def against_the_direction() -> list[Arrow]:
         above = floor_of(target) >= floor_of(source)
         barred = target in ABOVE_THE_CORE and (source not in ABOVE_THE_CORE or target == "language_model")
         if above or barred or (source == "language_model" and target not in LANGUAGE_MODEL_IMPORTS):
-            wrong.append(arrow)
-    return wrong
-
-
-@functools.cache
-def face(room: str) -> frozenset[str]:
-    """What a room's `__init__` names for others, its `__all__`."""
-    for node in ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
-            return frozenset(ast.literal_eval(node.value))
-    return frozenset()
-
-
-def past_a_face(path: Path, source: str = "") -> list[Arrow]:
-    """Imports that reach into another room past its face."""
-    wrong = []
-    for arrow in imports(path, source):
-        room = arrow.target.partition(".")[0]
-        if room not in rooms() or room == source.partition(".")[0] or arrow.target in OPEN_MODULES:
-            continue
-        if arrow.target != room or (arrow.name is not None and arrow.name not in face(room)):
             wrong.append(arrow)
     return wrong
 

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         findings = check_task(load_config(arguments.id, arguments.overrides))
     for finding in findings:
-        verdict = "FAIL" if not finding.ok else "warn" if finding.doubtful else "ok  "
+        verdict = "FAIL" if not finding.ok else "skip" if finding.skipped else "warn" if finding.doubtful else "ok  "
         print(f"{verdict}  {finding.what}")
     return 0 if all(finding.ok for finding in findings) else 1
 

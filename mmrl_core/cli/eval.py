@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.cli.command import Command, positive
-from mmrl_core.cli.evaluated import config_of, find_evaluated, result_path
+from mmrl_core.cli.evaluated import Evaluated, config_of, find_evaluated, result_path
 from mmrl_core.cli.tables import print_table
+from mmrl_core.errors import MMRLError
 from mmrl_core.support import finite, written_aside
 
 if TYPE_CHECKING:
@@ -36,12 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file, or the name of a model of the hub, owner/name. The result goes to eval/ in the run or folder, with the "
         "completions",
     )
+    parser.add_argument(
+        "--with",
+        dest="elsewhere",
+        metavar="FRAMEWORK:TASK",
+        help="a task of another framework instead of TASK: inspect:FILE.py, inspect:PACKAGE/TASK (inspect_ai), "
+        "lmms:TASK or lmms:FILE.yaml (lmms-eval); overrides change the model",
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="held-out rows used (default: eval.limit or all)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     task, overrides = _task_and_overrides(arguments)
     evaluated = find_evaluated(arguments.checkpoint)
+    if arguments.elsewhere is not None:
+        _run_elsewhere(arguments, task, overrides, evaluated)
+        return
     config, notes = config_of(evaluated, task, overrides)
     for note in notes:
         print(note)
@@ -59,11 +70,45 @@ def run(arguments: argparse.Namespace) -> None:
         intervals.update(held_out_intervals(config, registry, groups, scores, temperature))
 
     metrics = evaluate_checkpoint(config, evaluated.weights, arguments.limit, log_all=keep)
+    _keep(arguments, evaluated, config.name, task, overrides, notes, metrics, lines, intervals)
+
+
+def _run_elsewhere(
+    arguments: argparse.Namespace, task: str | None, overrides: Sequence[str], evaluated: Evaluated
+) -> None:
+    if task is not None:
+        raise MMRLError(
+            f"--with {arguments.elsewhere} says what is evaluated, and so does TASK {task!r}. Leave one out."
+        )
+    from mmrl_core.cli.elsewhere import measure
+
+    folder = evaluated.folder / "eval"
+    measured = measure(arguments.elsewhere, arguments.checkpoint, overrides, arguments.limit, folder)
+    for note in measured.notes:
+        print(note)
+    framework, _, name = arguments.elsewhere.partition(":")
+    lines = [json.dumps(line, allow_nan=False) for line in measured.lines]
+    called = f"{framework}/{Path(name).name}"
+    _keep(arguments, evaluated, called, arguments.elsewhere, overrides, measured.notes, measured.metrics, lines, {})
+
+
+def _keep(
+    arguments: argparse.Namespace,
+    evaluated: Evaluated,
+    task: str,
+    given_task: str | None,
+    overrides: Sequence[str],
+    notes: Sequence[str],
+    metrics: Mapping[str, float],
+    lines: Sequence[str],
+    intervals: Mapping[str, tuple[float, float]],
+) -> None:
+    """Print what was measured, and write it, with a line for each completion."""
     print_table([{"metric": name, "value": _number(value)} for name, value in metrics.items()])
-    path = result_path(evaluated, config.name, arguments.limit, overrides)
+    path = result_path(evaluated, task, arguments.limit, overrides)
     result = {
-        "task": config.name,
-        "given_task": task,
+        "task": task,
+        "given_task": given_task,
         "overrides": overrides,
         "checkpoint": evaluated.name,
         "given_checkpoint": arguments.checkpoint,

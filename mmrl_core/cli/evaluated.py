@@ -101,7 +101,7 @@ def config_of(evaluated: Evaluated, task: str | None, overrides: Sequence[str]) 
             raise MMRLError(
                 f"{evaluated.weights or evaluated.hub_name} belongs to no run: name a TASK to evaluate it on."
             )
-        return load_config(task, [*_model_overrides(evaluated), *overrides]), []
+        return load_config(task, [*model_overrides(evaluated), *overrides]), []
     own = str(evaluated.run / "config.yaml")
     if task is None:  # its stages, which are written out, would shadow overrides of what they inherit
         return load_config(own, ["stages=[]", *overrides]), []
@@ -126,7 +126,7 @@ def _differences(trained: RunConfig, config: RunConfig, overrides: Sequence[str]
     return [f"note: task {config.name!r} is not as the run had it: {listed}{more}."]
 
 
-def _model_overrides(evaluated: Evaluated) -> list[str]:
+def model_overrides(evaluated: Evaluated) -> list[str]:
     """Overrides that make a config's model the one of the hub, or the one that an adapter adapts, with its LoRA."""
     if evaluated.hub_name is not None:
         return [f"model.path={json.dumps(evaluated.hub_name)}", "model.build=null"]

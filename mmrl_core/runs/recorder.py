@@ -23,7 +23,7 @@ from mmrl_core.runs.intervals import held_out_intervals
 from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
 from mmrl_core.runs.report import write_report
 from mmrl_core.runs.rightness import Rightness
-from mmrl_core.runs.rollouts import RolloutLog
+from mmrl_core.runs.rollouts import RolloutLog, prompt_text
 from mmrl_core.runs.starts import note_start
 from mmrl_core.scoring import Alarm
 from mmrl_core.support import Processes, writes_to, written_aside
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmrl_core.config import RunConfig, StageConfig
+
+SAMPLE_EVERY_S = 30.0
+"""The console shows a sampled completion no more often."""
 
 WriteHeldOut = Callable[[Sequence[RolloutGroup], Scores, float], None]
 
@@ -58,6 +61,7 @@ class Recorder:
         self._failed: set[str] = set()  # rewards whose first failure is recorded
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._sample_shown = -math.inf
 
     def open(self, num_bytes: int, weights_norm: float) -> None:
         """Continue metrics.jsonl after its first `num_bytes` bytes, write the config, start its trackers.
@@ -198,6 +202,7 @@ class Recorder:
         shown, score_of = [groups[place] for place in places], scores.split(groups)
         # By identity: rollouts that a hook kept are the same objects, and equal ones may have been sampled twice.
         advantage_of = {id(rollout): advantage for rollout, advantage in advantages}
+        self._show_sample(shown[0], score_of[places[0]])
         self._rollout_log.write(
             step,
             stage,
@@ -207,6 +212,13 @@ class Recorder:
             [[advantage_of.get(id(rollout), math.nan) for rollout in group.rollouts] for group in shown],
             temperature,
         )
+
+    def _show_sample(self, group: RolloutGroup, scores: Scores) -> None:
+        """One completion on the console, if it is text and the last one was shown long enough ago."""
+        completion = group.rollouts[0].completion
+        if isinstance(completion, str) and time.monotonic() - self._sample_shown >= SAMPLE_EVERY_S:
+            self._sample_shown = time.monotonic()
+            self.log.sample(prompt_text(group.prompt), completion, float(scores.totals[0]))
 
     # Evaluations
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from mmrl_core.support import lazy_names
 
 if TYPE_CHECKING:
-    from mmrl_core.testing.checks import check_plugin, check_task
+    from mmrl_core.testing.checks import check_task
+    from mmrl_core.testing.conformance import PROPERTIES, Property, check_plugin
     from mmrl_core.testing.demo_files import write_aside
     from mmrl_core.testing.hostile import HOSTILE
     from mmrl_core.testing.makers import make_group, make_loss_inputs, make_reward_view, make_scores
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
     )
     from mmrl_core.testing.preview import preview_task
     from mmrl_core.testing.sections import Finding
+    from mmrl_core.testing.source_case import (
+        MEDIUM,
+        SUFFIX,
+        SourceCase,
+        json_rows,
+        medium_bytes,
+        video_bytes,
+        write_csv,
+        write_json,
+    )
 
 __all__ = [
     "AUDIO_CHAT_TEMPLATE",
@@ -43,16 +54,21 @@ __all__ = [
     "CLASS_WORDS",
     "HOSTILE",
     "IMAGE_FACTOR_PX",
+    "MEDIUM",
     "MIN_DIGIT_WIDTH_PX",
     "NUM_SCANS",
+    "PROPERTIES",
     "QWEN_AUDIO_TOKENS",
     "SHORT_CHAT_TEMPLATE",
+    "SUFFIX",
     "TEMPORAL_PATCH",
     "TINY_KINDS",
     "TOKEN_PX",
     "UNSAMPLED_AUDIO_TOKENS",
     "VOCAB_MULTIPLE",
     "Finding",
+    "Property",
+    "SourceCase",
     "build_model",
     "build_processor",
     "build_tiny",
@@ -61,10 +77,12 @@ __all__ = [
     "check_task",
     "cut_patches",
     "ink_masks",
+    "json_rows",
     "make_group",
     "make_loss_inputs",
     "make_reward_view",
     "make_scores",
+    "medium_bytes",
     "new_model_folder",
     "normalize_patches",
     "photographs",
@@ -75,32 +93,43 @@ __all__ = [
     "split_pattern",
     "tower_features",
     "train_tokenizer",
+    "video_bytes",
     "write_aside",
+    "write_csv",
+    "write_json",
 ]
 
 __getattr__ = lazy_names(
     __name__,
     {
+        "write_json": "source_case",
+        "write_csv": "source_case",
+        "json_rows": "source_case",
+        "SUFFIX": "source_case",
+        "MEDIUM": "source_case",
         "AUDIO_CHAT_TEMPLATE": "models.templates",
         "AUDIO_TOKENS_PER_S": "models.sizes",
         "AUDIO_WINDOW_S": "models.sizes",
         "CLASS_WORDS": "models.pictures",
+        "Finding": "sections",
         "HOSTILE": "hostile",
         "IMAGE_FACTOR_PX": "models.sizes",
         "MIN_DIGIT_WIDTH_PX": "models.pictures",
         "NUM_SCANS": "models.pictures",
+        "PROPERTIES": "conformance",
+        "Property": "conformance",
         "QWEN_AUDIO_TOKENS": "models.tokenizer",
         "SHORT_CHAT_TEMPLATE": "models.templates",
+        "SourceCase": "source_case",
         "TEMPORAL_PATCH": "models.tower",
         "TINY_KINDS": "models.tiny",
         "TOKEN_PX": "models.tower",
         "UNSAMPLED_AUDIO_TOKENS": "models.tokenizer",
         "VOCAB_MULTIPLE": "models.demo",
-        "Finding": "sections",
         "build_model": "models.demo",
         "build_processor": "models.demo",
         "build_tiny": "models.tiny",
-        "check_plugin": "checks",
+        "check_plugin": "conformance",
         "check_size_px": "models.tower",
         "check_task": "checks",
         "cut_patches": "models.tower",
@@ -109,6 +138,7 @@ __getattr__ = lazy_names(
         "make_loss_inputs": "makers",
         "make_reward_view": "makers",
         "make_scores": "makers",
+        "medium_bytes": "source_case",
         "new_model_folder": "models.folder",
         "normalize_patches": "models.tower",
         "photographs": "models.pictures",
@@ -119,6 +149,7 @@ __getattr__ = lazy_names(
         "split_pattern": "models.demo",
         "tower_features": "models.tower",
         "train_tokenizer": "models.tokenizer",
+        "video_bytes": "source_case",
         "write_aside": "demo_files",
     },
 )

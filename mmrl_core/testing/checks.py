@@ -1,18 +1,17 @@
-"""Look at a task or a plugin before a run does: `mmrl check`.
+"""Look at a task before a run does: `mmrl check TASK`.
 
 No model is loaded. Only the processor of a model that lies on this machine is, to count the tokens of prompts.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
-from mmrl_core.config import RunConfig, load_config
+from mmrl_core.config import RunConfig
 from mmrl_core.data import PromptSource
 from mmrl_core.errors import MMRLError
-from mmrl_core.plugins import Plugins, TaskEntry, load_plugins
-from mmrl_core.plugins.registry import KINDS
+from mmrl_core.plugins import Plugins, load_plugins
+from mmrl_core.testing.algorithm_checks import algorithm_findings
 from mmrl_core.testing.prompt_cost import length_findings, load_preview
 from mmrl_core.testing.reward_checks import reward_findings
 from mmrl_core.testing.row_checks import further_row_findings
@@ -32,9 +31,10 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     "has none", which a function from a file has unless it has an attribute `maximum`); and on each completion in
     `HOSTILE` it gives, within its time, the same finite number twice, not above its maximum, or leaves it unscored, and
     does not raise. A reward that is registered with the detail `reads` gets hostile pictures or videos, see
-    `hostile_completions`. If the model is a language model and lies on this machine, the prompts read, and those of the
-    others with the longest texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the
-    options in `prompt.template`.
+    `hostile_completions`. Advantage stages and losses that are not the core's return what a step takes, on a made step
+    with the group size of their stage; they are not called where the run has `plugins`, which may change a step. If the
+    model is a language model and lies on this machine, the prompts read, and those of the others with the longest
+    texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the options in `prompt.template`.
 
     Args:
         config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
@@ -63,49 +63,10 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
         if prompts and (section.splits, part.data, part.prompt, part.rewards) not in judged:
             judged.append((section.splits, part.data, part.prompt, part.rewards))
             findings += reward_findings(section, prompts, plugins)
+    findings += algorithm_findings(config, [prompt for _, prompts in read for prompt in prompts], plugins)
     if not read:
         findings.append(Finding(False, "no data: set data.train, at the top or in a stage"))
     return findings
-
-
-def check_plugin(name: str, plugins: Plugins | None = None) -> list[Finding]:
-    """Check an installed plugin: it loads, each entry that it registers imports and has a docstring, its tasks parse.
-
-    Raises:
-        PluginError: no such plugin is installed.
-    """
-    plugins = load_plugins() if plugins is None else plugins
-    plugin = plugins.plugins.get(name)
-    if plugin is None:
-        plugins.require(name)  # raises, with the nearest name
-    assert plugin is not None
-    if plugin.error is not None:
-        return [Finding(False, f"plugin {name!r} ({plugin.distribution}) failed to load:\n{plugin.error}")]
-    findings = [Finding(True, f"plugin {name!r} ({plugin.distribution} {plugin.version}) loads")]
-    for kind in KINDS:
-        for entry in plugins.registry.entries(kind):
-            if entry.id.partition("/")[0] != name:
-                continue
-            try:
-                target = entry.load()
-            except MMRLError as error:
-                findings.append(Finding(False, str(error)))
-                continue
-            documented = bool(inspect.getdoc(target)) and callable(target)
-            problem = "" if documented else ": has no docstring" if callable(target) else ": is not callable"
-            findings.append(Finding(documented, f"{kind} {entry.id} ({entry.target}){problem}"))
-    for task in plugins.tasks.values():
-        if task.plugin == name:
-            findings.append(_task_finding(task))
-    return findings
-
-
-def _task_finding(task: TaskEntry) -> Finding:
-    try:
-        load_config(str(task.path))
-    except MMRLError as error:
-        return Finding(False, str(error))  # names the task, or file and line
-    return Finding(True, f"task {task.id} parses")
 
 
 def _longest_prompts(source: PromptSource) -> list[Prompt]:
@@ -142,6 +103,8 @@ def _data_findings(
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"
     findings.append(Finding(bool(prompts), f"{where}: {read}"))
+    if source.layout is not None:
+        findings.append(Finding(True, f"{where}: {source.layout}"))
     findings += further_row_findings(where, source, num_read, section.part.data.max_broken)
     shown = section.part.prompt
     templates = [*shown.images, *shown.videos, *shown.audios]

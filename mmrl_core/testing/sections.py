@@ -27,12 +27,16 @@ class Finding:
         what: the sentence that `mmrl check` prints.
         tolerable: whether a run could go on although it failed.
         doubtful: passed, but something that is often a fault; the sentence says what it does to a run.
+        skipped: nothing was tried; the sentence says why.
+        property: name of the property of `mmrl_core.testing.conformance` that it is about; "" of none.
     """
 
     ok: bool
     what: str
     tolerable: bool = False
     doubtful: bool = False
+    skipped: bool = False
+    property: str = ""
 
 
 @dataclass(frozen=True)

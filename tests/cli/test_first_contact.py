@@ -188,6 +188,23 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "view --trust": [
         ("run --trust=yes", "ignored explicit argument 'yes'"),
     ],
+    "import-config file": [
+        ("absent.yaml", "there is no file absent.yaml"),
+        ("task.yaml", "no key says whose config it is. Name the framework: --peer trl, verl, easyr1, swift"),
+        ("rewards.py --peer trl", "rewards.py: no command is in it"),
+    ],
+    "import-config --peer": [
+        ("task.yaml --peer ours", "invalid choice: 'ours'"),
+    ],
+    "import-config --processes": [
+        ("task.yaml --peer trl --processes 0", "is not a whole number above 0"),
+    ],
+    "import-config --rewards": [
+        ("task.yaml --peer trl --rewards absent.py", "there is no file absent.py"),
+    ],
+    "import-config --output": [
+        ("task.yaml --peer trl --output task.yaml", "task.yaml exists"),
+    ],
     "tiny kind": [
         ("qwen2vl model", "Did you mean 'qwen2_vl'?"),
     ],
@@ -200,6 +217,28 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("qwen2 model --seed 1.5", "--seed"),
         ("qwen2 model --seed -1", "--seed"),
         ("qwen2 model --seed 4294967296", "--seed"),
+    ],
+    "new kind": [
+        ("taks mine", "invalid choice: 'taks'"),
+        ("task", "required"),
+    ],
+    "new name": [
+        ("task My-Task", "such as 'my_task'"),
+        ("task 3d", "such as 'd'"),
+        ("task class", "no word of Python, nor 'core'; such as 'traffic_signs'"),
+        ("plugin core", "nor 'core'"),
+        ("plugin gui", "a plugin 'gui' is installed already (mmrl-gui)"),
+    ],
+    "new --modality": [
+        ("task mine --modality smell", "invalid choice: 'smell'"),
+    ],
+    "new --output": [
+        ("task mine --output task.yaml", "task.yaml exists and is not an empty folder, and nothing is overwritten"),
+        ("task mine --output .", "nothing is overwritten"),
+        ("task mine --output task.yaml/in", "A part of the path is a file"),
+    ],
+    "doctor --json": [
+        ("--json=yes", "ignored explicit argument 'yes'"),
     ],
 }
 """Of every argument of every command: wrong input, and words of the answer."""

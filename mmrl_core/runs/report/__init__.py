@@ -13,5 +13,7 @@ on. `vendor` holds uPlot, which draws the charts, as published on npm, with its 
 
 from mmrl_core.runs.report.live import ReportServer
 from mmrl_core.runs.report.page import write_report
+from mmrl_core.runs.report.reading import at, read_config
+from mmrl_core.runs.report.text import number_of
 
-__all__ = ["ReportServer", "write_report"]
+__all__ = ["ReportServer", "at", "number_of", "read_config", "write_report"]

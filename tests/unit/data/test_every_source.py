@@ -22,10 +22,16 @@ import soundfile
 from PIL import Image
 
 from mmrl_core.plugins import load_plugins
-from tests.source_cases import CASES, SUFFIX, WITHOUT_MEDIA_FILES, Case, medium_bytes, video_bytes
+from mmrl_core.testing import SUFFIX, SourceCase, medium_bytes, video_bytes
+from tests.source_cases import CASES, WITHOUT_MEDIA_FILES
 
 PLUGINS = load_plugins()
-EVERY = [pytest.param(name, case, id=f"{name}-{i}") for name, cases in CASES.items() for i, case in enumerate(cases)]
+EVERY = [
+    pytest.param(name, case, id=f"{name}-{i}")
+    for name, cases in CASES.items()
+    for i, case in enumerate(cases)
+    if case.kind is not None
+]
 
 seen: list[tuple[str, str]] = []  # (event, its first argument) of the interpreter, while a test watches
 watching = False
@@ -62,7 +68,7 @@ def test_every_installed_source_is_in_the_table() -> None:
 
 def test_sources_without_media_files_give_what_a_run_reads_without_a_root(tmp_path: Path) -> None:
     for name, kind in (("audio_aqa/melodies", "audio"), ("vital/tool_videos", "video")):
-        case = Case(lambda folder, _: {"num_rows": 1, "cache_dir": str(folder)}, kind=kind, column=kind)
+        case = SourceCase(lambda folder, _: {"num_rows": 1, "cache_dir": str(folder)}, kind=kind, column=kind)
         assert case.open(PLUGINS, name, tmp_path, None).prompt(0) is not None
 
 
@@ -70,7 +76,7 @@ def test_sources_without_media_files_give_what_a_run_reads_without_a_root(tmp_pa
 
 
 @pytest.mark.parametrize(("name", "case"), EVERY)
-def test_a_medium_in_the_folder_of_the_data_is_read(name: str, case: Case, tmp_path: Path) -> None:
+def test_a_medium_in_the_folder_of_the_data_is_read(name: str, case: SourceCase, tmp_path: Path) -> None:
     (tmp_path / f"a{SUFFIX[case.kind]}").write_bytes(medium_bytes(case.kind))
     prompt = case.open(PLUGINS, name, tmp_path, f"a{SUFFIX[case.kind]}").prompt(0)
     assert prompt is not None and prompt.messages[0]["content"][0]["type"] == case.kind
@@ -133,7 +139,7 @@ REACHED = [
 
 @pytest.mark.parametrize(("name", "case", "place"), REACHED)
 def test_no_source_reaches_a_file_outside_of_its_folder(
-    name: str, case: Case, place: str, tmp_path: Path, events: list[tuple[str, str]]
+    name: str, case: SourceCase, place: str, tmp_path: Path, events: list[tuple[str, str]]
 ) -> None:
     make, why = OUTSIDE[place]
     (tmp_path / "data").mkdir()
@@ -191,7 +197,7 @@ HOSTILE: dict[str, dict[str, tuple[Callable[[], bytes], str]]] = {
 @pytest.mark.parametrize("what", HOSTILE)
 @pytest.mark.parametrize(("name", "case"), EVERY)
 def test_a_hostile_file_sets_its_row_aside_and_starts_nothing(
-    name: str, case: Case, what: str, tmp_path: Path, events: list[tuple[str, str]]
+    name: str, case: SourceCase, what: str, tmp_path: Path, events: list[tuple[str, str]]
 ) -> None:
     make, why = HOSTILE[what][case.kind]
     (tmp_path / f"a{SUFFIX[case.kind]}").write_bytes(make())
@@ -208,7 +214,7 @@ IMAGES = [case for case in EVERY if case.values[1].kind == "image"]
 
 @pytest.mark.parametrize(("name", "case"), AUDIO)
 def test_audio_above_the_limit_of_the_task_sets_its_row_aside_unless_the_source_cuts_it(
-    name: str, case: Case, tmp_path: Path
+    name: str, case: SourceCase, tmp_path: Path
 ) -> None:
     (tmp_path / "a.wav").write_bytes(medium_bytes("audio"))
     source = dataclasses.replace(case, prompt={"max_audio_s": 0.2}).open(PLUGINS, name, tmp_path, "a.wav")
@@ -219,7 +225,7 @@ def test_audio_above_the_limit_of_the_task_sets_its_row_aside_unless_the_source_
 
 
 @pytest.mark.parametrize(("name", "case"), IMAGES)
-def test_a_picture_of_extreme_sides_ends_no_source(name: str, case: Case, tmp_path: Path) -> None:
+def test_a_picture_of_extreme_sides_ends_no_source(name: str, case: SourceCase, tmp_path: Path) -> None:
     Image.new("RGB", (9000, 40)).save(tmp_path / "a.png")
     source = case.open(PLUGINS, name, tmp_path, "a.png")
     if name.startswith("gui/"):  # which resizes as the model does
@@ -249,14 +255,14 @@ INLINE_IMAGES = INLINE | {"image_url": lambda data: {"type": "image_url", "image
 
 
 @pytest.mark.parametrize(("name", "case"), [case for case in EVERY if case.values[1].inline])
-def test_base64_in_the_row_is_the_medium(name: str, case: Case, tmp_path: Path) -> None:
+def test_base64_in_the_row_is_the_medium(name: str, case: SourceCase, tmp_path: Path) -> None:
     for form, write in (INLINE if case.kind == "audio" else INLINE_IMAGES).items():
         prompt = case.open(PLUGINS, name, tmp_path, write(medium_bytes(case.kind))).prompt(0)
         assert prompt is not None and prompt.messages[0]["content"][0]["type"] == case.kind, form
 
 
 @pytest.mark.parametrize(("name", "case"), [case for case in EVERY if case.values[1].inline])
-def test_what_is_neither_bytes_nor_path_is_refused(name: str, case: Case, tmp_path: Path) -> None:
+def test_what_is_neither_bytes_nor_path_is_refused(name: str, case: SourceCase, tmp_path: Path) -> None:
     for form in ({"bytes": "no base64"}, {"bytes": [137, 80]}, {"bytes": 5}, "data:image/png,abc", 7):
         assert "cannot read" in broken(case.open(PLUGINS, name, tmp_path, form))
 
@@ -267,4 +273,4 @@ def test_every_case_writes_what_json_can_hold(tmp_path: Path) -> None:
         for number, case in enumerate(cases):
             folder = tmp_path / str(number)
             folder.mkdir(exist_ok=True)
-            assert json.dumps(case.write(folder, f"a{SUFFIX[case.kind]}"))
+            assert json.dumps(case.write(folder, case.medium))

@@ -33,7 +33,7 @@ from mmrl_core.media import (
     video,
     video_libraries,
 )
-from tests.source_cases import video_bytes
+from mmrl_core.testing import video_bytes
 
 ROOT = Path(__file__).parents[3]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from PIL import Image
 from mmrl_core.cli import main
 from mmrl_core.config import dump_config
 from mmrl_core.config.schema import RunConfig
-from mmrl_core.errors import ConfigError, PluginError
-from mmrl_core.plugins import Plugin, Plugins, TaskEntry, load_plugins
+from mmrl_core.errors import ConfigError
+from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.registry import Registry
 from mmrl_core.testing import preview
-from mmrl_core.testing.checks import check_plugin, check_task
+from mmrl_core.testing.checks import check_task
 from mmrl_core.testing.hostile import HOSTILE
+from mmrl_core.testing.method_checks import method_problems
 from mmrl_core.testing.preview import preview_task
 from mmrl_core.testing.sections import Finding
 
@@ -415,44 +415,84 @@ def test_frames_of_a_video_are_shown_side_by_side() -> None:
     assert preview._contact_sheet(frames[:2])[0].size == (16, 6)
 
 
-def plugin_with(register: Callable[[Registry], None], tasks: Mapping[str, TaskEntry] | None = None) -> Plugins:
-    registry = Registry()
-    register(registry.registering("mine"))
-    plugin = Plugin("mine", "mmrl-mine", "1.0", module=types.ModuleType("mine"))
-    return Plugins({"mine": plugin}, registry, tasks or {})
+METHODS = '''
+"""Losses and stages, good and bad."""
+import torch
 
 
-def test_a_sound_plugin_has_no_problem() -> None:
-    def register(registry: Registry) -> None:
-        registry.add("advantage", "base", "mmrl_core.advantages:group_relative_advantages", "GRPO")
-
-    findings = check_plugin("mine", plugin_with(register))
-    assert [finding.ok for finding in findings] == [True, True]
-    assert findings[1].what == "advantage mine/base (mmrl_core.advantages:group_relative_advantages)"
+def good(inputs, *, scale: float = 1.0):
+    """-advantage * ratio."""
+    return -scale * inputs.advantages * (inputs.logprobs - inputs.old_logprobs).exp(), {}
 
 
-def test_what_is_wrong_with_a_plugin_is_told() -> None:
-    def register(registry: Registry) -> None:
-        registry.add("reward", "gone", "mmrl_core.scoring.runner:gone", "not there")
-        registry.add("reward", "number", "mmrl_core.scoring.reading:MAX_REWARD", "not a function")
-        registry.add("reward", "silent", "mmrl_core.scoring.call:Reward._too_long", "no docstring")
-        registry.registering("other").add("reward", "gone", "mmrl_core.scoring.runner:gone", "somebody else's")
-
-    tasks = {
-        "mine/t": TaskEntry("mine/t", "mmrl_core", "t", "mine"),
-        "other/t": TaskEntry("other/t", "x", "t", "other"),
-    }
-    told = problems(check_plugin("mine", plugin_with(register, tasks)))
-    assert len(told) == 4
-    assert "reward 'mine/gone' (mmrl_core.scoring.runner:gone) cannot be imported" in told[0]
-    assert told[1].endswith(": is not callable") and told[2].endswith(": has no docstring")
-    assert told[3].startswith("task 'mine/t'")
+def detached(inputs):
+    """Has nothing to learn from."""
+    return -inputs.advantages * inputs.logprobs.detach(), {}
 
 
-def test_plugins_that_failed_or_are_missing_are_named() -> None:
-    failed = Plugins({"mine": Plugin("mine", "mmrl-mine", "1.0", error="no module named torch")}, Registry(), {})
-    assert problems(check_plugin("mine", failed)) == [
-        "plugin 'mine' (mmrl-mine) failed to load:\nno module named torch"
-    ]
-    with pytest.raises(PluginError, match="Did you mean 'mine'"):
-        check_plugin("mien", failed)
+def endless(inputs):
+    """Divides by what is 0 on-policy."""
+    return -inputs.advantages * inputs.logprobs / (inputs.logprobs - inputs.old_logprobs).abs().detach(), {}
+
+
+def one_number(inputs):
+    """One for all."""
+    return (-inputs.advantages * inputs.logprobs).mean(), {}
+
+
+def in_place(inputs):
+    """Clips what others read."""
+    return -inputs.advantages.clamp_(-0.5, 0.5) * inputs.logprobs, {}
+
+
+def crashes(inputs):
+    """Asks for what nobody gives."""
+    return inputs.extras["missing"] * inputs.logprobs, {}
+
+
+def centred(advantages, view):
+    """Minus the mean of all that are scored."""
+    return (advantages - advantages.nanmean()).nan_to_num(0.0)
+
+
+def spreads_nan(advantages, view):
+    """The mean of everything."""
+    return advantages - advantages.mean()
+
+
+def shifts(advantages, view):
+    """Writes into what it is given."""
+    return advantages.nan_to_num_(0.0).sub_(0.5)
+'''
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "expected"),
+    [
+        ("loss", "detached", "on-policy: it returned losses without a gradient"),
+        ("loss", "endless", "on-policy: returned losses that are not finite"),
+        ("loss", "one_number", "on-policy: it returned losses (); expected (4, 3), one for each token."),
+        ("loss", "in_place", "on-policy: changes advantages in place"),
+        ("loss", "crashes", "on-policy: raises KeyError: 'missing'"),
+        (
+            "advantage",
+            "spreads_nan",
+            "of which one is unscored: it returned numbers that are not",
+        ),
+        ("advantage", "shifts", "changes its first argument in place"),
+    ],
+)
+def test_a_loss_or_stage_is_tried_on_made_inputs(folder: Path, kind: str, method: str, expected: str) -> None:
+    (folder / "methods.py").write_text(METHODS)
+    entry = load_plugins().registry.get(kind, f"{folder / 'methods.py'}:{method}")
+    (told,) = method_problems(entry, {})
+    assert expected in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "options"), [("advantage", "centred", {}), ("loss", "good", {"scale": 2.0})]
+)
+def test_nothing_is_said_of_sound_methods(folder: Path, kind: str, method: str, options: dict[str, float]) -> None:
+    (folder / "methods.py").write_text(METHODS)
+    entry = load_plugins().registry.get(kind, f"{folder / 'methods.py'}:{method}")
+    assert list(method_problems(entry, options)) == []

@@ -11,9 +11,8 @@ import pytest
 from mmrl_core.config.schema import DataConfig, PromptConfig, SourceConfig
 from mmrl_core.data import PromptSource
 from mmrl_core.plugins import load_plugins
-from mmrl_core.testing import row_checks
+from mmrl_core.testing import medium_bytes, row_checks
 from mmrl_core.testing.row_checks import further_row_findings
-from tests.source_cases import medium_bytes
 
 PLUGINS = load_plugins()
 

@@ -12,6 +12,7 @@ policy's own choice. The number of buttons is the difficulty.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import defaultdict
@@ -130,16 +131,19 @@ def walk_shares(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]
 
     Returns:
         "right", "right/07" for words of seven buttons, ..., and "steps_per_button", 1 where each button is a step.
+        Rows without gold are left out; a number that no row defines is NaN.
     """
     by_length: dict[int, list[float]] = defaultdict(list)
     steps = []
     for completion, sample, score in zip(completions, samples, right(completions, samples), strict=True):
-        by_length[int(sample["length"])].append(score or 0.0)
+        if score is None or not sample.get("length"):
+            continue
+        by_length[int(sample["length"])].append(score)
         steps.append(len(re.findall(r"\d", completion)) / int(sample["length"]))
     scores = [score for part in by_length.values() for score in part]
     return {
-        "right": sum(scores) / max(len(scores), 1),
-        "steps_per_button": sum(steps) / max(len(steps), 1),
+        "right": sum(scores) / len(scores) if scores else math.nan,
+        "steps_per_button": sum(steps) / len(steps) if steps else math.nan,
         **{f"right/{length:02d}": sum(part) / len(part) for length, part in sorted(by_length.items())},
     }
 

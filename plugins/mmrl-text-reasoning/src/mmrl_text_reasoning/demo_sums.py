@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import zlib
@@ -95,14 +96,17 @@ def sum_shares(completions: Sequence[str], samples: Sequence[Mapping[str, Any]])
     """Share of right answers in all and by the digits of both numbers, and of completions that are a number at all.
 
     Returns:
-        "right", "right/2" for two numbers of one digit, ..., and "number".
+        "right", "right/2" for two numbers of one digit, ..., and "number"; rows without gold are left out, and a number
+        that no row defines is NaN.
     """
-    shares: dict[str, list[float]] = defaultdict(list)
+    shares: dict[str, list[float]] = defaultdict(list, {"right": [], "number": []})
     for completion, sample, score in zip(completions, samples, right(completions, samples), strict=True):
-        shares["right"].append(score or 0.0)
-        shares[f"right/{sample['digits']}"].append(score or 0.0)
+        if score is None:
+            continue
+        shares["right"].append(score)
+        shares[f"right/{sample.get('digits')}"].append(score)
         shares["number"].append(float(said_number(completion, sample) is not None))
-    return {name: sum(values) / len(values) for name, values in sorted(shares.items())}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in sorted(shares.items())}
 
 
 class _Sums:
