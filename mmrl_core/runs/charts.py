@@ -86,7 +86,7 @@ def curve(series: Series, stages: Sequence[Stage]) -> dict[str, Any]:
         x += _averaged(steps[part], share)
         y += _averaged(values[part], share)
         smooth += _averaged(own, share)
-    told |= {"x": rounded(x), "y": rounded(y)}
+    told |= {"x": [int(step) if step == int(step) else round(step, 1) for step in x], "y": rounded(y)}
     return told | ({"smooth": rounded(smooth)} if smooth != y else {})
 
 

@@ -1,8 +1,9 @@
 """Metrics of a run: a line a step in metrics.jsonl, a progress display, and accelerate's trackers when asked for.
 
 Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step); in evaluations
-`greedy/<metric>` and `t<temperature>/<metric>`. Units are in the name: `seconds`, `elapsed_s`, `peak_mib`;
-`time/<phase>` is in seconds. A mixture has `reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
+`greedy/<metric>` and `t<temperature>/<metric>`, and under `intervals` the 95 % intervals of these (see `intervals`).
+Units are in the name: `seconds`, `elapsed_s`, `peak_mib`; `time/<phase>` is in seconds. A mixture has
+`reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
 
 `unscored/<reward>` is the share of rollouts that a reward did not score, `truncated/tokens` the share of tokens in
 completions that met the length limit, `entropy` the mean over trained tokens of the entropy in nats, and `weights/norm`

@@ -42,7 +42,7 @@ def start_record(num_processes: int) -> dict[str, Any]:
     program, *arguments = sys.argv or [""]
     record = {
         "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": shlex.join([_program(program), *arguments]),
+        "command": f"{_program(program)} {shlex.join(arguments)}".strip(),
         "overrides": [argument for argument in arguments if OVERRIDE.match(argument)],
         **_commit(),
         "versions": _versions(),
@@ -59,7 +59,7 @@ def start_record(num_processes: int) -> dict[str, Any]:
 def _program(path: str) -> str:
     """A program by its name; a package that was run by `python -m` by that."""
     name = Path(path).name
-    return f"python -m {Path(path).parent.name}" if name == "__main__.py" else name
+    return f"python -m {Path(path).parent.name}" if name == "__main__.py" else shlex.quote(name)
 
 
 def _commit() -> dict[str, Any]:

@@ -184,6 +184,10 @@ def test_two_runs_stand_side_by_side(page: Any, run: Path, tmp_path: Path):
     assert "seed" in page.locator("h3#differences + div").inner_text()
     chart = page.locator(".chart", has_text="Entropy").first
     assert "first" in chart.inner_text() and "second" in chart.inner_text()
+    namesake = write_run(tmp_path / "elsewhere" / "first", level=0.7, steps=60)
+    page.goto(write_report(run, namesake).as_uri())
+    assert f"{run.parent.name}/first: after grpo" in page.inner_text("main")
+    assert "elsewhere/first: after grpo" in page.inner_text("main")
 
 
 def test_a_followed_run_is_shown_anew_with_what_was_chosen(page: Any, tmp_path: Path):

@@ -16,6 +16,10 @@ function svgElement(name, attributes) {
   return made;
 }
 
+function counted(prompts) {
+  return prompts === 1 ? "1 prompt" : `${prompts.toLocaleString("en")} prompts`;
+}
+
 function percent(share) {
   return `${(100 * share).toLocaleString("en", { maximumFractionDigits: 1 })} %`;
 }
@@ -87,11 +91,15 @@ function drawnShapes(svg, shapes, style) {
   }
 }
 
+function embedded({ picture, size: [width, height] }, told) {
+  const svg = svgElement("svg", { class: "picture", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told });
+  svg.append(svgElement("use", { href: `#${picture}` }));
+  return svg;
+}
+
 // With the gold, and what both sets predict; the answers after are on top.
 function pictureOf(prompt, before, answer) {
-  const [width, height] = prompt.size;
-  const svg = svgElement("svg", { class: "picture", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "prompt picture" });
-  svg.append(svgElement("use", { href: `#${prompt.picture}` }));
+  const svg = embedded(prompt, "prompt picture");
   drawnShapes(svg, prompt.shapes || [], "gold");
   drawnShapes(svg, (before && before.shapes) || [], "before");
   drawnShapes(svg, (answer && answer.shapes) || [], "predicted");
@@ -112,6 +120,10 @@ function answerCell(result, set, isLast) {
   cell.append(markOf(result) ?? "", element("span", "facts", facts.join(" · ")), element("span", "what-set", set.label));
   for (const answer of result.answers.slice(0, 8)) {
     if (answer.said !== undefined && answer.said !== answer.text) cell.append(element("div", "said", element("i", "", "answer"), answer.said));
+    if (answer.made) {
+      cell.append(embedded(answer.made, "picture made by the policy"));
+      continue;
+    }
     const text = element("div", answer.text ? "completion" : "completion empty", answer.text || "no text");
     text.dir = "auto";
     if (result.answers.length > 1 && answer.ok !== undefined) text.prepend(answer.ok ? "✓ " : "✗ ");
@@ -183,10 +195,10 @@ function setUpAnswers() {
     const tallies = chosenSets().filter(Boolean).map((set) => {
       const rows = new Set(set.rows.map((row) => row.p)).size;
       const text = element("span", "", `${set.label}: `);
-      if (set.right === null) text.append(`${rows.toLocaleString("en")} prompts`);
+      if (set.right === null) text.append(counted(rows));
       else {
         text.append(element("b", "", `${percent(set.right)} right`));
-        if (set.interval) text.append(` (95 %: ${percent(set.interval[0])} to ${percent(set.interval[1])}, ${rows.toLocaleString("en")} prompts)`);
+        if (set.interval) text.append(` (95 %: ${percent(set.interval[0])} to ${percent(set.interval[1])}, ${counted(rows)})`);
       }
       return text;
     });

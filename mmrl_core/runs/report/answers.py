@@ -63,6 +63,7 @@ def answer_table(runs: Sequence[RunFiles], media: Sequence[Media]) -> AnswerTabl
     chosen = [found[position] for position in sorted(found)]
     table.sets = [told for told, _ in chosen]
     _embed_pictures(table, chosen, media)
+    _draw_shapes(table, chosen, media)
     return table
 
 
@@ -164,30 +165,51 @@ def _row(place: int, line: Record, names: Sequence[str]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if value is not None}
 
 
-def _embed_pictures(
-    table: AnswerTable,
-    chosen: Sequence[tuple[dict[str, Any], Sequence[tuple[int, Record]]]],
-    media: Sequence[Media],
-) -> None:
-    """Small pictures of prompts with the shapes on them; those that the last set has wrong go first."""
-    if not chosen:
-        return
-    first_line: dict[int, tuple[int, Record]] = {}
+class _Pictures:
+    """Embeds small pictures of several runs, as long as there is room for them."""
+
+    def __init__(self, media: Sequence[Media]) -> None:
+        self._media = media
+        self.room = MAX_PICTURE_CHARS
+
+    def of(self, run: int, path: Any) -> dict[str, Any]:
+        """The id and size of a picture; nothing where there is none, or no room."""
+        if not isinstance(path, str) or self.room <= 0:
+            return {}
+        number = len(self._media[run].embedded)
+        picture = self._media[run].small(path)
+        if picture is None:
+            return {}
+        if len(self._media[run].embedded) > number:
+            self.room -= len(picture["uri"])
+        return {"picture": picture["id"], "size": [picture["width"], picture["height"]]}
+
+
+Chosen = Sequence[tuple[dict[str, Any], Sequence[tuple[int, Record]]]]
+"""Sets, each with the place of the prompt and the line of each of its rows."""
+
+
+def _embed_pictures(table: AnswerTable, chosen: Chosen, media: Sequence[Media]) -> None:
+    """Embed pictures of prompts, first those that the newest set has wrong, and pictures that a policy made."""
+    pictures = _Pictures(media)
+    first: dict[int, tuple[int, Record]] = {}
     for told, placed in chosen:
         for place, line in placed:
-            first_line.setdefault(place, (told["run"], line))
-    wrong = {place for place, line in chosen[-1][1] if line.get("correct") is not True}
-    room = MAX_PICTURE_CHARS
-    for place in sorted(first_line, key=lambda place: (place not in wrong, place)):
-        run, line = first_line[place]
-        paths = list_of(line, "media")
-        picture = media[run].small(paths[0]) if paths and room > 0 else None
-        if picture is not None:
-            room -= len(picture["uri"])
-            table.prompts[place] |= {"picture": picture["id"], "size": [picture["width"], picture["height"]]}
-    num_bare = sum("picture" not in prompt for prompt in table.prompts)
-    if room <= 0 and num_bare:
-        table.left_out.append(f"Pictures of {num_bare:,} prompts are in rollouts/media/.")
+            first.setdefault(place, (told["run"], line))
+    wrong = {place for _, placed in chosen[-1:] for place, line in placed if line.get("correct") is not True}
+    for place in sorted(first, key=lambda place: (place not in wrong, place)):
+        run, line = first[place]
+        table.prompts[place] |= pictures.of(run, next(iter(list_of(line, "media")), None))
+    for told, placed in reversed(chosen):
+        for (_, line), row in zip(placed, told["rows"], strict=True):
+            if made := pictures.of(told["run"], line.get("completion_media")):
+                row["made"] = made
+    if pictures.room <= 0:
+        table.left_out.append("More pictures are in rollouts/media/.")
+
+
+def _draw_shapes(table: AnswerTable, chosen: Chosen, media: Sequence[Media]) -> None:
+    """Note what the view of a run draws on the pictures of prompts that are embedded."""
     for told, placed in chosen:
         for (place, line), row in zip(placed, told["rows"], strict=True):
             prompt = table.prompts[place]
@@ -202,9 +224,5 @@ def _embed_pictures(
 
 def _shape(area: Mapping[str, Any]) -> list[Any]:
     """[x, y, width, height, label], in percent of the picture; a point has no width and height."""
-    return [
-        area["x"],
-        area["y"],
-        *([] if area["is_point"] else [area["width"], area["height"]]),
-        visible(area["label"]),
-    ]
+    sides = [] if area["is_point"] else [area["width"], area["height"]]
+    return [area["x"], area["y"], *sides, visible(area["label"])]

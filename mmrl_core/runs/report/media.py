@@ -78,7 +78,7 @@ class Media:
                 self.problem = f"Nothing is drawn on the pictures: {error}"
 
     def picture(self, path: Any) -> dict[str, Any] | None:
-        """id, width, height and uri of a picture; None if it cannot be read or is outside of the rollouts folder."""
+        """id, width, height, natural size in pixels and uri of a picture; None if it cannot be read or is elsewhere."""
         if str(path) not in self._known:
             try:
                 self._refuse_unsafe(str(path))
@@ -137,7 +137,8 @@ class Media:
             uri = f"data:image/webp;base64,{base64.b64encode(encode_film(frames)).decode()}"
         except Exception:  # format plugins raise anything on torn data
             return None
-        return {"width": width, "height": height, "is_small": max(width, height) <= MAX_SMALL_SIDE, "uri": uri}
+        is_small = max(width, height) <= MAX_SMALL_SIDE
+        return {"width": width, "height": height, "is_small": is_small, "natural": (width, height), "uri": uri}
 
     def _refuse_unsafe(self, path: str, *, is_picture: bool = True) -> None:
         """Refuse, before anything is decoded, what no run writes.

@@ -8,6 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def report_html(paths: Sequence[Path], *, runs_files: bool = True, version: str 
     scripts = [_own_file(name) for name in (f"{CHARTS}/uPlot.iife.min.js", *SCRIPTS)]
     styles = [_own_file(name) for name in (f"{CHARTS}/uPlot.min.css", "report.css")]
     runs = [read_run(path) for path in paths]
+    if len({run.name for run in runs}) < len(runs):  # folders of two places may have one name
+        runs = [replace(run, name=name_of("/".join(run.path.resolve().parts[-2:]))) for run in runs]
     contents = (_of_one if len(runs) == 1 else _of_two)(runs, runs_files)
     contents["data"]["live"] = version
     page = {"scripts": scripts, "styles": styles, "hashes": list(map(_hash, scripts)), "live": bool(version)}

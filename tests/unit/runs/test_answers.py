@@ -1,5 +1,7 @@
 """Every held-out answer is noted with what is right, and the report has as many of them as fit."""
 
+import base64
+import io
 import json
 import math
 from pathlib import Path
@@ -92,6 +94,18 @@ def test_every_answer_is_a_line_and_each_picture_one_small_file(tmp_path: Path):
     assert lines[0]["sample"] == {"q": "a"} and lines[0]["prompt"] == "[image]\nwhat is a?"
     (medium,) = {path for line in lines for path in line["media"]}
     assert Image.open(tmp_path / "rollouts" / medium).size == (SMALL_SIDE, SMALL_SIDE // 2)
+
+
+def test_a_picture_that_the_policy_made_is_an_answer_too(tmp_path: Path):
+    made = [Image.new("RGB", (28, 28), (shade, 0, 0)) for shade in (10, 200)]
+    groups = [group("a", made[0]), group("b", [*made, made[0]])]  # the second is a video, shown by its middle
+    AnswerLog(tmp_path, rightness(tmp_path, "exact")).write(7, groups, scores(exact=[1.0, 1.0]), 0.0)
+    media = Media(tmp_path / "rollouts", None)
+    table = answer_table([read_run(tmp_path)], [media])
+    uris = {one["id"]: one["uri"] for one in media.embedded}
+    shown = [uris[row["made"]["picture"]].partition(",")[2] for row in table.sets[0]["rows"]]
+    shades = [Image.open(io.BytesIO(base64.b64decode(data))).getpixel((9, 9))[0] for data in shown]
+    assert shades == pytest.approx([10, 200], abs=8)
 
 
 def run_with(folder: Path, steps: list[int], names: list[str], text: str = "x", about: str = "") -> Any:

@@ -50,6 +50,10 @@ def test_many_steps_stay_small_and_keep_their_mean():
     assert np.mean(told["y"]) == pytest.approx(np.mean(series.values), rel=1e-2)
 
 
+def test_steps_beyond_a_hundred_thousand_stay_apart():
+    assert curve(logged(30, first=1_234_567), [])["x"] == list(range(1_234_567, 1_234_597))
+
+
 @pytest.mark.parametrize("values", [[0.0], [0.5, 0.5, 0.5], [1e300, -1e300], [1e-300, 2e-300], [1e-6, 3e-6]])
 def test_any_finite_numbers_are_json(values: list[float]):
     steps = list(range(1, len(values) + 1))

@@ -348,8 +348,8 @@ def test_a_curve_holds_what_was_logged(full_run: Path, full_page: Page):
 
 def test_gold_and_predicted_boxes_are_drawn_and_distinguishable(full_page: Page):
     styles = [attributes.get("class") or "" for tag, attributes in full_page.tags if tag == "rect"]
-    assert styles.count("shape predicted") == 9 + 1  # three prompts at three milestones, and the key
-    assert styles.count("shape gold") == 9 + 6 + 2  # also one for each of six training groups
+    assert styles.count("shape predicted") == 9 + 2  # three prompts at three milestones, and two keys
+    assert styles.count("shape gold") == 9 + 6 + 3  # also one for each of six training groups, and three keys
     assert "shape better" in styles and "shape worse" in styles
 
 

@@ -31,6 +31,11 @@ def test_each_start_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert [line["num_processes"] for line in read_json_lines(tmp_path / FILE_NAME)] == [2]
 
 
+def test_a_package_that_is_run_by_python_is_named_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["/site/mmrl_core/__main__.py", "train", "a b"])
+    assert start_record(1)["command"] == "python -m mmrl_core train 'a b'"
+
+
 def test_the_commit_is_that_of_the_folder_and_says_whether_files_differ(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     git(tmp_path, "init", "--quiet")
