@@ -228,10 +228,10 @@ def open_policy(config: RunConfig, checkpoint: Path | None, plugins: Plugins) ->
     check_components(config, plugins)
     policy_class = plugins.registry.get("policy", config.model.policy.name).load()
     weights = None if checkpoint is None else _weights(checkpoint)
-    is_whole = weights is not None and not policy_class.needs_base(weights)
-    path = weights if is_whole else starting_model(config, plugins.registry)
+    needs_base = weights is None or policy_class.needs_base(weights)
+    path = starting_model(config, plugins.registry) if weights is None or needs_base else weights
     policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
-    if weights is not None and not is_whole:
+    if weights is not None and needs_base:
         policy.load(weights)
     return policy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ from mmrl_core.config import algorithm, component, component_problems, load_conf
 from mmrl_core.plugins import builtin, load_plugins, presets
 from mmrl_core.plugins.registry import KINDS, Registry
 from mmrl_core.scoring import RewardRunner
+from mmrl_core.testing import PROPERTIES
 from tests import house
 
 ROOT = Path(__file__).parents[1]
@@ -300,3 +302,28 @@ def test_the_loss_of_the_page_has_the_gradient_of_the_ratio_on_policy(tmp_path):
     losses, _ = loss(LossInputs(logprobs, logprobs.detach(), advantages, mask, BatchTotals(2, 1)))
     losses.sum().backward()
     torch.testing.assert_close(logprobs.grad, -advantages)
+
+
+# Metrics
+
+
+def test_the_snippets_of_metrics_run_and_there_is_one_for_each_plugin():
+    text = page("metrics.md")
+    snippets = fenced(text, "pycon")
+    names = [plugin for plugin in load_plugins().plugins if any(f"from mmrl_{plugin}." in code for code in snippets)]
+    assert names == list(load_plugins().plugins)
+    test = doctest.DocTestParser().get_doctest("\n".join(snippets), {}, "metrics.md", "docs/metrics.md", 0)
+    told = []
+    assert doctest.DocTestRunner(verbose=False).run(test, out=told.append).failed == 0, "".join(told)
+
+
+def test_metrics_of_plugins_import_no_trainer():
+    modules = [f"mmrl_{plugin}.metrics" for plugin in load_plugins().plugins if plugin != "find"]
+    code = f"import sys, {', '.join(modules)}; print([n for n in ('torch', 'numpy', 'pydantic') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_property_of_plugins_is_documented():
+    rows = re.findall(r"^\| ([a-z ]+) \| [A-Z]", page("conformance.md"), re.MULTILINE)
+    assert rows == [tried.name for tried in PROPERTIES]

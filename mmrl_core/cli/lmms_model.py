@@ -53,8 +53,8 @@ class MMRLModel(lmms):
     def loglikelihood(self, requests: Sequence[Instance]) -> NoReturn:
         """Refused."""
         raise MMRLError(
-            "the task compares the likelihoods of answers; `mmrl eval --with lmms:` runs tasks that generate, of output "
-            "type generate_until."
+            "the task compares the likelihoods of answers; `mmrl eval --with lmms:` runs tasks that generate, of "
+            "output type generate_until."
         )
 
 
