@@ -197,7 +197,8 @@ def tutorial(tmp_path_factory) -> Path:
     info = folder / "src" / "mmrl_colours-0.1.0.dist-info"
     info.mkdir()
     metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    (info / "METADATA").write_text(metadata + f"Summary: {project['description']}\n")
+    metadata += f"Summary: {project['description']}\nRequires-Dist: {project['dependencies'][0]}\n"
+    (info / "METADATA").write_text(f"{metadata}\n{(folder / project['readme']).read_text(encoding='utf-8')}")
     groups = project["entry-points"].items()
     (info / "entry_points.txt").write_text(
         "".join(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups)
@@ -227,7 +228,8 @@ def commands_in(text: str) -> list[str]:
 
 def test_tutorial_lists_the_files_that_it_shows():
     listed = re.findall(r"^  (\S+)", fenced(PLUGINS_PAGE.partition("## The package")[2], "")[0], re.MULTILINE)
-    shown = [name for name in named_files(PLUGINS_PAGE) if name.startswith("src/") or name == "pyproject.toml"]
+    of_package = ("src/", "tests/", "pyproject.toml", "README.md")
+    shown = [name for name in named_files(PLUGINS_PAGE) if name.startswith(of_package)]
     assert sorted(listed) == sorted(shown)
 
 
@@ -241,7 +243,20 @@ def test_tutorial_plugin_passes_its_checks(tutorial):
     checks = [command.split() for command in commands_in(PLUGINS_PAGE) if command.startswith("check ")]
     assert len(checks) == 2
     output = run(tutorial, *checks)
-    assert "FAIL" not in output and "strategy colours/look_again" in output
+    assert "FAIL" not in output and "ok    state: " in output and "gold answer: scores the maximum" in output
+
+
+def test_tutorial_test_passes_for_each_property(tutorial):
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_conformance.py"],
+        cwd=tutorial,
+        env={**os.environ, "PYTHONPATH": str(tutorial / "src"), "MMRL_CACHE": str(tutorial / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0 and f"{len(PROPERTIES) - 5} passed, 5 skipped" in result.stdout, result.stdout
 
 
 def test_tutorial_commands_train(tutorial):
