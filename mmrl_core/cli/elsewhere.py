@@ -92,7 +92,11 @@ def _with_inspect(task: str, checkpoint: str, overrides: Sequence[str], limit: i
 
 
 def _with_lmms(task: str, checkpoint: str, overrides: Sequence[str], limit: int | None, folder: Path) -> Measured:
-    _imported("lmms_eval", "lmms-eval", "pip install lmms-eval, in an environment of its own (docs/metrics.md)")
+    _imported(
+        "lmms_eval",
+        "lmms-eval",
+        "pip install lmms-eval 'filelock<4', in an environment without mmrl-core's extra video (docs/metrics.md)",
+    )
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
