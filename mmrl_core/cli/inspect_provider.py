@@ -106,8 +106,12 @@ class MMRLModel(ModelAPI):
         results: Sequence[Answer | Exception]
         try:
             results = await anyio.to_thread.run_sync(self._answerer.answer, [request for request, _, _ in waiting])
-        except Exception as error:  # one of the requests is refused; each is told, as inspect retries none of them
-            results = [error] * len(waiting)
+        except Exception as error:  # one of the requests is refused, and the others are not to fail with it
+            if len(waiting) > 1:
+                for one in waiting:
+                    await self._answer_all([one])
+                return
+            results = [error]
         for (_, done, found), result in zip(waiting, results, strict=True):
             found.append(result)
             done.set()
