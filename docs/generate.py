@@ -1,4 +1,4 @@
-"""Writes the pages from the code: cli.md, config.md, hooks.md, algorithms.md, each class, each framework to come from.
+"""Writes the reference pages from the code: cli.md, config.md, hooks.md, algorithms.md, conformance.md, classes, peers.
 
 python docs/generate.py            write them
 python docs/generate.py --check    exit with 1 and name the pages that are out of date
@@ -35,6 +35,7 @@ from mmrl_core.language_model import LanguageModelOptions
 from mmrl_core.peers import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 from mmrl_core.plugins import presets
 from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
+from mmrl_core.testing import PROPERTIES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from class_pages import CLASSES, class_page
@@ -331,6 +332,54 @@ def _leading_comment(path: Path) -> str:
     return " ".join(comment)
 
 
+# conformance.md
+
+CONFORMANCE = """`mmrl check PLUGIN` and pytest try the same properties, one list in `mmrl_core.testing.PROPERTIES`.
+Each is `ok`, `FAIL` with what is wrong, where, and what to do, or `skip` with the reason why there was nothing to try.
+No model is loaded and no hub is asked for data: what needs rows is tried on tasks whose data are here or are made, at
+most four rows each, and on the cases that a test gives.
+
+A plugin's tests need a file of these lines; pytest makes a test of each property. mmrl-core brings `mmrl_property` to
+pytest by an entry point, so that no conftest is needed, and nothing is imported until a test asks for it."""
+
+CASES_TEXT = """A *case* is a data set of one row in the form of a source, which `CASES` beside `PLUGIN` names by the
+source's id. It stands in for data that are not here: its row is rendered and scored as each task of the source would,
+and its file is taken away, torn, and replaced by another. `write(folder, medium)` writes the data and returns the
+source's options; `json_rows` makes it for rows in a JSONL file. `kind` and `column` say what the medium is and where
+the source's row holds it (`kind=None`: no media), `split` which split to ask for, and `tasks` for which tasks a row
+is, where a source has several kinds of rows."""
+
+TWO_LINES = """PLUGIN = "colours"
+
+
+def test_conformance(mmrl_property):
+    mmrl_property()"""
+
+WITH_CASES = """from mmrl_core.testing import MEDIUM, SourceCase, json_rows
+
+PLUGIN = "gui"
+ROW = {"image": MEDIUM, "instruction": "Tap.", "gt_action": "click", "gt_bbox": [0.1, 0.1, 0.5, 0.5]}
+CASES = {"gui/gui_r1": (SourceCase(json_rows(ROW), kind="image", column="image"),)}
+
+
+def test_conformance(mmrl_property):
+    mmrl_property()"""
+
+
+def conformance_page() -> str:
+    parts = [
+        "# What a plugin keeps",
+        CONFORMANCE,
+        _fenced(TWO_LINES, "python"),
+        CASES_TEXT,
+        _fenced(WITH_CASES, "python"),
+    ]
+    for part in dict.fromkeys(tried.part for tried in PROPERTIES):
+        rows = [(tried.name, _cell(tried.sentence)) for tried in PROPERTIES if tried.part == part]
+        parts += [f"## {part}", _table(("property", "what holds"), rows)]
+    return _page(parts)
+
+
 # Markdown
 
 
@@ -366,6 +415,7 @@ PAGES = {
     "config.md": config_page,
     "hooks.md": hooks_page,
     "algorithms.md": algorithms_page,
+    "conformance.md": conformance_page,
     **{name: functools.partial(_class_page, name) for name in CLASSES},
     **{f"coming_from_{name}.md": functools.partial(_coming_from, peer) for peer, name in COMING_FROM.items()},
 }

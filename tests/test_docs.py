@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from mmrl_core.config import algorithm, component, component_problems, load_conf
 from mmrl_core.plugins import builtin, load_plugins, presets
 from mmrl_core.plugins.registry import KINDS, Registry
 from mmrl_core.scoring import RewardRunner
+from mmrl_core.testing import PROPERTIES
 from tests import house
 
 ROOT = Path(__file__).parents[1]
@@ -231,7 +233,8 @@ def tutorial(tmp_path_factory) -> Path:
     info = folder / "src" / "mmrl_colours-0.1.0.dist-info"
     info.mkdir()
     metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    (info / "METADATA").write_text(metadata + f"Summary: {project['description']}\n")
+    metadata += f"Summary: {project['description']}\nRequires-Dist: {project['dependencies'][0]}\n"
+    (info / "METADATA").write_text(f"{metadata}\n{(folder / project['readme']).read_text(encoding='utf-8')}")
     groups = project["entry-points"].items()
     (info / "entry_points.txt").write_text(
         "".join(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups)
@@ -261,7 +264,8 @@ def commands_in(text: str) -> list[str]:
 
 def test_tutorial_lists_the_files_that_it_shows():
     listed = re.findall(r"^  (\S+)", fenced(PLUGINS_PAGE.partition("## The package")[2], "")[0], re.MULTILINE)
-    shown = [name for name in named_files(PLUGINS_PAGE) if name.startswith("src/") or name == "pyproject.toml"]
+    of_package = ("src/", "tests/", "pyproject.toml", "README.md")
+    shown = [name for name in named_files(PLUGINS_PAGE) if name.startswith(of_package)]
     assert sorted(listed) == sorted(shown)
 
 
@@ -275,7 +279,20 @@ def test_tutorial_plugin_passes_its_checks(tutorial):
     checks = [command.split() for command in commands_in(PLUGINS_PAGE) if command.startswith("check ")]
     assert len(checks) == 2
     output = run(tutorial, *checks)
-    assert "FAIL" not in output and "strategy colours/look_again" in output
+    assert "FAIL" not in output and "ok    state: " in output and "gold answer: scores the maximum" in output
+
+
+def test_tutorial_test_passes_for_each_property(tutorial):
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_conformance.py"],
+        cwd=tutorial,
+        env={**os.environ, "PYTHONPATH": str(tutorial / "src"), "MMRL_CACHE": str(tutorial / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert result.returncode == 0 and f"{len(PROPERTIES) - 5} passed, 5 skipped" in result.stdout, result.stdout
 
 
 def test_tutorial_commands_train(tutorial):
@@ -348,3 +365,28 @@ def test_the_loss_of_the_page_has_the_gradient_of_the_ratio_on_policy(tmp_path):
     losses, _ = loss(LossInputs(logprobs, logprobs.detach(), advantages, mask, BatchTotals(2, 1)))
     losses.sum().backward()
     torch.testing.assert_close(logprobs.grad, -advantages)
+
+
+# Metrics
+
+
+def test_the_snippets_of_metrics_run_and_there_is_one_for_each_plugin():
+    text = page("metrics.md")
+    snippets = fenced(text, "pycon")
+    names = [plugin for plugin in load_plugins().plugins if any(f"from mmrl_{plugin}." in code for code in snippets)]
+    assert names == list(load_plugins().plugins)
+    test = doctest.DocTestParser().get_doctest("\n".join(snippets), {}, "metrics.md", "docs/metrics.md", 0)
+    told = []
+    assert doctest.DocTestRunner(verbose=False).run(test, out=told.append).failed == 0, "".join(told)
+
+
+def test_metrics_of_plugins_import_no_trainer():
+    modules = [f"mmrl_{plugin}.metrics" for plugin in load_plugins().plugins if plugin != "find"]
+    code = f"import sys, {', '.join(modules)}; print([n for n in ('torch', 'numpy', 'pydantic') if n in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_property_of_plugins_is_documented():
+    rows = re.findall(r"^\| ([a-z ]+) \| [A-Z]", page("conformance.md"), re.MULTILINE)
+    assert rows == [tried.name for tried in PROPERTIES]

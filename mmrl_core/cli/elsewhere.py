@@ -15,6 +15,7 @@ from typing import Any
 
 from mmrl_core.cli.answering import Answerer
 from mmrl_core.errors import MissingPackageError, MMRLError
+from mmrl_core.support import finite
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _with_inspect(task: str, checkpoint: str, overrides: Sequence[str], limit: i
             "prompt": sample.input if isinstance(sample.input, str) else "\n".join(m.text for m in sample.input),
             "answer": sample.target,
             "completion": sample.output.completion,
-            "scores": {name: score.value for name, score in (sample.scores or {}).items()},
+            "scores": {name: _plain(score.value) for name, score in (sample.scores or {}).items()},
         }
         for sample in log.samples or ()
     ]
@@ -91,7 +92,11 @@ def _with_inspect(task: str, checkpoint: str, overrides: Sequence[str], limit: i
 
 
 def _with_lmms(task: str, checkpoint: str, overrides: Sequence[str], limit: int | None, folder: Path) -> Measured:
-    _imported("lmms_eval", "lmms-eval", "pip install lmms-eval, in an environment of its own (docs/metrics.md)")
+    _imported(
+        "lmms_eval",
+        "lmms-eval",
+        "pip install lmms-eval 'filelock<4', in an environment without mmrl-core's extra video (docs/metrics.md)",
+    )
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
 
@@ -130,7 +135,7 @@ def _with_lmms(task: str, checkpoint: str, overrides: Sequence[str], limit: int 
         for samples in found["samples"].values()
         for line in samples
     ]
-    return Measured(metrics, json.loads(json.dumps(lines, default=str)))
+    return Measured(metrics, json.loads(json.dumps(lines, default=str), parse_constant=lambda _: None))
 
 
 FRAMEWORKS: Mapping[str, Callable[[str, str, Sequence[str], int | None, Path], Measured]] = {
@@ -144,6 +149,11 @@ def _imported(module: str, package: str, how: str) -> Any:
         return __import__(module)
     except ImportError as error:
         raise MissingPackageError(f"--with needs the package {package} ({error}). Try: {how}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A score as JSON can hold it: NaN, which says that nothing was scored, is null."""
+    return finite(value) if isinstance(value, float) else value
 
 
 def _first_line(error: Exception) -> str:

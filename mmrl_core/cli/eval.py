@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="elsewhere",
         metavar="FRAMEWORK:TASK",
         help="a task of another framework instead of TASK: inspect:FILE.py, inspect:PACKAGE/TASK (inspect_ai), "
-        "lmms:TASK or lmms:FILE.yaml (lmms-eval); overrides change the model",
+        "lmms:TASK, lmms:FILE.yaml (lmms-eval); overrides change the model",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="held-out rows used (default: eval.limit or all)")
 
@@ -77,9 +77,8 @@ def _run_elsewhere(
     arguments: argparse.Namespace, task: str | None, overrides: Sequence[str], evaluated: Evaluated
 ) -> None:
     if task is not None:
-        raise MMRLError(
-            f"--with {arguments.elsewhere} says what is evaluated, and so does TASK {task!r}. Leave one out."
-        )
+        given = f"--with {arguments.elsewhere}"
+        raise MMRLError(f"{given} says what is evaluated, and so does TASK {task!r}. Leave one out.")
     from mmrl_core.cli.elsewhere import measure
 
     folder = evaluated.folder / "eval"

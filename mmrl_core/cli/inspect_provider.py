@@ -1,4 +1,4 @@
-"""The provider `mmrl` of inspect_ai: `inspect eval TASK --model mmrl/runs/first`, and `mmrl eval --with inspect:`.
+"""The model provider `mmrl` of inspect_ai: `inspect eval TASK --model mmrl/runs/first`, `mmrl eval --with inspect:`.
 
 inspect_ai finds this module by its entry point, and imports it when a model of this provider is asked for.
 """
@@ -73,8 +73,8 @@ class MMRLModel(ModelAPI):
     ) -> ModelOutput:
         if tools:
             raise MMRLError(
-                f"the task gives the model tools ({', '.join(tool.name for tool in tools)}), which policies call "
-                "in rollouts of their own only. Evaluate it on a task without tools."
+                f"the task gives the model tools ({', '.join(tool.name for tool in tools)}), which mmrl's policies "
+                "call in rollouts of their own only. Evaluate it on a task without tools."
             )
         messages = [_message(message) for message in input]
         answer = await self._answered(Request(messages, _sampling(config), tuple(config.stop_seqs or ())))
@@ -106,8 +106,12 @@ class MMRLModel(ModelAPI):
         results: Sequence[Answer | Exception]
         try:
             results = await anyio.to_thread.run_sync(self._answerer.answer, [request for request, _, _ in waiting])
-        except Exception as error:  # one of the requests is refused; each is told, as inspect retries none of them
-            results = [error] * len(waiting)
+        except Exception as error:  # one of the requests is refused, and the others are not to fail with it
+            if len(waiting) > 1:
+                for one in waiting:
+                    await self._answer_all([one])
+                return
+            results = [error]
         for (_, done, found), result in zip(waiting, results, strict=True):
             found.append(result)
             done.set()

@@ -152,6 +152,8 @@ class Subject:
         """
         found: list[Shown] = []
         seen: list[Any] = []
+        self.not_here.clear()
+        self.faults.clear()
         for task, config in self.configs.items():
             for section in sections(config):
                 for split in section.splits:

@@ -22,13 +22,12 @@ def found_by(name: str) -> Callable[[Subject], Iterator[str]]:
 
     def problems(subject: Subject) -> Iterator[str]:
         findings = subject.reward_findings
-        if all(finding.skipped for finding in findings):
-            raise NothingToCheck(findings[0].what)
-        for finding in findings:
-            if finding.property == name and finding.skipped and name == "gold":
-                continue
-            if finding.property == name and not finding.ok:
-                yield finding.what
+        about = [finding for finding in findings if finding.property == name]
+        if all(finding.skipped for finding in findings) or (about and all(finding.skipped for finding in about)):
+            raise NothingToCheck((about or findings)[0].what)
+        if name == "gold" and not about:
+            raise NothingToCheck("no reward of its tasks reads text, which a gold answer is")
+        yield from (finding.what for finding in about if not finding.ok)
 
     return problems
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ INSPECT_TASK = """
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessageSystem, ChatMessageUser, ContentImage, ContentText, GenerateConfig
-from inspect_ai.scorer import Score, Target, accuracy, mean, scorer
+from inspect_ai.scorer import Score, Target, mean, scorer
 from inspect_ai.solver import TaskState, generate, use_tools
 from inspect_ai.tool import tool
 
@@ -33,9 +32,14 @@ def length():
 
 def question(number):
     picture = ContentImage(image="picture.png")
+<<<<<<< HEAD:tests/cli/test_eval_elsewhere.py
     asked = ChatMessageUser(content=[picture, ContentText(text=f"Which {number}?")])
     said = [ChatMessageSystem(content="Be brief."), asked]
     return Sample(id=number, input=said, target="red")
+=======
+    said = ChatMessageUser(content=[picture, ContentText(text=f"Which {number}?")])
+    return Sample(id=number, input=[ChatMessageSystem(content="Be brief."), said], target="red")
+>>>>>>> 2b583bf5b3633d10f47b860f0dc33933915b63a1:tests/unit/cli/test_eval_elsewhere.py
 
 
 @task
@@ -54,8 +58,13 @@ def clock():
 
 @task
 def with_tools():
+<<<<<<< HEAD:tests/cli/test_eval_elsewhere.py
     sample = Sample(input="What time is it?", target="noon")
     return Task([sample], solver=[use_tools(clock()), generate()], scorer=length())
+=======
+    asked = [Sample(input="What time is it?", target="noon")]
+    return Task(asked, solver=[use_tools(clock()), generate()], scorer=length())
+>>>>>>> 2b583bf5b3633d10f47b860f0dc33933915b63a1:tests/unit/cli/test_eval_elsewhere.py
 """
 
 
@@ -123,25 +132,12 @@ def test_a_task_and_a_framework_are_one_too_many(here: Path, capsys: pytest.Capt
     assert main(["eval", "--with", "inspect:pictures.py", "--checkpoint", "model", "model.lora.rnk=2"]) == 2
 
 
-def test_inspect_finds_the_provider_by_its_own_command(here: Path) -> None:
-    pytest.importorskip("inspect_ai", reason="inspect_ai is not installed")
-    command = [
-        "eval",
-        "pictures.py@pictures",
-        "--model",
-        "mmrl/model",
-        "--limit",
-        "1",
-        "--display",
-        "plain",
-        "--log-dir",
-        "logs",
-    ]
-    code = "from inspect_ai._cli.main import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code, *command], capture_output=True, text=True, timeout=200, check=False
-    )
-    assert result.returncode == 0 and "mean" in result.stdout, result.stdout + result.stderr
+def test_inspect_finds_the_provider_by_its_entry_point(here: Path) -> None:
+    """As `inspect eval pictures.py --model mmrl/model` does."""
+    model = pytest.importorskip("inspect_ai.model", reason="inspect_ai is not installed")
+    (found,) = [point for point in entry_points(group="inspect_ai") if point.name == "mmrl"]
+    assert found.load().MMRLModel.__module__ == "mmrl_core.cli.inspect_provider"
+    assert type(model.get_model("mmrl/model", memoize=False).api) is found.load().MMRLModel
 
 
 LMMS_TASK = """task: naming
