@@ -72,7 +72,10 @@ def test_a_new_plugin_registers_checks_and_trains(here, monkeypatch, capsys):
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     info = folder / "src" / "mmrl_my_signs-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    head = {"Metadata-Version": "2.1", "Name": project["name"], "Version": project["version"]}
+    head |= {"Summary": project["description"], "Requires-Dist": project["dependencies"][0]}
+    lines = [f"{key}: {value}" for key, value in head.items()]
+    (info / "METADATA").write_text("\n".join([*lines, "", (folder / project["readme"]).read_text()]))
     groups = project["entry-points"].items()
     (info / "entry_points.txt").write_text(
         "".join(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups)
@@ -84,7 +87,7 @@ def test_a_new_plugin_registers_checks_and_trains(here, monkeypatch, capsys):
         capsys.readouterr()
         assert main(["check", "my_signs"]) == 0 and main(["check", "my_signs/tiny"]) == 0
         told = capsys.readouterr().out
-        assert "ok    task my_signs/my_signs parses" in told and "ok    task my_signs/tiny parses" in told
+        assert "ok    tasks parse: " in told and "ok    unscored: " in told and "FAIL" not in told
         assert main(["train", "my_signs/tiny", "stages.sft.steps=1", "stages.grpo.steps=1", "--output", "run"]) == 0
     finally:
         load_plugins.cache_clear()

@@ -44,7 +44,7 @@ def edit_task(task: Path) -> None:
     edit(task / "signs.yaml", '["{image}"]', '["{picture}"]')
     edit(task / "signs.yaml", 'text: "{question}"', 'text: "Warm or cold?"')
     edit(task / "signs.yaml", 'answer: "{answer}"', 'answer: "{feels}"')
-    edit(task / "reward.py", 'sample["answer"]', 'sample["feels"]')
+    edit(task / "reward.py", 'sample.get("answer")', 'sample.get("feels")')
 
 
 def held_out_rewards(run_directory: Path) -> list[float]:
