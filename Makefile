@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
 VENV_CORE ?= .venv-core
+VENV_INSTALL ?= .venv-install
 BIN := $(VENV)/bin
 PLUGINS := $(patsubst plugins/%/pyproject.toml,plugins/%,$(wildcard plugins/*/pyproject.toml))
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
@@ -10,7 +11,7 @@ GO_ON := echo "mmrl is in $(BIN), which is not on your PATH. Go on with: source 
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install-vllm test-core test-vllm demo test lint results install clean
+.PHONY: docs install-vllm test-install test-core test-vllm demo test lint results install clean
 
 ## demo: install, train the detection demo, write its report (about ten minutes on two cores)
 demo: $(VENV)/installed
@@ -49,6 +50,12 @@ $(VENV_CORE)/installed: $(BIN)/uv pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(VENV_CORE)/bin/python --constraint constraints.txt -e . pytest pytest-timeout
 	touch $@
 
+## test-install: the wheels of all distributions, each plugin's in an environment with the core alone, in .venv-install;
+## then what a new user does in the first hour, from an empty folder (four minutes on two cores)
+test-install: $(BIN)/uv
+	OMP_NUM_THREADS=1 $(BIN)/python tests/install/wheels.py $(VENV_INSTALL)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/install/new_user.py $(VENV_INSTALL)
+
 ## test-vllm: an environment with vLLM's CPU build in .venv-vllm (three minutes), and the tests of the engine vllm
 test-vllm: install-vllm
 	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/pytest tests/vllm
@@ -67,5 +74,9 @@ $(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproj
 		\"import sys, types; sys.modules.setdefault('$$name', types.ModuleType('$$name'))\n\")"
 	touch $@
 
+## docs: the documentation as a site, site/index.html
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf $(VENV) $(VENV_CORE) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf site $(VENV) $(VENV_CORE) $(VENV_INSTALL) $(VENV_VLLM) .pytest_cache .mypy_cache .ruff_cache

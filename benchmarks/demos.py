@@ -2,6 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/demos.py gui/demo_screens audio_aqa/demo_sounds --seeds 0 1 2
 
+    OMP_NUM_THREADS=1 python benchmarks/demos.py visual_rft/demo_classification --seeds 0 \\
+        --presets algorithm/grpo "algorithm/drpo algorithm.loss.max_length=16" algorithm/d3s algorithm/unlikeliness
+
+The second command trains a task with several algorithms, each a preset with what else it needs.
+
 Prints a table for each task: a row for each seed and evaluation, a column for each held-out reward and metric. A run
 that was interrupted is resumed; one that is done is not repeated.
 """
@@ -9,9 +14,13 @@ that was interrupted is resumed; one that is done is not repeated.
 from __future__ import annotations
 
 import argparse
+import itertools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from runs import train
 
@@ -38,16 +47,29 @@ def is_shown(name: str) -> bool:
     return (temperature == "greedy" or sampled) and not metric.startswith(LEFT_OUT)
 
 
+def with_preset(task: str, preset: str, folder: Path) -> str:
+    """Path of a task that extends a task by a preset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "task.yaml"
+    path.write_text(yaml.safe_dump({"extends": [task, preset], "name": folder.name}, sort_keys=False))
+    return str(path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="+", help="such as gui/demo_screens")
     parser.add_argument("--output", type=Path, default=Path("runs/demos_table"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--presets", nargs="+", default=[""], help="each a preset and overrides, as one argument")
     arguments = parser.parse_args()
-    for task in arguments.tasks:
-        folder = arguments.output / task.replace("/", "-")
-        runs = [(seed, train(task, folder / f"seed{seed}", [f"seed={seed}"])) for seed in arguments.seeds]
-        text = f"{task}\n\n{table(runs)}\n"
+    for task, preset in itertools.product(arguments.tasks, arguments.presets):
+        name, *overrides = shlex.split(preset) or [""]
+        folder = arguments.output / "-".join([task, *([name] if name else [])]).replace("/", "-")
+        trained = with_preset(task, name, folder) if name else task
+        runs = [
+            (seed, train(trained, folder / f"seed{seed}", [f"seed={seed}", *overrides])) for seed in arguments.seeds
+        ]
+        text = f"{task} {preset}\n\n{table(runs)}\n"
         (folder / "table.md").write_text(text)
         print(text)
 

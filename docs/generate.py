@@ -1,4 +1,4 @@
-"""Writes the reference pages from the code: cli.md, config.md, hooks.md, algorithms.md, conformance.md, and classes.
+"""Writes pages from the code: cli, config, hooks, algorithms, conformance, each class, each framework to come from.
 
 python docs/generate.py            write them
 python docs/generate.py --check    exit with 1 and name the pages that are out of date
@@ -32,13 +32,14 @@ from mmrl_core.config.numbers import LARGEST, MOST
 from mmrl_core.config.options import REQUIRED, Option, default_text
 from mmrl_core.config.words import number
 from mmrl_core.language_model import LanguageModelOptions
+from mmrl_core.peers import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
 from mmrl_core.plugins import presets
 from mmrl_core.plugins.registry import CORE, KINDS, Entry, Kind, Registry
 from mmrl_core.testing import PROPERTIES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from class_pages import CLASSES, class_page
-from names_elsewhere import ADVANTAGES, HEAD, LOSSES, OPTIONS, TEXT
+from coming_from import coming_from_page
 
 FOLDER = Path(__file__).parent
 NOTE = "<!-- Written by docs/generate.py; edit the code instead, and run it again. -->"
@@ -51,8 +52,16 @@ parts at its ends. A run that is complete goes on with its last stage when that 
 HELP_WIDTH = "100"  # columns; argparse reads it from the environment
 
 
+COMING_FROM = {"trl": "trl", "verl": "verl", "easyr1": "easyr1", "swift": "ms_swift"}
+"""Other frameworks, and how their pages are called."""
+
+
 def _class_page(name: str) -> str:
     return _page(class_page(name))
+
+
+def _coming_from(peer: str) -> str:
+    return _page(coming_from_page(peer))
 
 
 # cli.md
@@ -296,7 +305,7 @@ def algorithms_page() -> str:
     rows = [(f"`{name}`", _cell(_leading_comment(path))) for name, path in presets().items()]
     parts += [_table(("preset", "what it sets"), rows), "## Names elsewhere", TEXT.replace("\n", " ")]
     for title, table in (("Losses", LOSSES), ("Advantages", ADVANTAGES), ("Options of `algorithm`", OPTIONS)):
-        parts += [f"{title}:", _table(HEAD, table)]
+        parts += [f"{title}:", _table(HEAD, [row[:4] for row in table])]
     return _page(parts)
 
 
@@ -408,6 +417,7 @@ PAGES = {
     "algorithms.md": algorithms_page,
     "conformance.md": conformance_page,
     **{name: functools.partial(_class_page, name) for name in CLASSES},
+    **{f"coming_from_{name}.md": functools.partial(_coming_from, peer) for peer, name in COMING_FROM.items()},
 }
 
 

@@ -17,7 +17,7 @@ from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
-from mmrl_core.runs import mean_outcomes, peak_memory_mib, weights_mib
+from mmrl_core.runs import PASS_TOLERANCE, mean_outcomes, peak_memory_mib, weights_mib
 from mmrl_core.scoring import RewardRunner, own_copy, pass_metrics
 from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 ROLLOUTS_SHOWN = 12
 """Held-out prompts whose rollouts are written, the same at each evaluation."""
-
-PASS_TOLERANCE = 1e-6
-"""A reward this close to its maximum has reached it, whatever float32 made of it."""
 
 EVALUATION_SEED = 20_260_101
 """Sampling at a temperature draws the same randomness at each evaluation."""
@@ -187,7 +184,8 @@ class Evaluator:
         self.num_set_aside += number - len(prompts)
         if not prompts:
             of_part = f", part {part.name!r}," if part.name else ""
-            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read.")
+            why = next(iter(source.set_aside)).reason
+            raise ConfigError(f"no held-out row of task {self._config.name!r}{of_part} can be read. The first: {why}")
         return prompts
 
 
@@ -226,12 +224,12 @@ def open_policy(config: RunConfig, checkpoint: Path | None, plugins: Plugins) ->
     from mmrl_core.starting_model import starting_model
 
     check_components(config, plugins)
-    entry = plugins.registry.get("policy", config.model.policy.name)
+    policy_class = plugins.registry.get("policy", config.model.policy.name).load()
     weights = None if checkpoint is None else _weights(checkpoint)
-    needs_base = weights is None or entry.load().needs_base(weights)
-    path = starting_model(config, plugins.registry) if weights is None or needs_base else weights
+    whole = weights if weights is not None and not policy_class.needs_base(weights) else None
+    path = whole or starting_model(config, plugins.registry)
     policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
-    if weights is not None and needs_base:
+    if weights is not None and whole is None:
         policy.load(weights)
     return policy
 

@@ -366,8 +366,7 @@ class Trainer:
         stage = "start" if label == "untrained" else stage_name(self.config, self.state.stage)
         if self.is_main:  # every process holds the weights; one of them evaluates
             self.publish_weights()
-            write = self.recorder.held_out_writer(self.state.step, stage)
-            metrics = self.evaluator.evaluate(self.policy, log=write)
+            metrics = self.evaluator.evaluate(self.policy, **self.recorder.held_out_writers(self.state.step, stage))
             self.recorder.evaluation(stage, self.state.step, label, metrics)
             self.hooks.mmrl_evaluated(run=self, metrics=metrics)
         self.policy.take_counters()

@@ -26,7 +26,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "hookspecs batching",
         "plugins",
         "config media",
-        "data scoring conversation methods",
+        "data scoring conversation methods peers",
         "runs language_model",
         "starting_model optimizer checkpoint defaults sampling",
         "evaluation",

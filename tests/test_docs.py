@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -29,7 +30,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLUGINS_PAGE = (DOCS / "plugins.md").read_text(encoding="utf-8")
 VISUAL_RFT_README = (ROOT / "plugins" / "mmrl-visual-rft" / "README.md").read_text(encoding="utf-8")
 PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")])
-NOT_IN_THE_TREE = {".ci", ".git", ".github", ".venv", "runs", "build", "dist", "preview"}
+NOT_IN_THE_TREE = {".ci", ".git", ".github", ".venv", "runs", "build", "dist", "preview", "site"}
 
 
 def page(name: str) -> str:
@@ -89,7 +90,7 @@ def test_every_section_of_the_schema_is_reached(generate):
 
 def test_every_command_is_documented(generate):
     commands = list(generate._commands(make_parser()))
-    assert re.findall(r"^## mmrl (\w+)$", page("cli.md"), re.MULTILINE) == commands
+    assert re.findall(r"^## mmrl ([\w-]+)$", page("cli.md"), re.MULTILINE) == commands
     assert [name for name in commands if f"mmrl {name}" not in README] == []
 
 
@@ -130,8 +131,8 @@ def test_index_links_every_page():
     assert {path.name for path in DOCS.glob("*.md")} - {"index.md"} <= linked
 
 
-def test_readme_tree_names_every_folder_and_room_in_ten_lines():
-    tree = README.partition("## The tree")[2].split("```")[1].strip().splitlines()
+def test_the_tree_names_every_folder_and_room_in_ten_lines():
+    tree = page("code.md").partition("## The tree")[2].split("```")[1].strip().splitlines()
     folders = {
         path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")
     } - NOT_IN_THE_TREE
@@ -151,6 +152,41 @@ def test_ranges_in_the_visual_rft_readme_are_the_declared_maxima():
     ranges = dict(re.findall(r"^\| `(visual_rft/\w+)` \| 0\.\.(\d+) \|", VISUAL_RFT_README, re.MULTILINE))
     declared = {e.id: e.details["maximum"] for e in load_plugins().registry.entries("reward") if "visual_rft/" in e.id}
     assert {name: float(maximum) for name, maximum in ranges.items()} == declared
+
+
+def test_troubleshooting_quotes_messages_that_there_are():
+    code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "mmrl_core").rglob("*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # texts that are written over several lines
+    first_cells = re.findall(r"^\| ([^|]+) \|", page("troubleshooting.md"), re.MULTILINE)
+    quoted = [text for cell in first_cells for text in re.findall(r'"([^"]+)"', cell)]
+    assert len(quoted) > 25 and [text for text in quoted if text not in code] == []
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The built site; a warning, such as a link that leads nowhere, is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_site_has_every_page_in_its_navigation(site):
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
+    plugins = {f"plugins/{path.parent.name.removeprefix('mmrl-')}.html" for path in ROOT.glob("plugins/*/README.md")}
+    assert [name for name in sorted(pages | plugins) if not (site / name).is_file()] == []
+    home = (site / "index.html").read_text(encoding="utf-8")
+    assert [name for name in sorted(pages | plugins) if f'href="{name}"' not in home] == []
+
+
+def test_the_site_asks_nothing_of_the_network(site):
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//[^"]*"', text) == [], path
 
 
 # Snippets
@@ -275,6 +311,18 @@ def test_tutorial_commands_train(tutorial):
         assert max(step["completion_tokens/max"] for step in steps) > 8 * (num_turns - 1)
     with_tools = (tutorial / "runs" / "with_tools" / "metrics.jsonl").read_text()
     assert with_tools.count('"outcome/valid_tool_calls"') == 2, "of both GRPO steps"
+
+
+def test_ten_minutes_are_as_shown(tmp_path):
+    """Every command of the page, with two steps for each stage."""
+    short = ["stages.sft.steps=2", "stages.grpo.steps=2"]
+    commands = [shlex.split(command) for command in commands_in(page("start.md"))]
+    assert len(commands) == 12
+    run(tmp_path, *commands[:2])
+    folder = tmp_path / "traffic_signs"
+    shown = run(folder, *[command + short if command[0] == "train" else command for command in commands[2:]])
+    assert "FAIL" not in shown and "config of first, and of second" in shown
+    assert (folder / "exported" / "README.md").is_file()
 
 
 # Stages and losses

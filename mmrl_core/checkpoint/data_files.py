@@ -18,7 +18,7 @@ from mmrl_core.errors import TaskDataError
 if TYPE_CHECKING:
     from mmrl_core.config import RunConfig
 
-DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".tar")
 WHOLE_BYTES = 1 << 30  # a second or two to read
 BLOCK_BYTES = 1 << 20
 NUM_BLOCKS = 512

@@ -14,14 +14,34 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from mmrl_core.cli import check, eval, info, listing, preview, score, tiny, train, view
+from mmrl_core.cli import (
+    check,
+    compare,
+    doctor,
+    eval,
+    export,
+    import_config,
+    info,
+    listing,
+    new,
+    preview,
+    runs,
+    sample,
+    score,
+    tiny,
+    train,
+    view,
+)
 from mmrl_core.errors import MMRLError, ProcessLostError
 from mmrl_core.support import blamed
 
-COMMANDS = {
-    module.COMMAND.name: module.COMMAND
-    for module in (train, eval, score, check, preview, listing, info, view, tiny)  # the order of the help
-}
+MODULES = (
+    *(new, check, preview, score, train, eval, sample, export),
+    *(view, runs, compare, listing, info, import_config, tiny, doctor),
+)
+"""In the order of the help."""
+
+COMMANDS = {module.COMMAND.name: module.COMMAND for module in MODULES}
 
 EXIT_CODES = {
     0: "done",
@@ -29,7 +49,8 @@ EXIT_CODES = {
     2: "something that you can fix; the message says what, where and what to do, without a traceback",
     3: "the run ended with alarms, such as rewards that score nothing; its work is saved",
     130: "interrupted (Ctrl-C); what was trained is saved, and `--resume` goes on",
-    143: "ended by SIGTERM, as schedulers and `docker stop` send it; saved as for 130",
+    143: "ended by SIGTERM, as `kill`, schedulers and `docker stop` send it; saved as for 130. It ends also a command "
+    "in the background of a script, which ignores Ctrl-C, as shells have it",
 }
 """What a command's exit code means. Any other is a fault of mmrl or of a plugin, with its traceback."""
 

@@ -29,7 +29,7 @@ def check_run(config: RunConfig) -> list[str]:
     """Check a run as `mmrl train` would start it: what `mmrl check` looks at, then the model and the prompts' lengths.
 
     Returns:
-        Lines that say what will be done, and which rows are set aside.
+        Lines that say what was checked, what will be done, and which rows are set aside.
 
     Raises:
         MMRLError: what would stop the run, or make its rewards wrong; every finding on a line.
@@ -43,7 +43,8 @@ def check_run(config: RunConfig) -> list[str]:
     policy_class.check_trainable(config.model.policy.options)
     check_trackers(config.log.trackers)
     plugins.hooks(config.plugins).hook.mmrl_configure(config=config)
-    wrong = [finding for finding in check_task(config, plugins) if not finding.ok]
+    findings = check_task(config, plugins)
+    wrong = [finding for finding in findings if not finding.ok]
     if any(not finding.tolerable for finding in wrong):
         raise ConfigError("\n".join(finding.what for finding in wrong))
     path = starting_model(config, plugins.registry, progress=partial(print, flush=True))
@@ -60,7 +61,8 @@ def check_run(config: RunConfig) -> list[str]:
             lines += _stage_lines(stage, plugins, policy)
     finally:
         policy.close()
-    return [*lines, *(f"set aside: {finding.what}" for finding in wrong)]
+    checked = [f"{'doubtful' if finding.doubtful else 'checked'}: {finding.what}" for finding in findings if finding.ok]
+    return [*checked, *lines, *(f"set aside: {finding.what}" for finding in wrong), "nothing was trained or written"]
 
 
 def _stage_lines(stage: StageConfig, plugins: Plugins, policy: Policy) -> list[str]:

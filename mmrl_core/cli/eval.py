@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.cli.command import Command, positive
-from mmrl_core.cli.evaluated import Evaluated, config_of, find_evaluated, line_of, result_path
+from mmrl_core.cli.evaluated import Evaluated, config_of, find_evaluated, result_path
 from mmrl_core.cli.tables import print_table
 from mmrl_core.errors import MMRLError
 from mmrl_core.support import finite, written_aside
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="elsewhere",
         metavar="FRAMEWORK:TASK",
         help="a task of another framework instead of TASK: inspect:FILE.py, inspect:PACKAGE/TASK (inspect_ai), "
-        "lmms:TASK, lmms:FILE.yaml (lmms-eval); overrides change the model",
+        "lmms:TASK or lmms:FILE.yaml (lmms-eval); overrides change the model",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="held-out rows used (default: eval.limit or all)")
 
@@ -58,12 +58,19 @@ def run(arguments: argparse.Namespace) -> None:
         print(note)
 
     from mmrl_core.evaluation import evaluate_checkpoint
+    from mmrl_core.plugins import load_plugins
+    from mmrl_core.runs import Rightness, answer_lines, held_out_intervals
 
     lines: list[str] = []
-    metrics = evaluate_checkpoint(
-        config, evaluated.weights, arguments.limit, log_all=lambda *found: lines.extend(_lines(*found))
-    )
-    _keep(arguments, evaluated, config.name, task, overrides, notes, metrics, lines)
+    intervals: dict[str, tuple[float, float]] = {}
+
+    def keep(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
+        registry = load_plugins().registry
+        lines.extend(answer_lines(groups, scores, temperature, Rightness(config, registry)))
+        intervals.update(held_out_intervals(config, registry, groups, scores, temperature))
+
+    metrics = evaluate_checkpoint(config, evaluated.weights, arguments.limit, log_all=keep)
+    _keep(arguments, evaluated, config.name, task, overrides, notes, metrics, lines, intervals)
 
 
 def _run_elsewhere(
@@ -81,7 +88,7 @@ def _run_elsewhere(
     framework, _, name = arguments.elsewhere.partition(":")
     lines = [json.dumps(line, allow_nan=False) for line in measured.lines]
     called = f"{framework}/{Path(name).name}"
-    _keep(arguments, evaluated, called, arguments.elsewhere, overrides, measured.notes, measured.metrics, lines)
+    _keep(arguments, evaluated, called, arguments.elsewhere, overrides, measured.notes, measured.metrics, lines, {})
 
 
 def _keep(
@@ -93,6 +100,7 @@ def _keep(
     notes: Sequence[str],
     metrics: Mapping[str, float],
     lines: Sequence[str],
+    intervals: Mapping[str, tuple[float, float]],
 ) -> None:
     """Print what was measured, and write it, with a line for each completion."""
     print_table([{"metric": name, "value": _number(value)} for name, value in metrics.items()])
@@ -106,9 +114,10 @@ def _keep(
         "limit": arguments.limit,
         "notes": notes,
         "metrics": {name: finite(value) for name, value in metrics.items()},
+        "intervals": {name: edges for name, edges in intervals.items() if name in metrics},
     }
     with written_aside(path.with_suffix(".jsonl")) as aside:
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        aside.write_text("".join(lines), encoding="utf-8")
     with written_aside(path) as aside:
         aside.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     shown = os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path
@@ -120,22 +129,6 @@ def _task_and_overrides(arguments: argparse.Namespace) -> tuple[str | None, list
     task, overrides = arguments.task, list(arguments.overrides)
     is_override = task is not None and "=" in task and not Path(task).exists()
     return (None, [task, *overrides]) if is_override else (task, overrides)
-
-
-def _lines(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> list[str]:
-    """Each completion as a line."""
-    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
-    return [
-        line_of(
-            group,
-            rollout,
-            {name: float(values[place]) for name, values in scores.components.items()},
-            {name: why for name, reasons in scores.reasons.items() if (why := reasons[place]) is not None},
-            float(scores.totals[place]),
-            temperature,
-        )
-        for place, (group, rollout) in enumerate(rollouts)
-    ]
 
 
 def _number(value: Any) -> str:

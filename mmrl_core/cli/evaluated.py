@@ -173,26 +173,3 @@ def result_path(evaluated: Evaluated, task: str, limit: int | None, overrides: S
         if not path.exists():
             return path
         number += 1
-
-
-def line_of(
-    group: Any, rollout: Any, rewards: dict[str, Any], failures: dict[str, str], total: Any, temperature: float
-) -> str:
-    """A completion as a line of the `.jsonl` beside a result; `failures` are why rewards failed, by name."""
-    from mmrl_core.runs import prompt_text
-    from mmrl_core.support import finite
-
-    values = {
-        "prompt_id": group.prompt.id,
-        "temperature": temperature,
-        "prompt": prompt_text(group.prompt),
-        "prefix": group.prompt.prefix,
-        "answer": group.prompt.answer,
-        "completion": rollout.completion if isinstance(rollout.completion, str) else None,
-        "rewards": {name: finite(value) for name, value in rewards.items()},
-        "failures": failures,
-        "total": finite(total),
-        "truncated": rollout.truncated,
-        "num_tokens": rollout.num_actions,
-    }
-    return json.dumps(values, allow_nan=False)

@@ -22,7 +22,7 @@ from mmrl_core.config.options import KeyPath, model_of, option_problems, options
 from mmrl_core.config.schedules import SCHEDULED_KINDS, ends
 from mmrl_core.config.schema import RunConfig
 from mmrl_core.errors import ConfigError, MMRLError, PluginError, did_you_mean
-from mmrl_core.plugins import Plugins, is_behaviour
+from mmrl_core.plugins import PEERS, Plugins, is_behaviour, sign_of_style, styled
 from mmrl_core.plugins.registry import KINDS, Entry
 
 POLICY = ("model", "policy")
@@ -110,7 +110,7 @@ def _component_problems(
 ) -> Iterator[str]:
     kind, name = entry.kind, component["name"]
     try:
-        target = entry.declaration()
+        target = reward_as_called(entry, component) if kind == "reward" else entry.declaration()
     except MMRLError as error:
         yield f"{locate(path)}: {error}"
         return
@@ -138,6 +138,27 @@ def _component_problems(
         parameters = inspect.signature(target).parameters
         if "split" not in parameters:
             yield f"{locate((*path, 'split'))}: {kind} {name!r}: it has no splits, so 'split' would do nothing."
+
+
+def reward_as_called(entry: Entry, component: dict[str, Any]) -> Any:
+    """What declares the options of a reward, which for one in a style is its function as it is called here.
+
+    Raises:
+        PluginError: it was written for another framework, and its style does not say so, or says another.
+    """
+    target = entry.declaration()
+    if (style := component.get("style")) is None:
+        if "options" in entry.details:  # a plugin's own
+            return target
+        if sign := sign_of_style(target):
+            raise PluginError(f"reward {entry.id!r} {sign[1]}: written for {PEERS[sign[0]]}? Set style: {sign[0]}.")
+        return target
+    if style not in PEERS:  # the schema says so
+        return target
+    try:
+        return styled(target, style)
+    except PluginError as error:
+        raise PluginError(f"reward {entry.id!r}: {error}") from error
 
 
 def _endless(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, float]]:

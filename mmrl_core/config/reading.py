@@ -17,7 +17,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from mmrl_core.config.components import misspelt_left_out, node_problems, short_annotations, with_declared_defaults
+from mmrl_core.config.components import (
+    misspelt_left_out,
+    node_problems,
+    reward_as_called,
+    short_annotations,
+    with_declared_defaults,
+)
 from mmrl_core.config.filling import fill_mixtures, fill_stages, refuse_too_many_sections
 from mmrl_core.config.layers import Layers, apply_overrides, shown
 from mmrl_core.config.limits import MAX_FILLED
@@ -113,10 +119,10 @@ def load_reward(name: str, options: Sequence[str] = ()) -> RewardConfig:
             values[key.strip()] = parse(text, COMMAND_LINE, problems, key.strip())
         else:
             problems.add(COMMAND_LINE, f"{option!r} is not of the form key=value.")
-    target = load_plugins().registry.get("reward", name).load()
     root = Node(values, mark)
     for fault in model_faults(RewardConfig, root.plain):
         problems.lines.append(fault_line(fault, RewardConfig, lambda path: _mark(root, path)))
+    target = reward_as_called(load_plugins().registry.get("reward", name), root.plain)
     fields = RewardConfig.model_fields
     own = {key: value for key, value in root.plain.items() if key not in fields}
     kind, others = KINDS["reward"], [key for key in fields if key != "name"]

@@ -17,6 +17,11 @@ class SourceConfig(Component):
     name: str = Field("rows", description="registered data source, or path/to/file.py:function")
     split: str = Field("train", description="split of the source")
     limit: Count | None = Field(None, description="use only the first rows")
+    layout: Literal["plain", "trl", "sharegpt", "llama_factory", "swift", "verl", "easyr1"] | None = Field(
+        None,
+        description="layout of the rows, which fills in what `prompt` leaves out; default: recognised where `prompt` "
+        "sets neither text nor messages; plain: none",
+    )
 
 
 Source = Annotated[SourceConfig, Registered("source")]
@@ -104,6 +109,11 @@ class PromptConfig(Strict):
     audios: list[str] = Field([], description="audio columns")
     max_audio_s: Seconds = Field(600.0, description="longer audio breaks its row; nothing is cut; in seconds")
     text: str = Field("{problem}", description="user message, after the media")
+    messages: str = Field(
+        "",
+        description="column of the messages of a chat, such as '{messages}', in place of text; a last one of the "
+        "assistant is the gold completion",
+    )
     marks: dict[Literal["image", "video", "audio"], str] = Field(
         {},
         description="the text's mark for each medium, such as {image: '<image>'}; without: media first",
@@ -124,6 +134,12 @@ class PromptConfig(Strict):
                 "[{text: 'A map:'}, {image: '{map}'}]"
             )
         return system
+
+    @model_validator(mode="after")
+    def _text_or_messages(self) -> Self:
+        if self.messages and self.text != type(self).model_fields["text"].default:
+            raise ValueError("'text' and 'messages' are both set; set one")
+        return self
 
     @field_validator("template")
     @classmethod

@@ -63,6 +63,21 @@ class RewardConfig(Component):
     stop_on_failure: bool = Field(
         False, description="end the run when this reward fails; else completions are unscored"
     )
+    style: Literal["trl", "trl_text", "verl", "swift", "easyr1"] | None = Field(
+        None, description="framework that it was written for, and is called as; default: ours, (completions, samples)"
+    )
+    columns: dict[str, str] = Field(
+        {}, description="with a style: what it calls a column -> what the data call it, such as {solution: answer}"
+    )
+    result: str | None = Field(
+        None, description="with a style: entry of the dict it returns; default: score (verl), overall (easyr1)"
+    )
+
+    @model_validator(mode="after")
+    def _of_a_style(self) -> Self:
+        if self.style is None and (self.columns or self.result):
+            raise ValueError(f"'{'columns' if self.columns else 'result'}' is for rewards with a 'style'; set it")
+        return self
 
     @property
     def key(self) -> str:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
+from mmrl_core.data.layouts import Layout, choose_layout
 from mmrl_core.data.marks import MarksOff
 from mmrl_core.data.media_folders import MAX_PATH
 from mmrl_core.data.noted_files import noted_files
 from mmrl_core.data.plain_text import plain_text
-from mmrl_core.data.row_media import Medium, RowMedia, decoded_bytes, place_media
+from mmrl_core.data.row_media import decoded_bytes
+from mmrl_core.data.row_messages import RowMessages
 from mmrl_core.data.set_aside import BrokenRow, SetAside
-from mmrl_core.data.system_message import SystemMessage
 from mmrl_core.data.templates import Template, is_media, no_column
 from mmrl_core.errors import MissingPackageError, TaskDataError, UnfitPromptError
 from mmrl_core.plugins import Plugins
@@ -50,6 +51,8 @@ class PromptSource:
         name: of the source ("train"); prompt ids start with it.
         set_aside: the broken rows met so far.
         files: that the rows were read from.
+        layout: a sentence on the layout of rows that was named or recognised, and what its columns are taken for; None
+            where the config's `prompt` is taken as it is.
     """
 
     def __init__(
@@ -82,27 +85,28 @@ class PromptSource:
         self.name = f"{part}/{name}" if part else name
         self.part = part
         self.set_aside = SetAside(self.name, data.max_broken)
+        self.layout: str | None = None
         at = f"mixture.{part}." if part else ""  # for messages
-        self._system = SystemMessage(prompt, f"{at}prompt", data)
-        self._text = Template(prompt.text, f"{at}prompt.text")
         self._answer = Template(prompt.answer, f"{at}prompt.answer")
-        self._media = RowMedia(prompt, f"{at}prompt", data)
-        self._media_columns = self._media.columns | self._system.columns
         self._prefix, self._template = prompt.prefix, prompt.template
-        self._marks = {mark: kind for kind, mark in prompt.marks.items()}
-        self._marks_off = MarksOff(self.name, prompt.marks.keys())
         self._environment = environment
         self._accept = accept
         self._sets_long_aside = data.on_long == "set_aside"
         self._columns_checked = False
         self._kept: OrderedDict[int, Prompt] = OrderedDict()
         self._kept_bytes = 0
+        self._layout: Layout | None = None
+        self._media_columns: set[str] = set()
         self._looked: list[tuple[int, int]] = []  # a heap of characters and rows
         with noted_files(source) as self.files:
             self._rows = _load_rows(plugins, source, f"{at}data.{name}")
         self._num_rows = len(self._rows) if source.limit is None else min(source.limit, len(self._rows))
         if self._num_rows == 0:
             raise TaskDataError(f"data source {source.name!r}, split {source.split!r}, has no rows ({at}data.{name}).")
+        prompt = self._in_layout(source.layout, prompt, f"{at}data.{name}")
+        self._messages = RowMessages(prompt, f"{at}prompt", data)
+        self._media_columns = self._messages.columns
+        self._marks_off = MarksOff(self.name, prompt.marks.keys())
 
     @classmethod
     def of_part(
@@ -136,7 +140,9 @@ class PromptSource:
         """The prompt of a row; None if the row is broken or not taken, and then in `set_aside`.
 
         Messages are a system message, if it is not empty, and a user message whose content is the images, the
-        videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. A media
+        videos, the audios, then the text; with `prompt.marks`, media are placed where the text has their marks. With
+        `prompt.messages` they are the turns of a chat, see `read_turns`; the turn of the assistant that it may end with
+        is the gold answer, and `prompt.system` is for those that have no system message of their own. A media
         column may hold one medium, a list of them, or null for none. Paths are relative to `data.media_root`, which
         they may not leave; without it to the folder of the data file or of the source's options. Where there is none,
         as for most hub data sets, it is the working folder.
@@ -178,10 +184,8 @@ class PromptSource:
         The row is read and its text rendered; of images and audios the headers are read, videos have to be there.
         """
         try:
-            row = self._row(index)
-            for media in (self._system, self._media):
-                media.look(row, getattr(self._rows, "media_root", None))
-            heapq.heappush(self._looked, (len(self._text.render(row)), index))
+            num_characters = self._messages.look(self._row(index), getattr(self._rows, "media_root", None))
+            heapq.heappush(self._looked, (num_characters, index))
             if len(self._looked) > NUM_LONGEST:
                 heapq.heappop(self._looked)
         except MissingPackageError:  # no fault of the row
@@ -238,33 +242,46 @@ class PromptSource:
         if not isinstance(row, Mapping):
             raise TaskDataError(f"the row is {type(row).__name__}, not a mapping of columns")
         # Paths may hold bytes that are no UTF-8; what is shown and written may not.
-        return {name: value if name in self._media_columns else plain_text(value) for name, value in row.items()}
+        row = {name: value if name in self._media_columns else plain_text(value) for name, value in row.items()}
+        return row if self._layout is None else self._layout.row(row, self._media_columns)
+
+    def _in_layout(self, name: str | None, prompt: PromptConfig, key: str) -> PromptConfig:
+        """The prompt for the layout that the rows are in, if they are in one."""
+        chosen = choose_layout(name, prompt, self._first_rows(), key)
+        if chosen is None:
+            return prompt
+        self._layout, columns = chosen
+        prompt = self._layout.prompt(prompt, columns)
+        self.layout = self._layout.sentence(prompt, columns)
+        return prompt
+
+    def _first_rows(self) -> Iterator[Mapping[str, Any]]:
+        for index in range(min(NUM_ROWS_FOR_COLUMNS, self._num_rows)):
+            try:
+                row = self._row(index)
+            except Exception:  # a broken row; set aside when it is drawn
+                continue
+            yield row
 
     def _build(self, index: int, reading: list[Any]) -> Prompt:
         row = self._row(index)
-        folder = getattr(self._rows, "media_root", None)
-        system = self._system.read(row, folder, reading)
-        media = self._media.read(row, folder, reading)
-        text = self._text.render(row)
-        self._marks_off.look(index, text, {medium.kind for medium in media})
-        placed = place_media(media, text, self._marks)
-        media = [item for item in [*system, *placed] if isinstance(item, Medium)]
-        messages = [_message("system", system)] if system else []
-        messages.append(_message("user", placed))
+        said = self._messages.read(row, getattr(self._rows, "media_root", None), reading)
+        self._marks_off.look(index, said.text, {medium.kind for medium in said.media})
         # A row without gold answer, as null says, is one that cannot be checked or imitated.
         unanswered = any(row.get(column, "") is None for column in self._answer.columns)
+        answer = "" if unanswered else self._answer.render(row)
         return Prompt(
             id=f"{self.name}:{index}",
             part=self.part,
-            messages=messages,
+            messages=said.messages,
             sample={
-                column: value
+                column: said.kept.get(column, value)
                 for column, value in row.items()
                 if column not in self._media_columns and not is_media(value)
             },
-            answer="" if unanswered else self._answer.render(row),
-            media_keys=tuple(medium.key for medium in media),
-            media_files=tuple(medium.file for medium in media),
+            answer=answer if self._answer.text else said.gold or "",
+            media_keys=tuple(medium.key for medium in said.media),
+            media_files=tuple(medium.file for medium in said.media),
             prefix=self._prefix,
             template=self._template,
         )
@@ -281,30 +298,20 @@ class PromptSource:
 
     def _check_columns(self) -> None:
         """Templates name columns that at least one of the first readable rows has."""
-        columns: dict[str, None] = {}
-        for index in range(min(NUM_ROWS_FOR_COLUMNS, self._num_rows)):
-            try:
-                columns |= dict.fromkeys(self._row(index))
-            except Exception:  # a broken row; set aside when it is drawn
-                continue
+        columns = dict.fromkeys(column for row in self._first_rows() for column in row)
         if not columns:
             return
-        for template in [*self._system.templates, *self._media.templates, self._text, self._answer]:
+        for template in [*self._messages.templates, self._answer]:
             for column in template.columns:
                 if column not in columns:
                     raise TaskDataError(f"{template.key}: {template.text!r}: {no_column(column, list(columns))}")
         if named := [column for column in columns if f"{{{column}}}" in self._prefix]:
-            at = self._text.key.removesuffix("text")
+            at = self._messages.text.key.rpartition(".")[0] + "."
             raise TaskDataError(
                 f"{at}prefix: {self._prefix!r}: a prefix is the same for all rows, and {{{named[0]}}} is a column. "
                 "Write it without."
             )
         self._columns_checked = True
-
-
-def _message(role: str, parts: Sequence[Medium | str]) -> dict[str, Any]:
-    content = [part.part if isinstance(part, Medium) else {"type": "text", "text": part} for part in parts]
-    return {"role": role, "content": content}
 
 
 def _load_rows(plugins: Plugins, source: SourceConfig, key: str) -> Sequence[Mapping[str, Any]]:

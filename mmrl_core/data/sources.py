@@ -1,4 +1,4 @@
-"""Rows of a data set: hub name, parquet, JSONL, JSON, CSV, a saved data set, or a folder of images.
+"""Rows of a data set: hub name, parquet, JSONL, JSON, CSV, shards, a saved data set, or a folder of images.
 
 Rows are read one at a time, when asked for, and media in them stay as stored (path or bytes). So one broken line or
 image breaks its row, which the run sets aside (see `set_aside`), and not the load. What is wrong with the
@@ -110,9 +110,9 @@ def load_rows(
     """Open a data set. Local files win over hub names.
 
     Args:
-        path: a parquet, JSONL, JSON, CSV or TSV file; a folder of such; a folder written by `save_to_disk`; a folder
-            of images (with or without metadata.jsonl or metadata.csv, whose column file_name names the image; without
-            it, a sub-folder's name is the label); or a hub name such as "owner/name".
+        path: a parquet, JSONL, JSON, CSV or TSV file, or a tar of WebDataset (see `Shard`); a folder of such; a folder
+            written by `save_to_disk`; a folder of images (with or without metadata.jsonl or metadata.csv, whose column
+            file_name names the image; without it, a sub-folder names the label); or a hub name such as "owner/name".
         split: name of the split, optionally with a range: "train[:90%]", "train[90%:]", "test[:200]". In a folder a
             split is a file ("val.jsonl", "test-00000-of-00004.parquet", "refcoco_val.json") or a sub-folder; without
             such names everything is "train". One file is the split that is asked for if that is "train" or part of its

@@ -1,4 +1,4 @@
-"""Files of rows: JSONL, JSON, CSV, TSV, parquet and saved data sets, read one row at a time with media as stored."""
+"""Files of rows: JSONL, JSON, CSV, TSV, parquet, tar and saved data sets, read one row at a time, media as stored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from mmrl_core.data.lines import LONGEST_LINE, bounded_lines, too_long
 from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.parquet_rows import Files, ParquetRows, Table, cause
 from mmrl_core.data.rows_in_memory import Items, Row, as_row
+from mmrl_core.data.shards import Shard
 from mmrl_core.errors import TaskDataError
 from mmrl_core.support import written_aside
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 LARGEST_JSON = 1 << 30  # bytes; in memory its values take several times as many
-DATA_SUFFIXES = (".parquet", *TEXT_SUFFIXES)
+DATA_SUFFIXES = (".parquet", *TEXT_SUFFIXES, ".tar")
 
 
 class RowPart(Protocol):
@@ -86,6 +87,8 @@ def read_files(paths: Sequence[Path]) -> list[RowPart]:
                 if not isinstance(content, list):
                     raise TaskDataError(f"{path}: expected a list of rows, this is {type(content).__name__}")
                 parts.append(Items(path, content))
+            elif suffix == ".tar":
+                parts.append(Shard(path))
         except OSError as error:
             raise TaskDataError(f"{path}: {error.strerror or error}") from error
     parquet = [path for path in paths if path.suffix.lower() == ".parquet"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from mmrl_core.config.options import Option, option_problems, options_of, signature_of
 from mmrl_core.errors import MMRLError, PluginError, did_you_mean
-from mmrl_core.support import Blaming
+from mmrl_core.support import Blaming, stand_ins
 
 CORE = "core"
 
@@ -41,7 +41,13 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("source", "sources", "data sources: (split, **options) -> rows", given=("split", "limit")),
-        Kind("reward", "rewards", "rewards: (completions, samples, **options) -> numbers or None", 2, ("rollouts",)),
+        Kind(
+            "reward",
+            "rewards",
+            "rewards: (completions, samples, **options) -> numbers or None",
+            2,
+            ("rollouts", "prompts"),
+        ),
         Kind("metric", "metrics", "benchmark metrics: (completions, samples, **options) -> {name: number}", 2),
         Kind(
             "advantage",
@@ -309,7 +315,8 @@ def _file_entry(kind: str, name: str) -> Entry:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
+            with stand_ins():
+                spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[module_name]
             raise PluginError(f"{kind} {name!r}: {path_text} cannot be imported: {error}") from error

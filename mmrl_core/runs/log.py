@@ -1,8 +1,9 @@
 """Metrics of a run: a line a step in metrics.jsonl, a progress display, and accelerate's trackers when asked for.
 
 Names: `reward/total`, `reward/<name>`, `advantage/abs_mean`, `count/<work>` (work of the step); in evaluations
-`greedy/<metric>` and `t<temperature>/<metric>`. Units are in the name: `seconds`, `elapsed_s`, `peak_mib`;
-`time/<phase>` is in seconds. A mixture has `reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
+`greedy/<metric>` and `t<temperature>/<metric>`, and under `intervals` the 95 % intervals of these (see `intervals`).
+Units are in the name: `seconds`, `elapsed_s`, `peak_mib`; `time/<phase>` is in seconds. A mixture has
+`reward/<part>/<name>`, `reward/<part>/total`, `greedy/<part>/<metric>`.
 
 `unscored/<reward>` is the share of rollouts that a reward did not score, `truncated/tokens` the share of tokens in
 completions that met the length limit, `entropy` the mean over trained tokens of the entropy in nats, and `weights/norm`
@@ -31,17 +32,30 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmrl_core.errors import ConfigError
+from mmrl_core.runs.report import number_of
 from mmrl_core.support import finite, writes_to
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-SHOWN = ("loss", "reward/total", "kl_ref", "entropy", "completion_tokens/mean")
-"""Metrics beside the progress bar."""
+SHOWN = {
+    "loss": "loss",
+    "reward/total": "reward",
+    "kl_ref": "KL",
+    "entropy": "entropy",
+    "completion_tokens/mean": "tokens",
+    "truncated": "cut",
+}
+"""Metrics beside the progress bar, and what they are called there."""
+
+NOT_COMPONENTS = ("reward/total", "reward/total_std")
+
+MAX_SHOWN_CHARS = 160
+"""Of a prompt or a completion on the console."""
 
 PLAIN_EVERY = 10
 """Without a terminal, a line is printed every so many steps."""
@@ -91,14 +105,14 @@ class MetricsLog:
         if self.console.is_terminal:
             columns = (
                 TextColumn("[bold]{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[shown]}"),
+                TextColumn("{task.fields[shown]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._progress = Progress(*columns, console=self.console)
+            self._progress = Progress(*columns, console=self.console, expand=True)
             self._progress.add_task(name, total=total, completed=done, shown="")
             self._progress.start()
         else:
@@ -108,13 +122,17 @@ class MetricsLog:
         """Write a step and move the progress display."""
         self.write(record)
         rate = 1.0 / max(record["seconds"], 1e-9)
-        shown = " ".join(f"{name} {record[name]:.4g}" for name in SHOWN if finite(record.get(name)) is not None)
-        shown = f"{rate:.2f} steps/s {shown}"
+        shown = f"{rate:.2f} steps/s  {numbers_in_words(record)}"
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=stage_step, shown=shown)
         elif stage_step % PLAIN_EVERY == 0 or stage_step == total:
             left_s = (total - stage_step) / rate
-            self.print(f"  {record['stage']} {stage_step}/{total} left {left_s:.0f} s {shown}")
+            self.print(f"  {record['stage']} {stage_step}/{total}  left {left_s:.0f} s  {shown}")
+
+    def sample(self, prompt: str, completion: str, reward: float) -> None:
+        """A completion, its beginning in one line each, with the end of its prompt."""
+        scored = f"reward {reward:.3g}" if finite(reward) is not None else "unscored"
+        self.print(f"  sampled, {scored}: {_one_line(prompt, from_end=True)} => {_one_line(completion)}")
 
     def end_stage(self) -> None:
         if self._progress is not None:
@@ -133,6 +151,30 @@ class MetricsLog:
             with contextlib.suppress(OSError):  # what was not written has been reported
                 self._file.close()
             self._file = None
+
+
+def numbers_in_words(record: Mapping[str, Any]) -> str:
+    """The metrics of a step that a person watches, rewards by component, without those that it does not have.
+
+    >>> numbers_in_words({"loss": 0.5, "reward/total": 1.25, "reward/iou": 0.25, "reward/box/format": 1.0})
+    'loss 0.5  reward 1.25 (iou 0.25, format 1)'
+    """
+    known = {name: f"{value:.3g}" for name, value in record.items() if number_of(value) is not None}
+    parts = [name for name in known if name.startswith("reward/") and name not in NOT_COMPONENTS]
+    texts = {name: f"{word} {known[name]}" for name, word in SHOWN.items() if name in known}
+    if "reward/total" in texts and len(parts) > 1:
+        short = [name.rpartition("/")[2] for name in parts]
+        names = short if len(set(short)) == len(short) else [name.removeprefix("reward/") for name in parts]
+        components = (f"{name} {known[part]}" for name, part in zip(names, parts, strict=True))
+        texts["reward/total"] += f" ({', '.join(components)})"
+    return "  ".join(texts.values())
+
+
+def _one_line(text: str, *, from_end: bool = False) -> str:
+    line = " ".join(text.split())
+    if len(line) <= MAX_SHOWN_CHARS:
+        return line
+    return f"...{line[-MAX_SHOWN_CHARS:]}" if from_end else f"{line[:MAX_SHOWN_CHARS]}..."
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -18,9 +18,13 @@ from mmrl_core.data import in_turns
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs.alarms import RunAlarms
+from mmrl_core.runs.answers import AnswerLog
+from mmrl_core.runs.intervals import held_out_intervals
 from mmrl_core.runs.log import MetricsLog, evaluation_table, flat_config, peak_memory_mib, read_metrics
 from mmrl_core.runs.report import write_report
-from mmrl_core.runs.rollouts import RolloutLog
+from mmrl_core.runs.rightness import Rightness
+from mmrl_core.runs.rollouts import RolloutLog, prompt_text
+from mmrl_core.runs.starts import note_start
 from mmrl_core.scoring import Alarm
 from mmrl_core.support import Processes, writes_to, written_aside
 from mmrl_core.types import Rollout, RolloutGroup, Scores
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mmrl_core.config import RunConfig, StageConfig
+
+SAMPLE_EVERY_S = 30.0
+"""The console shows a sampled completion no more often."""
 
 WriteHeldOut = Callable[[Sequence[RolloutGroup], Scores, float], None]
 
@@ -45,12 +52,16 @@ class Recorder:
         self._config, self._output = config, output
         self._accelerator, self._processes = accelerator, processes
         self._is_main = accelerator.is_main_process
-        self._rollout_log = RolloutLog(output)
+        self._registry = load_plugins().registry
+        rightness = Rightness(config, self._registry)
+        self._rollout_log, self._answer_log = RolloutLog(output, rightness), AnswerLog(output, rightness)
+        self._intervals: dict[str, tuple[float, float]] = {}  # of the evaluation at hand
         self.alarms = RunAlarms()
         self._resumed: dict[str, Any] = {}  # record of a resume with other keys, until the log is open
         self._failed: set[str] = set()  # rewards whose first failure is recorded
         self._broken: dict[str, dict[str, Any]] = {}  # rows set aside so far, by stage and id
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._sample_shown = -math.inf
 
     def open(self, num_bytes: int, weights_norm: float) -> None:
         """Continue metrics.jsonl after its first `num_bytes` bytes, write the config, start its trackers.
@@ -63,6 +74,8 @@ class Recorder:
             with writes_to(self._output, "config.yaml"), written_aside(self._output / "config.yaml") as aside:
                 text = dump_config(with_declared_defaults(self._config, load_plugins()))
                 aside.write_text(text, encoding="utf-8")
+            with writes_to(self._output, "starts.jsonl"):
+                note_start(self._output, self._accelerator.num_processes)
             with writes_to(self._output, "metrics.jsonl"):
                 self.log.open(num_bytes)
                 self._rollout_log.remove_unfinished()
@@ -189,6 +202,7 @@ class Recorder:
         shown, score_of = [groups[place] for place in places], scores.split(groups)
         # By identity: rollouts that a hook kept are the same objects, and equal ones may have been sampled twice.
         advantage_of = {id(rollout): advantage for rollout, advantage in advantages}
+        self._show_sample(shown[0], score_of[places[0]])
         self._rollout_log.write(
             step,
             stage,
@@ -199,18 +213,35 @@ class Recorder:
             temperature,
         )
 
+    def _show_sample(self, group: RolloutGroup, scores: Scores) -> None:
+        """One completion on the console, if it is text and the last one was shown long enough ago."""
+        completion = group.rollouts[0].completion
+        if isinstance(completion, str) and time.monotonic() - self._sample_shown >= SAMPLE_EVERY_S:
+            self._sample_shown = time.monotonic()
+            self.log.sample(prompt_text(group.prompt), completion, float(scores.totals[0]))
+
     # Evaluations
 
-    def held_out_writer(self, step: int, stage: str) -> WriteHeldOut:
-        """Writes held-out rollouts of an evaluation: (groups, scores, temperature)."""
+    def held_out_writers(self, step: int, stage: str) -> dict[str, WriteHeldOut]:
+        """What an evaluation is given as `log` and `log_all`: each takes groups, their scores and the temperature.
+
+        The first writes the rollouts that it is given with their media, the second every answer, in a line each.
+        """
 
         def write(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
             self._rollout_log.write(step, stage, "held_out", groups, scores, None, temperature)
 
-        return write
+        def write_all(groups: Sequence[RolloutGroup], scores: Scores, temperature: float) -> None:
+            self._answer_log.write(step, groups, scores, temperature)
+            self._intervals |= held_out_intervals(self._config, self._registry, groups, scores, temperature)
+
+        return {"log": write, "log_all": write_all}
 
     def evaluation(self, stage: str, step: int, label: str, metrics: Mapping[str, float]) -> None:
-        self.log.write({"kind": "eval", "stage": stage, "step": step, "label": label, **metrics})
+        intervals = {name: interval for name, interval in self._intervals.items() if name in metrics}
+        self._intervals = {}
+        record = {"kind": "eval", "stage": stage, "step": step, "label": label, **metrics, "intervals": intervals}
+        self.log.write(record)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items() if "/" in name)
         self.log.print(f"held out, {label}: {shown}")
         self._accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, step=step)

@@ -3,6 +3,7 @@
     rollouts/step-000120-train.jsonl          training groups of step 120
     rollouts/step-000120-held_out.jsonl       held-out prompts after step 120, greedy
     rollouts/step-000120-held_out-t1.jsonl    the same at temperature 1
+    rollouts/step-000120-answers.jsonl        every held-out answer after step 120, without media; see `answers`
     rollouts/media/<content hash>.png         pictures of prompts and conversations, and pictures that a policy made
     rollouts/media/<content hash>.webp        videos that a policy made, animated
     rollouts/media/<content hash>.flac        sounds of prompts and conversations, mono, 16 bit
@@ -12,9 +13,10 @@ prompt (text; media are written as [image]), prefix (that completion and turns b
 (paths from rollouts/), times_s (for each of the media the time of a video's frame, in seconds, or null), answer (the
 gold completion), sample, completion (null if it is a picture or a video), completion_media (its path, or null), turns
 (of a conversation, in order: role, text, media, times_s; empty for a single turn), outcome (facts of the conversation),
-rewards (name -> number before its weight, null = unscored), failures (name of a reward that failed -> why), total
-(weighted), advantage, truncated, num_tokens. Of a prompt's video up to MAX_FRAMES frames are kept, of one that was made
-the first MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that are not finite are null.
+correct, said, gold (see `rightness`), rewards (name -> number before its weight, null = unscored), failures (name of a
+reward that failed -> why), total (weighted), advantage, truncated, num_tokens. Of a prompt's video up to MAX_FRAMES
+frames are kept, of one that was made the first MAX_MADE_FRAMES, of a sound the first MAX_SOUND_S seconds. Numbers that
+are not finite are null.
 """
 
 from __future__ import annotations
@@ -28,15 +30,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from mmrl_core.media import content_hash, is_picture
+from mmrl_core.runs.rightness import Rightness, scored_rollouts
 from mmrl_core.support import finite, need, remove_unfinished, written_aside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mmrl_core.types import Prompt, Rollout, RolloutGroup, Scores
+
+Split = Literal["train", "held_out", "answers"]
 
 FOLDER = "rollouts"
 MAX_FRAMES = 8  # frames kept of a video: enough to see what happens, without storing the data set again
@@ -49,10 +54,9 @@ MAX_LOSSLESS_SIDE = 64  # side of a film in pixels; in small ones every pixel is
 MAX_LINE_BYTES = 64 << 20  # of a line that is read: a completion of millions of tokens has room
 MAX_FILE_BYTES = 1 << 30  # of a file that is read
 MAX_DEPTH = 12  # depth of a sample; deeper values are written as text
-MAX_REASON = 1000  # characters of why a reward failed: an exception may quote a whole completion
 MAX_ARRAY_ITEMS = 1024  # longer arrays in a sample are named by their shape
 
-_FILE_NAME = re.compile(r"step-(\d+)-(train|held_out)(?:-t([0-9.e+-]+))?\.jsonl")
+_FILE_NAME = re.compile(r"step-(\d+)-(train|held_out|answers)(?:-t([0-9.e+-]+))?\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,15 @@ class RolloutFile:
 
     path: Path
     step: int
-    split: Literal["train", "held_out"]
+    split: Split
     temperature: float | None
 
 
 class RolloutLog:
     """Writes the rollouts of a run. A file is written aside and renamed: a kill leaves the old or the new one."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, rightness: Rightness | None = None) -> None:
+        self._rightness = rightness
         self._folder = run / FOLDER
         self._media = self._folder / "media"
 
@@ -104,7 +109,7 @@ class RolloutLog:
         """
         _check_sizes(groups, scores, advantages)
         self._media.mkdir(parents=True, exist_ok=True)
-        scored = iter(_scored_rollouts(groups, scores))
+        scored = iter(scored_rollouts(groups, scores, self._rightness))
         lines = []
         for group_index, group in enumerate(groups):
             shared = {
@@ -131,8 +136,13 @@ class RolloutLog:
                     "num_tokens": rollout.num_actions,
                 }
                 lines.append(json.dumps(shared | own) + "\n")
-        suffix = f"-t{temperature:g}" if split == "held_out" and temperature > 0 else ""
+        return self.write_lines(step, split, temperature, lines)
+
+    def write_lines(self, step: int, split: Split, temperature: float, lines: Sequence[str]) -> Path:
+        """Write the lines of a step's file, in place of one that was written before."""
+        suffix = f"-t{temperature:g}" if split != "train" and temperature > 0 else ""
         path = self._folder / f"step-{step:06d}-{split}{suffix}.jsonl"
+        self._folder.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_text("".join(lines), encoding="utf-8")
         return path
@@ -157,7 +167,7 @@ class RolloutLog:
         """Paths of the messages' pictures, video frames and sounds, in order, and the times of the frames."""
         paths: list[str] = []
         times: list[float | None] = []
-        for position, part in enumerate(_media_parts(messages)):
+        for position, part in enumerate(media_parts(messages)):
             kind = part["type"]
             medium = part.get(kind)
             if kind == "image" and is_picture(medium):
@@ -177,7 +187,7 @@ class RolloutLog:
     def _save_sound(self, samples: Any, sampling_rate: int, key: str) -> str:
         """`samples` is an array of floats [samples], full scale -1..1."""
         key = key or content_hash({"array": samples, "sampling_rate": sampling_rate})
-        path = self._media / f"{_file_stem(key)}{SOUND_SUFFIX}"
+        path = self._media / f"{file_stem(key)}{SOUND_SUFFIX}"
         if not path.exists():
             soundfile: Any = need("soundfile", "audio", "writing the sounds of a run")
             with written_aside(path) as aside:
@@ -185,7 +195,7 @@ class RolloutLog:
         return f"{self._media.name}/{path.name}"
 
     def _save_image(self, image: Image, key: str) -> str:
-        path = self._media / f"{_file_stem(key)}.png"
+        path = self._media / f"{file_stem(key)}.png"
         if not path.exists():
             writable = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
             with written_aside(path) as aside:
@@ -200,7 +210,7 @@ class RolloutLog:
         return f"{self._media.name}/{path.name}"
 
 
-def _file_stem(key: str) -> str:
+def file_stem(key: str) -> str:
     if re.fullmatch(r"[0-9A-Za-z_-]{1,128}", key):
         return key
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
@@ -235,10 +245,9 @@ def rollout_files(run: Path) -> list[RolloutFile]:
     for path in (run / FOLDER).glob("step-*.jsonl"):
         if match := _FILE_NAME.fullmatch(path.name):
             step, split, temperature = match.groups()
-            split_name: Literal["train", "held_out"] = "train" if split == "train" else "held_out"
             with contextlib.suppress(ValueError):  # a name of somebody else's, such as step-1-held_out-t...jsonl
                 warmth = None if split == "train" else float(temperature or 0)
-                found.append(RolloutFile(path, int(step), split_name, warmth))
+                found.append(RolloutFile(path, int(step), cast(Split, split), warmth))
     return sorted(found, key=lambda file: (file.step, file.split != "train", file.temperature or 0.0))
 
 
@@ -321,21 +330,6 @@ def _check_sizes(
         raise ValueError(f"advantages of {[len(row) for row in advantages]} rollouts for groups of {sizes}")
 
 
-def _scored_rollouts(groups: Sequence[RolloutGroup], scores: Scores | None) -> list[dict[str, Any]]:
-    """The keys "rewards", "failures" and "total" of each rollout; None = unscored."""
-    if scores is None:
-        return [{"rewards": {}, "failures": {}, "total": None} for group in groups for _ in group.rollouts]
-    columns = {name: values.tolist() for name, values in scores.components.items()}
-    return [
-        {
-            "rewards": {name: finite(values[n]) for name, values in columns.items()},
-            "failures": {name: why[:MAX_REASON] for name, of in scores.reasons.items() if (why := of[n]) is not None},
-            "total": finite(total),
-        }
-        for n, total in enumerate(scores.totals.tolist())
-    ]
-
-
 def _message_text(message: Mapping[str, Any]) -> str:
     content = message.get("content", "")
     return content if isinstance(content, str) else "".join(_part_text(part) for part in content)
@@ -346,7 +340,7 @@ def _part_text(part: Mapping[str, Any]) -> str:
     return str(part.get("text", "")) if kind == "text" else f"[{kind}]\n"
 
 
-def _media_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def media_parts(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Every part that is not text."""
     for message in messages:
         content = message.get("content", "")

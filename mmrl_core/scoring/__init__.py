@@ -8,11 +8,10 @@ from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.passes import pass_metrics
 from mmrl_core.scoring.reading import Judgement
 from mmrl_core.scoring.runner import RewardRunner
-from mmrl_core.scoring.signature import CALLED_AS, GOLD_COLUMNS, sign_of_trl
+from mmrl_core.scoring.signature import CALLED_AS, advice
 
 __all__ = [
     "CALLED_AS",
-    "GOLD_COLUMNS",
     "Alarm",
     "ConstantRewardAlarm",
     "DiedError",
@@ -20,13 +19,13 @@ __all__ = [
     "Judgement",
     "RewardRunner",
     "UnscoredRunAlarm",
+    "advice",
     "bare_text",
     "gold_text",
     "own_copy",
     "pass_metrics",
     "plain_text",
     "score_each",
-    "sign_of_trl",
     "unusable_gold",
     "unwrapped",
 ]

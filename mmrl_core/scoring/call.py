@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ from mmrl_core.errors import RewardError
 from mmrl_core.scoring.isolated import DiedError, IsolatedFunction, without_observations
 from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.reading import SHAPES, Judgement, read_judgements
-from mmrl_core.scoring.signature import check_signature
+from mmrl_core.scoring.signature import as_called_here, check_signature
 from mmrl_core.scoring.threads import CANCEL_GRACE_S, LoopThread, in_thread
-from mmrl_core.types import Rollout, RolloutGroup
+from mmrl_core.types import Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     from mmrl_core.config import RewardConfig
@@ -35,12 +36,13 @@ class Call:
     completions: Sequence[Any]
     samples: Sequence[Mapping[str, Any]]
     rollouts: Sequence[Rollout] | None = None
+    prompt: Prompt | None = None
 
     @staticmethod
     def of(group: RolloutGroup) -> Call:
         rollouts = list(group.rollouts)
         samples = [{**group.prompt.sample, **rollout.outcome} for rollout in rollouts]
-        return Call([rollout.completion for rollout in rollouts], samples, rollouts)
+        return Call([rollout.completion for rollout in rollouts], samples, rollouts, group.prompt)
 
     def arguments(self) -> tuple[list[Any], list[dict[str, Any]]]:
         """Completions and samples for one call alone: what it writes into them, nobody else sees."""
@@ -48,7 +50,18 @@ class Call:
 
     def one(self, index: int) -> Call:
         at = slice(index, index + 1)
-        return Call(self.completions[at], self.samples[at], self.rollouts and self.rollouts[at])
+        return Call(self.completions[at], self.samples[at], self.rollouts and self.rollouts[at], self.prompt)
+
+
+def plain_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The messages of a prompt as data sets write them: a text, or parts in which media are empty places."""
+    messages = []
+    for message in prompt.messages:
+        parts = [part if part["type"] == "text" else {"type": part["type"]} for part in message["content"]]
+        is_text = all(part["type"] == "text" for part in parts)
+        content = "".join(part["text"] for part in parts) if is_text else parts
+        messages.append({"role": message["role"], "content": content})
+    return messages
 
 
 class _HungError(Exception):
@@ -60,7 +73,7 @@ class Reward:
 
     Attributes:
         config: name, weight, options, time limit.
-        function: what the name stands for.
+        function: what the name stands for, as it is called here.
         shape: one of `SHAPES`.
         maximum: the highest score that it declares to give, 1 if its registration declares none. None if it declares to
             have none, or is a function from a file that declares nothing.
@@ -88,11 +101,13 @@ class Reward:
         if maximum is not None and not isinstance(maximum, int | float):
             raise RewardError(f"reward {entry.id!r} is declared with maximum {maximum!r}, which is no number or None.")
         self.maximum = None if maximum is None else float(maximum)
-        self.function: Callable[..., Any] = entry.load()
-        if not callable(self.function):
+        loaded = entry.load()
+        if not callable(loaded):
             raise RewardError(f"reward {entry.id!r} ({entry.target}) is not a function.")
-        self._takes_rollouts, self.needs_rollouts = check_signature(entry.id, self.function, config.options)
-        self.isolated = IsolatedFunction(entry.id, entry.target) if config.isolate else None
+        self.function = as_called_here(entry.id, loaded, config)
+        self._takes, self.needs_rollouts = check_signature(entry.id, self.function, config.options)
+        adapt = functools.partial(as_called_here, entry.id, config=config) if config.style else None
+        self.isolated = IsolatedFunction(entry.id, entry.target, adapt=adapt) if config.isolate else None
         is_async = inspect.iscoroutinefunction
         waits = is_async(self.function) or is_async(getattr(self.function, "__call__", None))  # noqa: B004
         self._is_async = waits and self.isolated is None  # a process of its own runs one call at a time
@@ -153,8 +168,10 @@ class Reward:
         if (left_s := deadline - time.monotonic()) <= 0:
             raise _HungError(f"no time left of the {self.config.timeout_s:g} s of its group")
         options = dict(self.config.options)
-        if self._takes_rollouts and call.rollouts is not None:
+        if "rollouts" in self._takes and call.rollouts is not None:
             options["rollouts"] = list(call.rollouts)
+        if "prompts" in self._takes and call.prompt is not None:
+            options["prompts"] = [plain_messages(call.prompt) for _ in call.completions]
         if self.isolated is not None:
             return self._run_isolated(call, options, left_s)
         arguments = call.arguments()

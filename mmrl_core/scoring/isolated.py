@@ -18,14 +18,14 @@ import pickle
 import signal
 import sys
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mmrl_core.errors import RewardError
-from mmrl_core.support import end_with_parent
+from mmrl_core.support import end_with_parent, stand_ins
 from mmrl_core.types import Rollout
 
 START_TIMEOUT_S = 180.0
@@ -43,17 +43,26 @@ class IsolatedFunction:
         num_restarts: how often the process was replaced.
     """
 
-    def __init__(self, name: str, target: str, *, forked: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        target: str,
+        *,
+        forked: bool = False,
+        adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    ) -> None:
         """
         Args:
             name: of the reward, for messages.
             target: "module:attribute", as a registry's entry has it.
+            adapt: makes the function that is called of the one that is imported; it is pickled.
             forked: take processes from one that has imported the module already, where the system can fork, so that a
                 replacement is there in a fraction of a second; for functions whose calls are ended often.
         """
         module, _, attribute = target.partition(":")
         file = getattr(sys.modules.get(module), "__file__", None) if module.startswith("mmrl_file_") else None
         self._origin = (module, attribute, file)
+        self._adapt = adapt
         self._name = name
         self._forked = forked and "forkserver" in multiprocessing.get_all_start_methods()
         self.num_restarts = 0
@@ -98,7 +107,9 @@ class IsolatedFunction:
         if self._forked:  # without effect if the server runs already; then each process imports the module itself
             context.set_forkserver_preload([__name__, self._origin[0]])
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._origin), daemon=True, name="mmrl-reward")
+        self._process = context.Process(
+            target=_serve, args=(theirs, self._origin, self._adapt), daemon=True, name="mmrl-reward"
+        )
         self._process.start()
         theirs.close()
         weakref.finalize(self, self._process.kill)
@@ -130,7 +141,11 @@ def without_observations(rollouts: Sequence[Rollout]) -> list[Rollout]:
     return [replace(item, rows=[replace(row, observation=None) for row in item.rows]) for item in rollouts]
 
 
-def _serve(connection: Connection, origin: tuple[str, str, str | None]) -> None:
+def _serve(
+    connection: Connection,
+    origin: tuple[str, str, str | None],
+    adapt: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
+) -> None:
     """Main function of the process: it imports the reward, sends "" or the problem, and then answers calls."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the run ends its processes itself
@@ -138,6 +153,8 @@ def _serve(connection: Connection, origin: tuple[str, str, str | None]) -> None:
     faulthandler.enable()  # a crash writes where it was
     try:
         function = _imported(*origin)
+        if adapt is not None:
+            function = adapt(function)
     except BaseException as error:  # imports run the reward's code
         connection.send_bytes(f"{type(error).__name__}: {error}".encode())
         return
@@ -173,5 +190,6 @@ def _imported(module: str, attribute: str, file: str | None) -> Any:
         spec = importlib.util.spec_from_file_location(module, file)
         assert spec is not None and spec.loader is not None
         sys.modules[module] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[module])
+        with stand_ins():
+            spec.loader.exec_module(sys.modules[module])
     return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))

@@ -2,8 +2,9 @@
 
 A reward is a registered function `(completions, samples, **options)`, plain or `async def`, called once for each group:
 `completions` are what the policy wrote, `samples` the data rows (without media) they belong to, all the same row within
-a group. If it has a parameter `rollouts`, it gets the group's `Rollout` objects too. It returns one result for each
-completion. The detail `shape` of its registration says which (a function from a file has it as an attribute):
+a group. If it has a parameter `rollouts`, it gets the group's `Rollout` objects too; if it has one `prompts`, for each
+completion the messages of the prompt, without media. It returns one result for each completion. The detail `shape` of
+its registration says which (a function from a file has it as an attribute):
 
 =============  =====================================================================================================
 `completion`   a number for each completion (the default)
@@ -35,7 +36,7 @@ from mmrl_core.rewards import group_totals
 from mmrl_core.scoring.call import Call, Reward
 from mmrl_core.scoring.environment import environment, is_paid
 from mmrl_core.scoring.reading import Judgement, num_parts
-from mmrl_core.types import RolloutGroup, Scores
+from mmrl_core.types import Prompt, RolloutGroup, Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,8 +171,18 @@ class RewardRunner:
         """
         return [judgement.value for judgement in self.judge(key, completions, samples)]
 
-    def judge(self, key: str, completions: Sequence[Any], samples: Sequence[Mapping[str, Any]]) -> list[Judgement]:
-        """The same as `score_samples`, with the numbers of steps and tokens, and the reason where the reward failed."""
+    def judge(
+        self,
+        key: str,
+        completions: Sequence[Any],
+        samples: Sequence[Mapping[str, Any]],
+        prompt: Prompt | None = None,
+    ) -> list[Judgement]:
+        """The same as `score_samples`, with the numbers of steps and tokens, and the reason where the reward failed.
+
+        Args:
+            prompt: of them all, for rewards that read its messages.
+        """
         reward = self._reward(key)
         if len(completions) != len(samples):
             raise ValueError(f"{len(completions)} completions, but {len(samples)} samples")
@@ -181,7 +192,7 @@ class RewardRunner:
         start = 0
         for end in range(1, len(samples) + 1):
             if end == len(samples) or samples[end] != samples[start]:
-                calls.append(Call(list(completions[start:end]), list(samples[start:end])))
+                calls.append(Call(list(completions[start:end]), list(samples[start:end]), prompt=prompt))
                 start = end
         judged = self._collect({key: [reward.submit(call) for call in calls]})
         return [judgement for group in judged[key] for judgement in group]

@@ -1,45 +1,58 @@
-"""How a reward function is called, and what in its parameters says that it expects to be called otherwise."""
+"""How a reward function is called, and what becomes of one that expects to be called otherwise."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from mmrl_core.errors import RewardError
-from mmrl_core.plugins.registry import check_options
+from mmrl_core.errors import PluginError, RewardError
+from mmrl_core.plugins import PEERS, check_options, sign_of_style, styled
+
+if TYPE_CHECKING:
+    from mmrl_core.config import RewardConfig
 
 CALLED_AS = (
     "Rewards are called as (completions, samples, **options), for one prompt at a time: B completions, and B data rows "
     "as mappings. Return B numbers, or None where there is nothing to score."
 )
 
-TRL_ARGUMENTS = frozenset(
-    ("prompts", "prompt_ids", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
-)
-"""What TRL passes to a reward by name, beside the columns of the data."""
 
-GOLD_COLUMNS = frozenset(
-    ("answer", "answers", "ground_truth", "label", "labels", "reference", "solution", "target", "targets")
-)
-"""What rewards for TRL often call the column that they compare with; the data here may call it otherwise."""
+def advice(sign: tuple[str, str]) -> str:
+    """What to do about a reward that was written for another framework, given what `sign_of_style` found."""
+    return f"{sign[1]}: written for {PEERS[sign[0]]}? Set style: {sign[0]}. {CALLED_AS}"
 
 
-def check_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a reward takes, and whether it needs, `rollouts`; refuses options, and signatures, that do not fit.
+def as_called_here(name: str, function: Callable[..., Any], config: RewardConfig) -> Callable[..., Any]:
+    """A reward that is called as (completions, samples, **options), whatever style it was written in.
+
+    Raises:
+        RewardError: it cannot be called in the style that the config names, or was written in one that it does not.
+    """
+    if config.style is None:
+        if sign := sign_of_style(function):
+            raise RewardError(f"reward {name!r} {advice(sign)}")
+        return function
+    try:
+        return styled(function, config.style, config.columns, config.result)
+    except PluginError as error:
+        raise RewardError(f"reward {name!r}: {error}") from error
+
+
+def check_signature(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> tuple[set[str], bool]:
+    """What a reward takes of `rollouts` and `prompts`, and whether it needs rollouts; refuses options that do not fit.
 
     Raises:
         PluginError: an option is wrong.
-        RewardError: it cannot be called with completions and samples, or was written to be called by TRL.
+        RewardError: it cannot be called with completions and samples.
     """
-    if sign := sign_of_trl(function):
-        raise RewardError(f"reward {name!r} {sign}: written for TRL? {CALLED_AS}")
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
-        return False, False
+        return set(), False
     rollouts = signature.parameters.get("rollouts")
-    given: dict[str, Any] = {"rollouts": []} if rollouts else {}
+    taken = {"rollouts", "prompts"} & signature.parameters.keys()
+    given: dict[str, Any] = {key: [] for key in taken}
     try:
         signature.bind_partial([], [], **given)
     except TypeError as error:
@@ -49,29 +62,4 @@ def check_signature(name: str, function: Callable[..., Any], options: Mapping[st
         signature.bind([], [], **options, **given)
     except TypeError as error:
         raise RewardError(f"reward {name!r} cannot be called: {error}. {CALLED_AS}") from error
-    return rollouts is not None, rollouts is not None and rollouts.default is inspect.Parameter.empty
-
-
-def sign_of_trl(function: Callable[..., Any], columns: Collection[str] = ()) -> str:
-    """What in a reward's parameters says that it expects to be called by TRL; "" if nothing does.
-
-    Args:
-        columns: of the data rows. TRL passes each as an argument, so that a second parameter of such a name is one, as
-            is one of the usual names for gold beside keywords.
-    """
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return ""
-    names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    if names[:1] == ["prompts"] or (names and names[0] != "completions" and "completions" in names):
-        return f"takes {names[0]!r} before 'completions', and would get completions for it"
-    if foreign := [name for name in names if name in TRL_ARGUMENTS]:
-        return f"takes {foreign[0]!r}, which nobody passes here"
-    if len(names) == 1 and len(parameters) > 1:
-        return f"takes {names[0]!r} and keywords, and has no place for the data rows"
-    if len(names) > 1 and names[1] in columns:
-        return f"takes the column {names[1]!r} as its second argument, and would get whole data rows for it"
-    if columns and len(parameters) > len(names) > 1 and names[1] in GOLD_COLUMNS:
-        return f"takes {names[1]!r} as its second argument, beside keywords, and would get whole data rows for it"
-    return ""
+    return taken, rollouts is not None and rollouts.default is inspect.Parameter.empty

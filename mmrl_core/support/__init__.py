@@ -1,10 +1,11 @@
 """Small helpers that know nothing of training: files written whole, late imports, packages of an extra, norms."""
 
+from mmrl_core.support.absent_packages import stand_ins
 from mmrl_core.support.blaming import Blaming, blame, blamed
-from mmrl_core.support.extras import need
+from mmrl_core.support.extras import DISTRIBUTIONS, need
 from mmrl_core.support.files import finite, remove_unfinished, writes_to, written_aside
 from mmrl_core.support.lazy import lazy_names
-from mmrl_core.support.lock import LOCK_FILE, FolderLock, locked_folder
+from mmrl_core.support.lock import LOCK_FILE, FolderLock, is_held, locked_folder
 from mmrl_core.support.model_paths import local_model
 from mmrl_core.support.parent import end_with_parent
 from mmrl_core.support.processes import Processes, losses_named, make_accelerator, process_lost
@@ -12,6 +13,7 @@ from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm, refuse_broken
 
 __all__ = [
+    "DISTRIBUTIONS",
     "LOCK_FILE",
     "SIGNALS",
     "Blaming",
@@ -25,6 +27,7 @@ __all__ = [
     "end_with_parent",
     "finite",
     "finite_norm",
+    "is_held",
     "lazy_names",
     "local_model",
     "locked_folder",
@@ -34,6 +37,7 @@ __all__ = [
     "process_lost",
     "refuse_broken",
     "remove_unfinished",
+    "stand_ins",
     "writes_to",
     "written_aside",
 ]

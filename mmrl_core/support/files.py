@@ -118,6 +118,7 @@ _ADVICE = {
     errno.EROFS: "Name a folder that can be written.",
     errno.EACCES: "Name a folder that you may write to.",
     errno.EPERM: "Name a folder that you may write to.",
+    errno.EEXIST: "A part of the path is a file: name another folder.",
     errno.ENOTDIR: "A part of the path is a file: name another folder.",
 }
 

@@ -11,7 +11,7 @@ from mmrl_core.config import RunConfig
 from mmrl_core.data import PromptSource
 from mmrl_core.errors import MMRLError
 from mmrl_core.plugins import Plugins, load_plugins
-from mmrl_core.testing.method_checks import method_findings
+from mmrl_core.testing.algorithm_checks import algorithm_findings
 from mmrl_core.testing.prompt_cost import length_findings, load_preview
 from mmrl_core.testing.reward_checks import reward_findings
 from mmrl_core.testing.row_checks import further_row_findings
@@ -28,14 +28,13 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
     `NUM_ROWS` rows of each can be read, with their media, and every one that cannot is named with file and reason; of
     the others, up to `row_checks.MAX_LOOKED` of them, nothing is broken that shows without decoding media; each
     reward gives the gold answer its maximum (the detail `maximum` of its registration, 1.0 if it declares none; None is
-    "has none", which a function from a file has unless it has an attribute `maximum`), scores a group as its
-    completions one by one; and on each completion in `HOSTILE` it gives, within its time, the same finite number twice,
-    not above its maximum, or leaves it unscored, and does not raise. A reward that is registered with the detail
-    `reads` gets hostile pictures or videos, see `hostile_completions`. Each loss and advantage stage that is not the
-    core's is finite on small made inputs and of the right shape, has a gradient if it is a loss, and leaves its inputs
-    as they were. If the model is a language model and lies on this machine, the prompts read, and those of the others
-    with the longest texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the options in
-    `prompt.template`.
+    "has none", which a function from a file has unless it has an attribute `maximum`); and on each completion in
+    `HOSTILE` it gives, within its time, the same finite number twice, not above its maximum, or leaves it unscored, and
+    does not raise. A reward that is registered with the detail `reads` gets hostile pictures or videos, see
+    `hostile_completions`. Advantage stages and losses that are not the core's return what a step takes, on a made step
+    with the group size of their stage; they are not called where the run has `plugins`, which may change a step. If the
+    model is a language model and lies on this machine, the prompts read, and those of the others with the longest
+    texts, are not longer than `model.max_prompt_tokens`, and its chat template reads the options in `prompt.template`.
 
     Args:
         config: the resolved config. The stages are checked, each where it differs from those before, and the held-out
@@ -64,7 +63,7 @@ def check_task(config: RunConfig, plugins: Plugins | None = None) -> list[Findin
         if prompts and (section.splits, part.data, part.prompt, part.rewards) not in judged:
             judged.append((section.splits, part.data, part.prompt, part.rewards))
             findings += reward_findings(section, prompts, plugins)
-    findings += method_findings(config, plugins)
+    findings += algorithm_findings(config, [prompt for _, prompts in read for prompt in prompts], plugins)
     if not read:
         findings.append(Finding(False, "no data: set data.train, at the top or in a stage"))
     return findings
@@ -104,6 +103,8 @@ def _data_findings(
     ]
     read = f"{len(prompts)} of the first {num_read} rows can be read ({len(source)} in all)"
     findings.append(Finding(bool(prompts), f"{where}: {read}"))
+    if source.layout is not None:
+        findings.append(Finding(True, f"{where}: {source.layout}"))
     findings += further_row_findings(where, source, num_read, section.part.data.max_broken)
     shown = section.part.prompt
     templates = [*shown.images, *shown.videos, *shown.audios]

@@ -1,4 +1,4 @@
-"""Checks of losses and advantage stages on small made inputs, before a run computes with them.
+"""Checks of a plugin's losses and advantage stages on small made inputs; those of a task: `algorithm_checks`.
 
 A row of the inputs is unscored, some tokens are not trained, and once the policy has moved on since it sampled.
 """
@@ -9,11 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mmrl_core.config import RunConfig
 from mmrl_core.errors import MMRLError
-from mmrl_core.plugins import CORE, Entry, Plugins
+from mmrl_core.plugins import Entry
 from mmrl_core.testing.makers import make_group, make_loss_inputs, make_reward_view
-from mmrl_core.testing.sections import Finding
 from mmrl_core.types import Prompt
 
 if TYPE_CHECKING:
@@ -21,31 +19,6 @@ if TYPE_CHECKING:
 
 MASK = [[True, True, True], [True, True, False], [True, True, True], [True, False, False]]
 ADVANTAGES = (1.0, -1.0, 0.5, -0.5)
-
-
-def method_findings(config: RunConfig, plugins: Plugins) -> list[Finding]:
-    """Check the losses and advantage stages that a config names, those of the core excepted, each once.
-
-    Returns:
-        A finding for each that is sound, and one for each problem.
-    """
-    findings: list[Finding] = []
-    seen: list[tuple[str, str, Mapping[str, Any]]] = []
-    for algorithm in [stage.algorithm for stage in config.stages] or [config.algorithm]:
-        named = [("advantage", stage) for stage in algorithm.advantage] + [("loss", algorithm.loss)]
-        for place, (kind, component) in enumerate(named):
-            entry = plugins.registry.get(kind, component.name)
-            if entry.id.startswith(f"{CORE}/") or (kind, entry.id, component.options) in seen:
-                continue
-            seen.append((kind, entry.id, component.options))
-            called = component.name.rpartition("/")[2] if ".py:" in component.name else component.name
-            name = f"{kind} {called!r}"
-            problems = list(method_problems(entry, component.options, is_first=place == 0))
-            findings += [Finding(False, f"{name}: {problem}") for problem in problems]
-            if not problems:
-                what = "finite, with a gradient" if kind == "loss" else "finite, without a gradient"
-                findings.append(Finding(True, f"{name}: {what}, and it leaves what it is given as it was"))
-    return findings
 
 
 def method_problems(entry: Entry, options: Mapping[str, Any], *, is_first: bool = True) -> Iterator[str]:
@@ -178,17 +151,32 @@ def _stage_problems(entry: Entry, options: Mapping[str, Any], is_first: bool) ->
 
 def _called(call: Callable[[], Any], given: Any) -> tuple[Any, str]:
     """The result, None where it says itself what it lacks; and what is wrong, "" if nothing is."""
-    before = [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors("", given)]
+    before = snapshot(given)
     try:
         result = call()
     except MMRLError:
         return None, ""
     except Exception as error:
         return None, f"raises {type(error).__name__}: {error}"
+    if said := changed(before):
+        return None, said
+    return result, ""
+
+
+Snapshot = list[tuple[str, "Tensor", "Tensor"]]
+
+
+def snapshot(given: Any) -> Snapshot:
+    """The tensors of what a function is given, as they are now; for `changed`."""
+    return [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors("", given)]
+
+
+def changed(before: Snapshot) -> str:
+    """Which tensor is not as it was, and what to do about it; "" if all are."""
     for name, tensor, copy in before:
         if not bool(((tensor == copy) | (tensor.isnan() & copy.isnan())).all()):
-            return None, f"changes {name} in place. What comes after it would read that: make a new tensor."
-    return result, ""
+            return f"changes {name} in place. What comes after it would read that: make a new tensor."
+    return ""
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -50,6 +50,8 @@ def preview_task(config: RunConfig, num_prompts: int, output: str | Path, plugin
     shown = []
     for section in [section for section in found if section.parts is first.parts]:
         source = section.open(plugins, section.splits[0])
+        if source.layout is not None:
+            shown.append(f"{source.name}: {source.layout}")
         for index in range(min(num_prompts, len(source))):
             prompt = source.prompt(index)
             if prompt is None:

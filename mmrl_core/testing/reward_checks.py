@@ -9,8 +9,8 @@ from typing import Any
 
 from mmrl_core.config import RewardConfig
 from mmrl_core.errors import MMRLError
-from mmrl_core.plugins import Plugins
-from mmrl_core.scoring import CALLED_AS, Judgement, RewardRunner, sign_of_trl
+from mmrl_core.plugins import Plugins, sign_of_style
+from mmrl_core.scoring import CALLED_AS, Judgement, RewardRunner, advice
 from mmrl_core.testing.hostile import READS, hostile_completions
 from mmrl_core.testing.sections import Finding, Section, some
 from mmrl_core.types import Prompt
@@ -41,8 +41,8 @@ def reward_findings(section: Section, prompts: Sequence[Prompt], plugins: Plugin
             reason = f"{name}: skipped: it reads {reads!r}; known: {', '.join(READS)}"
             findings.append(Finding(True, reason, skipped=True))
             continue
-        if sign := sign_of_trl(runner.function(config.key), [*prompts[0].sample]):
-            findings.append(Finding(False, f"{name}: {sign}: written for TRL? {CALLED_AS}", property="groups"))
+        if config.style is None and (sign := sign_of_style(runner.function(config.key), [*prompts[0].sample])):
+            findings.append(Finding(False, f"{name}: {advice(sign)}", property="groups"))
             continue
         hostile = hostile_completions(reads)
         failed: dict[str, str] = {}
@@ -69,7 +69,7 @@ def _group_findings(
     """
 
     def judged(group: Sequence[Any]) -> list[Judgement]:
-        return runner.judge(key, group, [prompt.sample] * len(group))
+        return runner.judge(key, group, [prompt.sample] * len(group), prompt)
 
     group = list(completions[:GROUP_SIZE])
     where = f"{name}: a group of {len(group)}, on {prompt.id}"
@@ -113,7 +113,9 @@ def _gold_finding(
         return Finding(True, f"{name}: gold answer: skipped, the rows have none (prompt.answer)", skipped=True), {}
     judgements: dict[str, Judgement] = {}
     for prompt in answered:  # one by one: neighbours with equal rows are no group here
-        judgements[prompt.id] = runner.judge(config.key, [prompt.with_prefix(prompt.answer)], [prompt.sample])[0]
+        judgements[prompt.id] = runner.judge(config.key, [prompt.with_prefix(prompt.answer)], [prompt.sample], prompt)[
+            0
+        ]
     if failed := {key: j.failure for key, j in judgements.items() if j.failure is not None}:
         first = next(iter(failed))
         what = f"{name}: gold answer: fails on {some(list(failed))}; {first}: {failed[first]}"
@@ -173,14 +175,14 @@ def _hostile_findings(
     for description, completion in hostile.items():
         for prompt in prompts:
             start = time.monotonic()
-            first = runner.judge(config.key, [completion], [prompt.sample])[0]
+            first = runner.judge(config.key, [completion], [prompt.sample], prompt)[0]
             elapsed_s = time.monotonic() - start
             too_slow = elapsed_s >= config.timeout_s
             # A call that never lets go of the interpreter, as regular expressions do, is late without being abandoned.
             problem = f"takes {elapsed_s:.1f} s" if too_slow and first.failure is None else first.failure or ""
             kind = "time" if too_slow else "hostile"
             if not problem:
-                second = runner.judge(config.key, [completion], [prompt.sample])[0]
+                second = runner.judge(config.key, [completion], [prompt.sample], prompt)[0]
                 problem, kind = _hostile_problem(first, second, maximum)
             if problem and problem == failed.get(prompt.id):
                 continue

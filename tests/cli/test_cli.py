@@ -18,7 +18,7 @@ from mmrl_core.plugins import load_plugins, presets
 from mmrl_core.plugins.registry import KINDS
 from mmrl_core.testing import Finding, build_tiny
 
-COMMANDS = ("train", "eval", "score", "check", "preview", "list", "info", "view", "tiny")
+COMMANDS = ("train", "eval", "score", "check", "preview", "list", "info", "view", "tiny", "new", "doctor")
 LISTS = (
     *("plugins", "tasks", "presets", "sources", "rewards", "metrics", "tools", "environments", "algorithms", "models"),
     *("policies", "engines", "views", "behaviours", "hooks"),

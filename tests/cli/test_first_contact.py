@@ -127,6 +127,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "eval --checkpoint": [
         ("task.yaml --checkpoint absent", "there is no checkpoint folder absent"),
     ],
+    "eval --with": [
+        ("--checkpoint absent --with inspect:x", "there is no checkpoint folder absent"),
+        ("--checkpoint absent --with", "expected one argument"),
+    ],
     "eval --limit": [
         ("task.yaml --checkpoint . --limit 0", "is not a whole number above 0"),
         ("task.yaml --checkpoint . --limit -1", "is not a whole number above 0"),
@@ -185,8 +189,89 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("absent", "there is no run in absent"),
         ("task.yaml", "there is no run in task.yaml"),
     ],
+    "view other": [
+        ("absent other", "there is no run in absent"),
+    ],
+    "view --follow": [
+        ("run --follow=yes", "ignored explicit argument 'yes'"),
+    ],
+    "view --port": [
+        ("run --port x", "--port"),
+    ],
     "view --trust": [
         ("run --trust=yes", "ignored explicit argument 'yes'"),
+    ],
+    "import-config file": [
+        ("absent.yaml", "there is no file absent.yaml"),
+        ("task.yaml", "no key says whose config it is. Name the framework: --peer trl, verl, easyr1, swift"),
+        ("rewards.py --peer trl", "rewards.py: no command is in it"),
+    ],
+    "import-config --peer": [
+        ("task.yaml --peer ours", "invalid choice: 'ours'"),
+    ],
+    "import-config --processes": [
+        ("task.yaml --peer trl --processes 0", "is not a whole number above 0"),
+    ],
+    "import-config --rewards": [
+        ("task.yaml --peer trl --rewards absent.py", "there is no file absent.py"),
+    ],
+    "import-config --output": [
+        ("task.yaml --peer trl --output task.yaml", "task.yaml exists"),
+    ],
+    "sample checkpoint": [
+        ("absent hello", "there is no checkpoint folder absent"),
+    ],
+    "sample question": [
+        ("absent", "required"),
+    ],
+    "sample overrides": [
+        ("absent hello seed", "there is no checkpoint folder absent"),
+    ],
+    "sample --image": [
+        ("absent hello --image", "expected one argument"),
+    ],
+    "sample --video": [
+        ("absent hello --video", "expected one argument"),
+    ],
+    "sample --audio": [
+        ("absent hello --audio", "expected one argument"),
+    ],
+    "sample --temperature": [
+        ("absent hello --temperature hot", "--temperature"),
+        ("absent hello --temperature -1", "--temperature"),
+    ],
+    "sample --num": [
+        ("absent hello --num 0", "is not a whole number above 0"),
+        ("absent hello --num 3", "greedy answers would all be the same"),
+    ],
+    "sample --max-tokens": [
+        ("absent hello --max-tokens 0", "is not a whole number above 0"),
+    ],
+    "export run_directory": [
+        ("absent exported", "there is no checkpoint folder absent"),
+    ],
+    "export output": [
+        ("absent", "required"),
+    ],
+    "export --merge": [
+        ("absent exported --merge=yes", "ignored explicit argument 'yes'"),
+    ],
+    "export --precision": [
+        ("absent exported --precision int8", "invalid choice: 'int8'"),
+    ],
+    "runs folder": [
+        ("absent", "there is no folder absent"),
+        ("task.yaml", "there is no folder task.yaml"),
+    ],
+    "runs --json": [
+        ("--json=yes", "ignored explicit argument 'yes'"),
+    ],
+    "compare runs": [
+        ("absent", "name two runs, or more, to compare"),
+        ("absent other", "there is no run in absent"),
+    ],
+    "compare --all": [
+        ("absent other --all=yes", "ignored explicit argument 'yes'"),
     ],
     "tiny kind": [
         ("qwen2vl model", "Did you mean 'qwen2_vl'?"),
@@ -200,6 +285,28 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("qwen2 model --seed 1.5", "--seed"),
         ("qwen2 model --seed -1", "--seed"),
         ("qwen2 model --seed 4294967296", "--seed"),
+    ],
+    "new kind": [
+        ("taks mine", "invalid choice: 'taks'"),
+        ("task", "required"),
+    ],
+    "new name": [
+        ("task My-Task", "such as 'my_task'"),
+        ("task 3d", "such as 'd'"),
+        ("task class", "no word of Python, nor 'core'; such as 'traffic_signs'"),
+        ("plugin core", "nor 'core'"),
+        ("plugin gui", "a plugin 'gui' is installed already (mmrl-gui)"),
+    ],
+    "new --modality": [
+        ("task mine --modality smell", "invalid choice: 'smell'"),
+    ],
+    "new --output": [
+        ("task mine --output task.yaml", "task.yaml exists and is not an empty folder, and nothing is overwritten"),
+        ("task mine --output .", "nothing is overwritten"),
+        ("task mine --output task.yaml/in", "A part of the path is a file"),
+    ],
+    "doctor --json": [
+        ("--json=yes", "ignored explicit argument 'yes'"),
     ],
 }
 """Of every argument of every command: wrong input, and words of the answer."""

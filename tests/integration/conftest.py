@@ -368,8 +368,7 @@ PRELOADED = (
     "mmrl_core.language_model.policy",
     "accelerate",
     "datasets",
-    "matplotlib.figure",  # of the report
-    "matplotlib.backends.backend_svg",
+    "jinja2",  # of the report
     "transformers.models.qwen2.modeling_qwen2",
     "transformers.models.qwen2_vl.modeling_qwen2_vl",
     "transformers.models.qwen2_vl.processing_qwen2_vl",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmrl_core.runs.report.reading import edges_of
+
 MAX_SHOWN = 50
 """Evaluations shown, in the order of their files' names."""
 
@@ -17,12 +19,12 @@ MAX_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """One evaluation: a title that says of what, notes, and metrics in the order of the file."""
+    """One evaluation: a title that says of what, notes, and metrics with their intervals in the order of the file."""
 
     title: str
     file: str
     notes: list[str]
-    metrics: list[tuple[str, float]]
+    metrics: list[tuple[str, float, tuple[float, float] | None]]
 
 
 def read_checkpoint_results(run: Path) -> list[CheckpointResult]:
@@ -48,7 +50,12 @@ def _read(path: Path) -> CheckpointResult | None:
         title += f", {' '.join(map(str, overrides))}"
     notes = values.get("notes")
     notes = [str(note) for note in notes] if isinstance(notes, list) else []
-    numbers = [(str(name), float(value)) for name, value in values["metrics"].items() if _is_number(value)]
+    intervals = edges_of(values, "intervals")
+    numbers = [
+        (str(name), float(value), intervals.get(str(name)))
+        for name, value in values["metrics"].items()
+        if _is_number(value)
+    ]
     return CheckpointResult(
         title[:300], path.name, [str(note) for note in notes] if isinstance(notes, list) else [], numbers
     )

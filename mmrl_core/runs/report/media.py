@@ -31,8 +31,10 @@ MAX_PIXELS = 50_000_000  # of a picture that is decoded: 200 MB
 PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PICTURE_SIDE = 640  # larger pictures are scaled down, so that a report of photographs stays a few megabytes
 MAX_SMALL_SIDE = 256  # smaller pictures are shown with their pixels
+MAX_THUMBNAIL_SIDE = 144
+THUMBNAIL_QUALITY = 40
 SOUND_HZ = 16_000  # sounds are played, and drawn, as audio encoders hear them
-MAX_PNG_BYTES = 32_000  # small pictures are kept exactly, but not where that would make a report of films huge
+MAX_PNG_BYTES = 8_000  # small pictures are kept exactly, but not where that would make a report of photographs huge
 
 
 class Media:
@@ -44,8 +46,16 @@ class Media:
         has_areas, has_spans: whether the view drew on pictures, and stretches of time.
     """
 
-    def __init__(self, root: Path, config: Any, *, runs_files: bool = True) -> None:
-        self.embedded: list[dict[str, Any]] = []
+    def __init__(
+        self, root: Path, config: Any, *, runs_files: bool = True, sheet: list[dict[str, Any]] | None = None
+    ) -> None:
+        """
+        Args:
+            root: folder of rollouts.
+            runs_files: whether a view may be a Python file that the config names.
+            sheet: pictures that are embedded already, of another run.
+        """
+        self.embedded: list[dict[str, Any]] = [] if sheet is None else sheet
         self.problem = ""
         self.has_areas = self.has_spans = False
         self._view: Callable[..., Any] | None = None
@@ -68,7 +78,7 @@ class Media:
                 self.problem = f"Nothing is drawn on the pictures: {error}"
 
     def picture(self, path: Any) -> dict[str, Any] | None:
-        """id, width, height and uri of a picture; None if it cannot be read or is outside of the rollouts folder."""
+        """id, width, height, natural size in pixels and uri of a picture; None if it cannot be read or is elsewhere."""
         if str(path) not in self._known:
             try:
                 self._refuse_unsafe(str(path))
@@ -76,6 +86,19 @@ class Media:
             except MediaError:
                 self._known[str(path)] = None
         return self._known[str(path)]
+
+    def small(self, path: Any) -> dict[str, Any] | None:
+        """The same of a picture that is shown small, among thousands; one that is embedded already serves here too."""
+        if self._known.get(str(path)) is not None:
+            return self._known[str(path)]
+        key = f"small {path}"
+        if key not in self._known:
+            try:
+                self._refuse_unsafe(str(path))
+                self._known[key] = self._embed(load_image(str(path), root=self._root), max_side=MAX_THUMBNAIL_SIDE)
+            except MediaError:
+                self._known[key] = None
+        return self._known[key]
 
     def sound(self, path: Any) -> dict[str, Any] | None:
         """uri of a sound, and its spectrogram as `picture`; None if it is no sound, or cannot be read."""
@@ -114,7 +137,8 @@ class Media:
             uri = f"data:image/webp;base64,{base64.b64encode(encode_film(frames)).decode()}"
         except Exception:  # format plugins raise anything on torn data
             return None
-        return {"width": width, "height": height, "is_small": max(width, height) <= MAX_SMALL_SIDE, "uri": uri}
+        is_small = max(width, height) <= MAX_SMALL_SIDE
+        return {"width": width, "height": height, "is_small": is_small, "natural": (width, height), "uri": uri}
 
     def _refuse_unsafe(self, path: str, *, is_picture: bool = True) -> None:
         """Refuse, before anything is decoded, what no run writes.
@@ -140,22 +164,24 @@ class Media:
         except Exception as error:  # format plugins raise anything on hostile headers; paths may be absurd
             raise MediaError(f"{name_of(path)}: {error}") from error
 
-    def _embed(self, image: Image) -> dict[str, Any]:
+    def _embed(self, image: Image, *, max_side: int = MAX_PICTURE_SIDE) -> dict[str, Any]:
         from PIL.Image import Resampling
 
         # Shapes are drawn on a canvas whose longer side is 1000.
         width, height = (round(1000 * side / max(image.size), 1) for side in image.size)
-        is_small = max(image.size) <= MAX_SMALL_SIDE
-        image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Resampling.LANCZOS)
+        is_thumbnail, is_small = max_side == MAX_THUMBNAIL_SIDE, max(image.size) <= MAX_SMALL_SIDE
+        natural = image.size
+        image.thumbnail((max_side, max_side), Resampling.LANCZOS)
         buffer, kind = io.BytesIO(), "png"
-        if is_small:
+        if is_small and not is_thumbnail:
             image.save(buffer, format=kind)
-        if not is_small or buffer.tell() > MAX_PNG_BYTES:
+        if not buffer.tell() or buffer.tell() > MAX_PNG_BYTES:
             buffer, kind = io.BytesIO(), "jpeg"
-            image.save(buffer, format=kind, quality=88)
+            image.convert("RGB").save(buffer, format=kind, quality=THUMBNAIL_QUALITY if is_thumbnail else 88)
         uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
         name = f"picture-{len(self.embedded)}"
-        self.embedded.append({"id": name, "width": width, "height": height, "is_small": is_small, "uri": uri})
+        told = {"id": name, "width": width, "height": height, "is_small": is_small, "natural": natural, "uri": uri}
+        self.embedded.append(told)
         return self.embedded[-1]
 
     def shapes(self, rollout: Record) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmrl_core.runs.charts import Series, Stage, chart_uri, draw_chart
-from mmrl_core.runs.report.reading import Evaluation, Points
+from mmrl_core.runs.charts import Series, curve
+from mmrl_core.runs.report.reading import Evaluation, Points, RunFiles
 from mmrl_core.runs.report.text import SMALLEST_CHANGE, name_of, readable, visible
 
 MAX_CHARTS = 36  # of a section
@@ -44,11 +44,16 @@ NEUTRAL_METRIC = re.compile(
 _STEP_LABEL = re.compile(r"step \d+")
 
 
-def counters_of(columns: Mapping[str, Points]) -> list[tuple[str, float, float, float]]:
+def counters_of(columns: Mapping[str, Points]) -> list[tuple[Any, ...]]:
     """(name, sum over steps, mean over the steps that logged it, last value) of each counter."""
     chosen = {key: list(points.values()) for key, points in sorted(columns.items()) if key.startswith(COUNTER_PREFIXES)}
     shown = list(chosen.items())[:MAX_COUNTERS]
-    return [(name_of(key.removeprefix("count/")), sum(v), sum(v) / len(v), v[-1]) for key, v in shown]
+    sums = [(key, (sum(v), sum(v) / len(v), v[-1])) for key, v in shown]
+    return [(name_of(key.removeprefix("count/")), *map(_whole, told)) for key, told in sums]
+
+
+def _whole(value: float) -> float:
+    return int(value) if value.is_integer() else value
 
 
 def milestones_of(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -98,57 +103,88 @@ def held_out_table(milestones: Sequence[Evaluation]) -> list[tuple[str, list[dic
         for metric in metrics:
             for warmth in _temperatures(milestones, metric):
                 values = [one.values.get((metric, warmth)) for one in milestones]
-                cells = [_cell(metric, *pair) for pair in zip(values, [None, *values], strict=False)]
+                intervals = [one.intervals.get((metric, warmth)) for one in milestones]
+                cells = [_cell(metric, *told) for told in zip(values, [None, *values], intervals, strict=False)]
                 rows.append({"metric": names[metric], "temperature": warmth, "cells": cells})
         if rows:
             table.append((section, rows))
     return table
 
 
-def _cell(metric: str, value: float | None, before: float | None) -> dict[str, Any]:
-    """A number and how it moved; the trend is a CSS class."""
+def _cell(
+    metric: str, value: float | None, before: float | None, interval: tuple[float, float] | None
+) -> dict[str, Any]:
+    """A number, its interval, and how it moved; the trend is a CSS class."""
     change = None if value is None or before is None else value - before
     trend = ""
     if change is not None and abs(change) >= SMALLEST_CHANGE and not NEUTRAL_METRIC.search(metric):
         trend = "up" if change > 0 else "down"
-    return {"value": value, "change": change, "trend": trend}
+    return {"value": value, "change": change, "trend": trend, "interval": interval}
 
 
-def story_of(milestones: Sequence[Evaluation], charts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The first benchmark metric and the reward, from first to last. Their charts are taken out of `charts`."""
+def story_of(
+    runs: Sequence[RunFiles], milestones: Sequence[Evaluation], charts: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The first benchmark metric and the reward, from first to last. Their charts are taken out of `charts`.
+
+    Args:
+        milestones: of the one run, or the last of each of several.
+    """
     sections, story = _metrics_by_section(milestones), []
+    if len(runs) > 1:  # what only one has compares nothing
+        had = [{metric for metric, _ in one.values} for one in milestones]
+        sections = {name: [m for m in metrics if all(m in own for own in had)] for name, metrics in sections.items()}
     for metric in sections["Benchmark metrics"][:1] + sections["Rewards"][:1]:
         if metric not in charts:  # there were too many
             continue
         warmth = _temperatures(milestones, metric)[0]
-        told = [(one.label, one.values[metric, warmth]) for one in milestones if (metric, warmth) in one.values]
-        change = _cell(metric, told[-1][1], told[0][1] if len(told) > 1 else None)
+        told = [(one, one.values[metric, warmth]) for one in milestones if (metric, warmth) in one.values]
+        change = _cell(metric, told[-1][1], told[0][1] if len(told) > 1 else None, None)
         title = f"{charts[metric]['title']}, {warmth}"
-        story.append({"title": title, "told": told, "change": change, "chart": charts.pop(metric)})
+        shown = [
+            {"label": one.label, "value": value, "interval": one.intervals.get((metric, warmth)), "rows": one.num_rows}
+            for one, value in told
+        ]
+        story.append({"title": title, "told": shown, "change": change, "chart": charts.pop(metric)})
     return story
 
 
-def _chart(title: str, told: str, series: Sequence[Series], stages: Sequence[Stage]) -> dict[str, Any]:
+def _chart(title: str, told: str, series: Sequence[Series], runs: Sequence[RunFiles]) -> dict[str, Any]:
+    """A chart; "last" has the last number of each curve, "curves" is for the page's script."""
     last = [(line.label, line.values[-1]) for line in series]
-    return {"title": visible(title), "told": told, "last": last, "uri": chart_uri(draw_chart(series, stages))}
+    curves = [curve(line, runs[line.run].stages) for line in series]
+    is_flat = all(line.is_flat for line in series) and all(len(line.steps) > 1 for line in series)
+    return {"title": visible(title), "told": told, "last": last, "is_flat": is_flat, "curves": curves}
 
 
-def draw_held_out(evaluations: Sequence[Evaluation], stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
-    """A chart for each held-out metric, with a curve for each temperature."""
+def _labelled(runs: Sequence[RunFiles], run: int, label: str) -> str:
+    """A curve's name, with its run's where there are several."""
+    return ": ".join(filter(None, [runs[run].name, label])) if len(runs) > 1 else label
+
+
+def draw_held_out(runs: Sequence[RunFiles]) -> dict[str, dict[str, Any]]:
+    """A chart for each held-out metric, with a curve for each temperature of each run."""
     charts = {}
-    metrics = [name for names in _metrics_by_section(evaluations).values() for name in names]
+    metrics = [
+        name for names in _metrics_by_section([e for run in runs for e in run.evaluations]).values() for name in names
+    ]
     titles = _held_out_titles(metrics)
     for metric in metrics[:MAX_CHARTS]:
         series = []
-        for warmth in _temperatures(evaluations, metric)[:MAX_CURVES]:
-            points = {one.step: one.values[metric, warmth] for one in evaluations if (metric, warmth) in one.values}
-            series.append(Series(warmth, list(points), list(points.values()), is_measured=True))
-        charts[metric] = _chart(titles[metric], "", series, stages)
+        for number, run in enumerate(runs):
+            for warmth in _temperatures(run.evaluations, metric)[:MAX_CURVES]:
+                found = {one.step: one for one in run.evaluations if (metric, warmth) in one.values}
+                values = [one.values[metric, warmth] for one in found.values()]
+                intervals = [one.intervals.get((metric, warmth)) for one in found.values()]
+                label = _labelled(runs, number, warmth)
+                series.append(Series(label, list(found), values, True, intervals, number))
+        charts[metric] = _chart(titles[metric], "", series, runs)
     return charts
 
 
-def draw_training(columns: Mapping[str, Points], stages: Sequence[Stage]) -> list[tuple[str, list[dict[str, Any]]]]:
+def draw_training(runs: Sequence[RunFiles]) -> list[tuple[str, list[dict[str, Any]]]]:
     """(section, charts) pairs of the logged metrics. A metric without a known chart comes last, under its own name."""
+    columns = list(dict.fromkeys(key for run in runs for key in run.columns))
     rewards = [key for key in columns if key.startswith("reward/") and key not in ("reward/total", "reward/total_std")]
     names = readable(rewards)
     parts = [rewards[first : first + MAX_CURVES] for first in range(0, len(rewards), MAX_CURVES)][:MAX_CHARTS]
@@ -164,8 +200,12 @@ def draw_training(columns: Mapping[str, Points], stages: Sequence[Stage]) -> lis
     charts += [(OTHER, name_of(key), "", {key: ""}) for key in unknown[:MAX_CHARTS]]
     sections: dict[str, list[dict[str, Any]]] = {TRAINING: [], UPDATE: [], COMPLETIONS: [], OTHER: []}
     for section, title, told, metrics in charts:
-        drawn = [(label, columns[key]) for key, label in metrics.items() if key in columns]
-        if drawn:
-            series = [Series(label, list(points), list(points.values())) for label, points in drawn]
-            sections[section].append(_chart(title, told, series, stages))
+        series = [
+            Series(_labelled(runs, number, label), list(points), list(points.values()), run=number)
+            for key, label in metrics.items()
+            for number, run in enumerate(runs)
+            if (points := run.columns.get(key))
+        ]
+        if series:
+            sections[section].append(_chart(title, told, series, runs))
     return [(section, drawn) for section, drawn in sections.items() if drawn]

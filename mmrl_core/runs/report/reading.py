@@ -10,6 +10,8 @@ from typing import Any
 
 from mmrl_core.runs.charts import Stage
 from mmrl_core.runs.report.text import MAX_SHOWN_CHARS, name_of, number_of
+from mmrl_core.runs.rollouts import RolloutFile, read_json_lines, rollout_files
+from mmrl_core.runs.starts import FILE_NAME as STARTS
 
 _TEMPERATURE_METRIC = re.compile(r"(greedy|t[0-9][0-9.]*)/(.+)")
 
@@ -63,6 +65,51 @@ def _plain_yaml(text: str) -> Any:
     return yaml.load(text, Loader=loader)
 
 
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything of a run directory that the report shows, but for its rollouts, whose files are listed.
+
+    Attributes:
+        name: of the directory.
+        unreadable: why the config cannot be read, or "".
+        starts: records of starts.jsonl.
+    """
+
+    path: Path
+    name: str
+    config_text: str
+    config: Any
+    unreadable: str
+    records: list[Record]
+    steps: list[Record]
+    evaluations: list[Evaluation]
+    columns: dict[str, Points]
+    stages: list[Stage]
+    files: list[RolloutFile]
+    starts: list[Record]
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run directory."""
+    config_text, config, unreadable = read_config(path / "config.yaml")
+    records: list[Record] = [*read_json_lines(path / "metrics.jsonl")]
+    steps, evaluations = sorted_records(records)
+    return RunFiles(
+        path,
+        name_of(path.resolve().name),
+        config_text,
+        config,
+        unreadable,
+        records,
+        steps,
+        evaluations,
+        columns_of(steps),
+        stages_of(steps),
+        rollout_files(path),
+        [*read_json_lines(path / STARTS)],
+    )
+
+
 def at(tree: Any, *keys: str) -> Any:
     """The value under nested keys, None where a key is missing."""
     for key in keys:
@@ -87,11 +134,16 @@ def numbers_of(record: Record) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Held-out metrics of a step; the keys of `values` are (metric, "greedy" or a temperature)."""
+    """Held-out metrics of a step; the keys of `values` are (metric, "greedy" or a temperature).
+
+    `intervals` has the 95 % intervals of some of them; `num_rows` is None where the run did not note it.
+    """
 
     step: int
     label: str
     values: Mapping[tuple[str, str], float]
+    intervals: Mapping[tuple[str, str], tuple[float, float]]
+    num_rows: int | None = None
 
 
 def sorted_records(records: Sequence[Record]) -> tuple[list[Record], list[Evaluation]]:
@@ -105,13 +157,29 @@ def sorted_records(records: Sequence[Record]) -> tuple[list[Record], list[Evalua
         if record.get("kind") == "step":
             steps[step] = record
         elif record.get("kind") == "eval":
-            numbers = {
-                (match[2], match[1] if match[1] == "greedy" else f"T = {match[1][1:]}"): number
-                for key, number in numbers_of(record)
-                if (match := _TEMPERATURE_METRIC.fullmatch(key))
-            }
-            evaluations[step, label] = Evaluation(step, label, numbers)
+            numbers = {name: number for key, number in numbers_of(record) if (name := _metric_name(key))}
+            rows = number_of(record.get("num_prompts"))
+            num_rows = int(rows) if rows is not None and 0 < rows < MAX_STEP else None
+            edges = edges_of(record, "intervals").items()
+            intervals = {name: pair for key, pair in edges if (name := _metric_name(key))}
+            evaluations[step, label] = Evaluation(step, label, numbers, intervals, num_rows)
     return [steps[step] for step in sorted(steps)], sorted(evaluations.values(), key=lambda one: one.step)
+
+
+def _metric_name(key: str) -> tuple[str, str] | None:
+    """(metric, "greedy" or a temperature); None for what is no held-out metric."""
+    match = _TEMPERATURE_METRIC.fullmatch(key)
+    return match and (match[2], match[1] if match[1] == "greedy" else f"T = {match[1][1:]}")
+
+
+def edges_of(record: Record, key: str) -> dict[str, tuple[float, float]]:
+    """Name -> low and high edge, of the intervals under a key."""
+    found = {}
+    for name, edges in mapping_of(record, key).items():
+        low, high = map(number_of, edges) if isinstance(edges, list) and len(edges) == 2 else (None, None)
+        if low is not None and high is not None:
+            found[str(name)] = (low, high)
+    return found
 
 
 def columns_of(steps: Sequence[Record]) -> dict[str, Points]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import fmean
+from dataclasses import dataclass
 from typing import Any
 
 from mmrl_core.runs.report.media import Media, is_area, percent
-from mmrl_core.runs.report.reading import Evaluation, Record, list_of, mapping_of
+from mmrl_core.runs.report.reading import Evaluation, Record, RunFiles, list_of, mapping_of
 from mmrl_core.runs.report.text import (
     format_seconds,
     name_of,
@@ -24,8 +24,8 @@ from mmrl_core.runs.rollouts import RolloutFile, read_rollouts
 
 MAX_COMPARED_PROMPTS = 6
 MAX_COMPARED_EVALUATIONS = 4
-MAX_TRAINING_STEPS = 4
-MAX_GROUPS_OF_STEP = 2
+MAX_TRAINING_STEPS = 6
+MAX_GROUPS_OF_STEP = 3
 MAX_COMPLETIONS_OF_GROUP = 32
 MAX_TURNS_OF_COMPLETION = 12
 MAX_REWARDS = 60
@@ -91,6 +91,8 @@ def _shown_rollout(rollout: Record, media: Media) -> dict[str, Any]:
         "rewards": {name: number_of(rewards[key]) for key, name in readable(list(rewards)[:MAX_REWARDS]).items()},
         "total": number_of(rollout.get("total")),
         "advantage": number_of(rollout.get("advantage")),
+        "correct": rollout.get("correct") if isinstance(rollout.get("correct"), bool) else None,
+        "said": shortened(str(rollout.get("said") or "")),
         "truncated": rollout.get("truncated") is True,
         "num_tokens": number_of(rollout.get("num_tokens")) and rollout["num_tokens"],
     }
@@ -101,45 +103,62 @@ def _shown_prompt(rollout: Record) -> dict[str, str]:
         "id": name_of(rollout.get("prompt_id", "")),
         "text": shortened(str(rollout.get("prompt", ""))),
         "answer": shortened(str(rollout.get("answer") or "")),
+        "gold": shortened(str(rollout.get("gold") or rollout.get("answer") or "")),
         "sample": shortened(json.dumps(rollout.get("sample"), indent=2, ensure_ascii=False)),
     }
 
 
-def compared_prompts(files: Sequence[RolloutFile], milestones: Sequence[Evaluation], media: Media) -> dict[str, Any]:
-    """The first held-out prompts, each with the completion of each milestone."""
+@dataclass(frozen=True)
+class Column:
+    """Held-out rollouts of an evaluation: its label, its file, and the media of its run."""
+
+    label: str
+    file: RolloutFile
+    media: Media
+
+
+def columns_to_compare(run: RunFiles, milestones: Sequence[Evaluation], media: Media) -> list[Column]:
+    """The first and the last evaluations of a run that have rollouts, of a step the coolest."""
     by_step: dict[int, RolloutFile] = {}
-    for file in files:  # the coolest of a step comes first
+    for file in run.files:  # the coolest of a step comes first
         if file.split == "held_out":
             by_step.setdefault(file.step, file)
     labels = {one.step: one.label for one in milestones}
     chosen = [file for step, file in by_step.items() if step in labels] or list(by_step.values())
     chosen = chosen[:1] + chosen[1:][1 - MAX_COMPARED_EVALUATIONS :]
-    columns = [(labels.get(file.step) or f"step {file.step}", file.temperature or 0) for file in chosen]
+    return [Column(labels.get(file.step) or f"step {file.step}", file, media) for file in chosen]
+
+
+def compared_prompts(columns: Sequence[Column]) -> dict[str, Any]:
+    """The first held-out prompts, each with its completion in each column."""
     # The first of several completions of a prompt is kept.
-    tables = [
-        {str(line.get("prompt_id")): line for line in reversed(read_rollouts(file.path)) if line} for file in chosen
-    ]
+    tables = [{_key(line): line for line in reversed(read_rollouts(column.file.path)) if line} for column in columns]
     counts = Counter(prompt for table in tables for prompt in reversed(table))
     rows = []
     for prompt, _ in counts.most_common(MAX_COMPARED_PROMPTS):  # of equal counts, the first written comes first
         found = [table.get(prompt) for table in tables]
-        first = next(filter(None, found))
-        shapes = [media.shapes(one) if one else [] for one in found]
+        place, first = next((place, line) for place, line in enumerate(found) if line)
+        shapes = [column.media.shapes(one) if one else [] for one, column in zip(found, columns, strict=True)]
         has_areas = any(is_area(shape) for own in shapes for shape in own)
         cells = [
             one
             and {
-                "panels": media.panels(one, own) if has_areas else [],
+                "panels": column.media.panels(one, own) if has_areas else [],
                 "timeline": timeline([one], [own]),
-                "rollout": _shown_rollout(one, media),
+                "rollout": _shown_rollout(one, column.media),
             }
-            for one, own in zip(found, shapes, strict=True)
+            for one, own, column in zip(found, shapes, columns, strict=True)
         ]
         # Pictures that nothing is drawn on are shown once.
-        rows.append(
-            {"prompt": _shown_prompt(first), "panels": [] if has_areas else media.panels(first), "cells": cells}
-        )
-    return {"columns": columns, "rows": rows, "num_prompts": len(counts)}
+        panels = [] if has_areas else columns[place].media.panels(first)
+        rows.append({"prompt": _shown_prompt(first), "panels": panels, "cells": cells})
+    told = [(name_of(column.label), column.file.temperature or 0) for column in columns]
+    return {"columns": told, "rows": rows, "num_prompts": len(counts)}
+
+
+def _key(line: Record) -> tuple[str, str]:
+    """What makes a prompt the same in two runs: its id and its text, for other tasks may have the same ids."""
+    return str(line.get("prompt_id")), str(line.get("prompt"))
 
 
 def training_steps(files: Sequence[RolloutFile], media: Media) -> list[dict[str, Any]]:
@@ -182,5 +201,8 @@ def _training_group(rollouts: Sequence[Record], media: Media) -> dict[str, Any]:
         "has_advantages": any(shown["advantage"] is not None for shown in told),
         "num_left_out": len(rollouts) - len(told),
         "is_flat": len(totals) > 1 and max(totals) - min(totals) < 1e-6,
-        "mean_total": fmean(totals) if totals else None,
+        "mean_total": sum(totals) / len(totals) if totals else None,
+        "spread": max(totals) - min(totals) if totals else 0.0,
+        "num_right": sum(shown["correct"] is True for shown in told),
+        "num_judged": sum(shown["correct"] is not None for shown in told),
     }

@@ -61,6 +61,15 @@ def format_change(value: float | None) -> str:
     return f"+{format_number(value)}" if value is not None and value > 0 else format_number(value)
 
 
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """The edges of an interval; "" for none.
+
+    >>> [format_interval(interval) for interval in ((0.1, 0.25), None)]
+    ['0.100 to 0.250', '']
+    """
+    return "" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
+
+
 def format_seconds(value: float) -> str:
     """A time within a medium.
 

@@ -11,8 +11,7 @@ from mmrl_core.config import RewardConfig
 from mmrl_core.config.options import REQUIRED
 from mmrl_core.data import Template
 from mmrl_core.errors import MMRLError
-from mmrl_core.plugins import Entry
-from mmrl_core.scoring import GOLD_COLUMNS
+from mmrl_core.plugins import GOLD_COLUMNS, Entry
 from mmrl_core.testing.hostile import READS, hostile_completions
 from mmrl_core.testing.reward_checks import TOLERANCE
 from mmrl_core.testing.subject import NothingToCheck, Shown, Subject

@@ -32,8 +32,9 @@ def length():
 
 def question(number):
     picture = ContentImage(image="picture.png")
-    said = ChatMessageUser(content=[picture, ContentText(text=f"Which {number}?")])
-    return Sample(id=number, input=[ChatMessageSystem(content="Be brief."), said], target="red")
+    asked = ChatMessageUser(content=[picture, ContentText(text=f"Which {number}?")])
+    said = [ChatMessageSystem(content="Be brief."), asked]
+    return Sample(id=number, input=said, target="red")
 
 
 @task
@@ -52,8 +53,8 @@ def clock():
 
 @task
 def with_tools():
-    asked = [Sample(input="What time is it?", target="noon")]
-    return Task(asked, solver=[use_tools(clock()), generate()], scorer=length())
+    sample = Sample(input="What time is it?", target="noon")
+    return Task([sample], solver=[use_tools(clock()), generate()], scorer=length())
 """
 
 

@@ -110,16 +110,22 @@ def test_every_number_has_a_range(key):
 def options_with_numbers() -> Iterator[tuple[str, Any]]:
     """ "loss clipped.clip_low" and its annotation, of every number among the options of what a step calls."""
     registry = load_plugins().registry
-    for kind in ("advantage", "engine", "environment", "loss", "strategy"):
+    for kind in ("advantage", "behaviour", "engine", "environment", "loss", "strategy"):
         for entry in registry.entries(kind):
             for name, option in entry.options().items():
-                if entry.id.startswith("core/"):
-                    for _, annotation in numbers_in(option.annotation):
-                        yield f"{kind} {entry.id.removeprefix('core/')}.{name}", annotation
+                for _, annotation in numbers_in(option.annotation):
+                    yield f"{kind} {entry.id.removeprefix('core/')}.{name}", annotation
+
+
+def test_every_number_among_the_options_of_what_a_step_calls_is_finite():
+    found = dict(options_with_numbers())
+    assert {"loss text_reasoning/drpo.temperature", "behaviour text_reasoning/d3s.steps"} <= set(found)
+    values = (math.nan, math.inf, -math.inf, 10**30)
+    assert [key for key, kind in found.items() if any(accepts(kind, value) for value in values)] == []
 
 
 def test_every_number_among_the_options_of_the_core_has_a_range():
-    found = list(options_with_numbers())
+    found = [(key, annotation) for key, annotation in options_with_numbers() if "/" not in key]
     assert {"loss cispo.cap", "advantage whiten.eps", "strategy multi_turn.max_turns", "engine vllm.memory_gib"} <= {
         key for key, _ in found
     }
@@ -138,6 +144,7 @@ def test_every_number_among_the_options_of_the_core_has_a_range():
         ("loss: {name: cispo, cap: 0}", "option 'cap' should be greater than 0; got 0."),
         ("loss: {name: text_reasoning/rec, ring_low: 1.2}", "option 'ring_low' should be at most 1; got 1.2."),
         ("loss: {name: text_reasoning/sapo, positive: 0}", "option 'positive' should be greater than 0; got 0."),
+        ("loss: {name: text_reasoning/drpo, max_length: 0}", "option 'max_length' should be at least 1; got 0."),
         ("loss: {name: find/find, clip: 2}", "option 'clip' should be at most 1; got 2."),
         ("advantage: [{name: group_relative, eps: -1}]", "option 'eps' should be at least 0; got -1."),
         ("advantage: [{name: discounted_returns, gamma: 1.1}]", "option 'gamma' should be at most 1; got 1.1."),

@@ -550,7 +550,7 @@ def test_rewards_of_the_command_line_take_checked_options(write):
     assert str(caught.value).splitlines() == [
         "command line: 'nonsense' is not of the form key=value.",
         "command line: no option 'treshold'. Did you mean 'threshold'? "
-        "Options: threshold, weight, label, timeout_s, isolate, stop_on_failure.",
+        "Options: threshold, weight, label, timeout_s, isolate, stop_on_failure, style, columns, result.",
     ]
 
 

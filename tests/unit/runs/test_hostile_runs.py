@@ -1,16 +1,19 @@
 """Run folders from strangers: `mmrl view` shows what it can, says what it cannot, and runs nothing of theirs."""
 
+import base64
+import hashlib
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
 
 import pytest
 
+import mmrl_core.runs.report
 from mmrl_core.cli import main
 from mmrl_core.runs import write_report
-from mmrl_core.runs.report import numbers
 from mmrl_core.runs.rollouts import MAX_LINE_BYTES, read_json_lines
 
 STEP = {"kind": "step", "stage": "grpo", "stage_kind": "grpo", "step": 1, "loss": 0.5, "seconds": 1.0}
@@ -27,7 +30,7 @@ def rollouts(run: Path, **values: object) -> None:
     folder = run / "rollouts"
     (folder / "media").mkdir(parents=True, exist_ok=True)
     lines = [{**ROLLOUT, **values, "index": index} for index in range(2)]
-    for split in ("train", "held_out"):
+    for split in ("train", "held_out", "answers"):
         (folder / f"step-000001-{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -126,6 +129,33 @@ HOSTILE = {
     "a picture that is a FIFO": (medium("fifo.png", None), "picture missing or unreadable"),
     "a sound that is a FIFO": (medium("fifo.flac", None), "picture missing or unreadable"),
     "a film that is a FIFO": (medium("fifo.webp", None), "train:0"),
+    "starts that are none": (
+        lambda run: (
+            metrics(run, STEP),
+            (run / "starts.jsonl").write_text('[1]\n{"versions": 3, "devices": {}}\n{}\n'),
+        ),
+        "Steps done",
+    ),
+    "a start of a million letters": (
+        lambda run: (
+            metrics(run, STEP),
+            (run / "starts.jsonl").write_text(json.dumps({"command": MUCH, "time": MUCH, "versions": {MUCH: MUCH}})),
+        ),
+        "more characters",
+    ),
+    "intervals that are none": (
+        lambda run: metrics(
+            run,
+            {"kind": "eval", "step": 1, "greedy/a": 1.0, "intervals": 3},
+            {"kind": "eval", "step": 2, "greedy/a": 1.0, "intervals": {"greedy/a": ["x", 1]}, "num_prompts": -1},
+            {"kind": "eval", "step": 3, "greedy/a": 1.0, "intervals": {"greedy/a": [0, 10**400]}, "num_prompts": 1e300},
+        ),
+        "Held-out a",
+    ),
+    "marks that are none": (
+        lambda run: rollouts(run, correct="yes", said=[1], gold={"a": 1}, num_tokens="x", rewards=3, total=True),
+        "train:0",
+    ),
     "surrogates everywhere": (
         lambda run: (
             metrics(run, {**STEP, "stage": "\ud800", "reward/\ud800": 1.0}, {"kind": "alarm", "message": "\udfff"}),
@@ -138,8 +168,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_hostile_run_is_shown_as_far_as_it_goes(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(numbers, "MAX_CHARTS", 3)  # they take the time
+def test_a_hostile_run_is_shown_as_far_as_it_goes(tmp_path: Path, case: str):
     make, told = HOSTILE[case]
     make(tmp_path)
     page = write_report(tmp_path, runs_files=False).read_text(encoding="utf-8")
@@ -158,6 +187,14 @@ def test_a_line_too_long_to_be_one_of_a_run_is_left_out_and_the_next_is_read(tmp
 HTML = "</div><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
 
 
+FOLDER = Path(mmrl_core.runs.report.__file__).parent
+OUR_SCRIPTS = [
+    (FOLDER / name).read_text()
+    for name in ("vendor/uplot-1.6.32/uPlot.iife.min.js", "charts.js", "answers.js", "page.js")
+]
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src"
+
+
 def test_nothing_that_a_run_holds_is_html_or_script(tmp_path: Path):
     metrics(
         tmp_path,
@@ -171,9 +208,21 @@ def test_nothing_that_a_run_holds_is_html_or_script(tmp_path: Path):
     rollouts(tmp_path, completion=HTML, prompt=HTML, prompt_id=HTML, answer=HTML, stage=HTML, rewards={HTML: 1.0})
     (tmp_path / "set_aside.jsonl").write_text(json.dumps({"file": HTML, "reason": HTML, HTML: HTML}))
     (tmp_path / "config.yaml").write_text(f"name: '{HTML}'\ndescription: '{HTML}'\n")
-    page = write_report(tmp_path).read_text()
-    assert "<script" not in page and "<img src=x" not in page and page.count("alert(1)") >= 15
-    assert "script-src" not in page and "default-src 'none'" in page
+    (tmp_path / "starts.jsonl").write_text(json.dumps(dict.fromkeys(("time", "command", "commit", "cpu", HTML), HTML)))
+    for paths in ((tmp_path,), (tmp_path, tmp_path)):
+        page = write_report(*paths).read_text()
+        assert "<img src=x" not in page and page.count("alert(1)") >= 15
+        # Ours alone are scripts: the policy names their hashes and nothing else, and the data is JSON, which is none.
+        scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page, re.DOTALL)
+        assert [tag for tag, _ in scripts] == [' type="application/json" id="report-data"', *[""] * 4]
+        assert [script for _, script in scripts[1:]] == OUR_SCRIPTS
+        hashes = [
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in OUR_SCRIPTS
+        ]
+        (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', page)
+        assert policy == f"{POLICY} {' '.join(hashes)}"
+        data = scripts[0][1]
+        assert "<" not in data and HTML in json.dumps(json.loads(data), ensure_ascii=False)
 
 
 def test_opening_a_run_runs_no_file_that_it_names(tmp_path: Path, capsys):
@@ -204,7 +253,7 @@ def test_what_went_wrong_stands_at_the_top_the_gravest_first(tmp_path: Path):
         "Step 1: reward &#39;iou&#39; was the same for every rollout",
         "Reward iou failed on 5 completions, which are unscored. The first time: ValueError: no box",
         "1 broken row was set aside; see below.",
-        'id="held-out"',
+        'id="answers"',
     ]
     places = [page.index(text) for text in told]
     assert places == sorted(places) and 'class="problems"' in page

@@ -20,11 +20,10 @@ import torch
 
 from mmrl_core.config.schema import RewardConfig
 from mmrl_core.errors import PluginError, RewardError
-from mmrl_core.plugins import Plugins
+from mmrl_core.plugins import Plugins, sign_of_style
 from mmrl_core.plugins.registry import Registry
 from mmrl_core.scoring.call import MAX_HANGING
 from mmrl_core.scoring.runner import RewardRunner
-from mmrl_core.scoring.signature import sign_of_trl
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row
 
 Samples = Sequence[dict[str, Any]]
@@ -372,8 +371,9 @@ def test_a_column_as_second_argument_is_a_sign_of_trl() -> None:
     def reward(completions: Any, solution: Any, **kwargs: Any) -> list[float]:
         return [1.0] * len(completions)
 
-    assert sign_of_trl(reward) == "" and sign_of_trl(lengths, ["samples_of"]) == ""
-    assert "takes the column 'solution' as its second argument" in sign_of_trl(reward, ["problem", "solution"])
+    assert sign_of_style(reward) is None and sign_of_style(lengths, ["samples_of"]) is None
+    style, sign = sign_of_style(reward, ["problem", "solution"]) or ("", "")
+    assert style == "trl" and "takes the column 'solution' as its second argument" in sign
 
 
 def test_what_a_reward_writes_into_its_arguments_nobody_else_sees() -> None:

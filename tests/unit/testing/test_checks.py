@@ -20,6 +20,7 @@ from mmrl_core.plugins.registry import Registry
 from mmrl_core.testing import preview
 from mmrl_core.testing.checks import check_task
 from mmrl_core.testing.hostile import HOSTILE
+from mmrl_core.testing.method_checks import method_problems
 from mmrl_core.testing.preview import preview_task
 from mmrl_core.testing.sections import Finding
 
@@ -481,20 +482,28 @@ def shifts(advantages, view):
         ("advantage", "shifts", "changes its first argument in place"),
     ],
 )
-def test_a_loss_or_stage_of_a_file_is_tried_on_made_inputs(folder: Path, kind: str, method: str, expected: str) -> None:
+def test_a_loss_or_stage_is_tried_on_made_inputs(folder: Path, kind: str, method: str, expected: str) -> None:
+    (folder / "methods.py").write_text(METHODS)
+    entry = load_plugins().registry.get(kind, f"{folder / 'methods.py'}:{method}")
+    (told,) = method_problems(entry, {})
+    assert expected in told
+
+
+@pytest.mark.parametrize(("kind", "method"), [("loss", "in_place"), ("advantage", "shifts")])
+def test_what_a_task_names_may_not_change_what_it_is_given(folder: Path, kind: str, method: str) -> None:
     (folder / "methods.py").write_text(METHODS)
     named = f"{folder / 'methods.py'}:{method}"
-    (told,) = problems(check_task(config_of(folder, "exact", algorithm={kind: [named] if kind != "loss" else named})))
-    assert told.startswith(f"{kind} 'methods.py:{method}': ") and expected in told
+    config = config_of(folder, "exact")
+    stage = {"kind": "grpo", "steps": 1, "algorithm": {kind: named if kind == "loss" else [named]}}
+    stage |= {"data": config.data, "prompt": config.prompt, "rewards": config.rewards}
+    (told,) = problems(check_task(config_of(folder, "exact", stages=[stage])))
+    assert told.startswith(f"stage grpo 1: {kind}") and "in place. What comes after it would read that" in told
 
 
-def test_sound_methods_of_a_file_are_said_to_be_sound(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "method", "options"), [("advantage", "centred", {}), ("loss", "good", {"scale": 2.0})]
+)
+def test_nothing_is_said_of_sound_methods(folder: Path, kind: str, method: str, options: dict[str, float]) -> None:
     (folder / "methods.py").write_text(METHODS)
-    file = folder / "methods.py"
-    algorithm = {"advantage": [f"{file}:centred"], "loss": {"name": f"{file}:good", "scale": 2.0}}
-    findings = check_task(config_of(folder, "exact", algorithm=algorithm))
-    assert problems(findings) == []
-    assert [finding.what for finding in findings][-2:] == [
-        "advantage 'methods.py:centred': finite, without a gradient, and it leaves what it is given as it was",
-        "loss 'methods.py:good': finite, with a gradient, and it leaves what it is given as it was",
-    ]
+    entry = load_plugins().registry.get(kind, f"{folder / 'methods.py'}:{method}")
+    assert list(method_problems(entry, options)) == []

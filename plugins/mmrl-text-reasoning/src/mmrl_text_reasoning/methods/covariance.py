@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core import hookimpl
-from mmrl_core.config.numbers import FactorOrZero
+from mmrl_core.config.numbers import Factor, FactorOrZero, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, ratios_of, token_mean
@@ -34,7 +34,7 @@ class ClipCov:
     Source: arXiv:2505.22617 and verl's ``clip_cov``.
     """
 
-    def __init__(self, *, share: float = 2e-4, low: float = 1.0, high: float = 5.0) -> None:
+    def __init__(self, *, share: Share = 2e-4, low: Factor = 1.0, high: Factor = 5.0) -> None:
         self._share, self._low, self._high = share, low, high
 
     @hookimpl(wrapper=True)
@@ -60,7 +60,7 @@ class KLCov:
     Source: arXiv:2505.22617 and verl's ``kl_cov``.
     """
 
-    def __init__(self, *, share: float = 2e-4) -> None:
+    def __init__(self, *, share: Share = 2e-4) -> None:
         self._share = share
 
     @hookimpl(wrapper=True)

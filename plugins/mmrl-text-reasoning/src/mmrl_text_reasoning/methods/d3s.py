@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core import hookimpl
+from mmrl_core.config.numbers import Count, Share
 from mmrl_core.run import Run
 from mmrl_core.types import LOSS_MASK, Batch
 
@@ -37,11 +38,11 @@ class D3S:
     def __init__(
         self,
         *,
-        samples_from: float = 0.25,
-        samples_to: float = 1.0,
-        tokens_from: float = 0.2,
-        tokens_to: float = 1.0,
-        steps: int = 100,
+        samples_from: Share = 0.25,
+        samples_to: Share = 1.0,
+        tokens_from: Share = 0.2,
+        tokens_to: Share = 1.0,
+        steps: Count = 100,
         within_groups: bool = False,
     ) -> None:
         self._samples = samples_from, samples_to

@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmrl_core.config.numbers import Count, Factor, FactorOrZero, PositiveFactor
 from mmrl_core.methods import ScoreInputs
 
 
 def drpo(
     inputs: ScoreInputs,
     *,
-    max_length: int,
-    length_temperature: float = 0.1,
-    temperature: float = 10.0,
-    kl_weight: float = 1000.0,
-    kl_limit: float = 1e-4,
-    right_above: float = 0.5,
+    max_length: Count,
+    length_temperature: PositiveFactor = 0.1,
+    temperature: PositiveFactor = 10.0,
+    kl_weight: FactorOrZero = 1000.0,
+    kl_limit: FactorOrZero = 1e-4,
+    right_above: Factor = 0.5,
     reward: str | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Right answers weighted by their shortness against wrong ones, and a guard on the distance to the old policy.

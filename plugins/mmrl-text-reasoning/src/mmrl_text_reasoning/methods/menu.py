@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmrl_core.advantage_stages import for_each_trajectory
 from mmrl_core.advantages import ReduceSum, this_process_alone, varying_groups
-from mmrl_core.config.numbers import Count, FactorOrZero, PositiveFactor, Share
+from mmrl_core.config.numbers import Count, Factor, FactorOrZero, PositiveFactor, Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, clipped, ratios_of, token_mean
@@ -154,7 +154,7 @@ def optimal_baseline(advantages: Tensor, view: RewardView) -> Tensor:
     return for_each_trajectory(compared, advantages, view)
 
 
-def pass_at_k(advantages: Tensor, view: RewardView, *, k: Count = 4, right_above: float = 0.5) -> Tensor:
+def pass_at_k(advantages: Tensor, view: RewardView, *, k: Count = 4, right_above: Factor = 0.5) -> Tensor:
     """[B] -> [B]: advantages of the reward "at least one of k answers is right", over all subsets of k of the group.
 
     Of n answers of which w are wrong, a subset has the mean m = 1 - C(w, k) / C(n, k) and the std s = sqrt(m (1 - m)).

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmrl_core.advantage_stages import for_each_trajectory
-from mmrl_core.config.numbers import FactorOrZero, PositiveFactor, Share
+from mmrl_core.config.numbers import Factor, FactorOrZero, PositiveFactor, Seed, Share
 from mmrl_core.loss_inputs import LossInputs
 from mmrl_core.losses import Metrics, ratios_of, token_mean
 from mmrl_core.run import derive_seed
@@ -27,7 +27,7 @@ def rec(
     temperature: PositiveFactor = 1.0,
     k2: FactorOrZero = 0.0,
     forward_kl: FactorOrZero = 0.0,
-    scale: float = 1.0,
+    scale: Factor = 1.0,
 ) -> tuple[Tensor, Metrics]:
     """-A * logprob * M * c on each token, without gradient through the ratio.
 
@@ -84,7 +84,7 @@ def shifted_baseline(
     *,
     baseline: Literal["mean", "log_mean_exp"] = "mean",
     tau: PositiveFactor = 1.0,
-    shift: float = 0.0,
+    shift: Factor = 0.0,
 ) -> Tensor:
     """[B] -> [B]: reward - (baseline of the group + shift).
 
@@ -111,7 +111,7 @@ def shifted_baseline(
 
 
 def red_drop(
-    advantages: Tensor, view: RewardView, *, divide_by_std: bool = False, eps: FactorOrZero = 1e-6, seed: int = 0
+    advantages: Tensor, view: RewardView, *, divide_by_std: bool = False, eps: FactorOrZero = 1e-6, seed: Seed = 0
 ) -> Tensor:
     """[B] -> [B]: drop surplus bad answers of a group, then compare with the mean of the rest.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmrl_core.config.numbers import PositiveFactor
+from mmrl_core.config.numbers import Factor, PositiveFactor
 from mmrl_core.methods import ScoreInputs
 
 REFERENCE = "reference"
@@ -17,7 +17,7 @@ def trpa(
     *,
     beta: PositiveFactor = 0.1,
     kappa: PositiveFactor = 2.5,
-    best: float = 1.0,
+    best: Factor = 1.0,
     reward: str | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """-log sigmoid(kappa beta (h_i - h_j)), the mean over pairs of a group in which i has the higher reward.

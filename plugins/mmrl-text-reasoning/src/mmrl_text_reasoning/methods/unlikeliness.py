@@ -7,6 +7,7 @@ from collections.abc import Generator, Sequence
 import torch
 
 from mmrl_core import hookimpl
+from mmrl_core.config.numbers import Share
 from mmrl_core.errors import ConfigError
 from mmrl_core.types import Rollout, RolloutGroup, Scores
 
@@ -27,9 +28,7 @@ class Unlikeliness:
     Source: arXiv:2506.02355 and its code. Two passes over each batch (`epochs_per_rollout: 2`) belong to the method.
     """
 
-    def __init__(self, *, beta: float = 0.25, reward: str | None = None) -> None:
-        if not 0 <= beta <= 1:
-            raise ConfigError(f"unlikeliness: beta is a share between 0 and 1; got {beta:g}.")
+    def __init__(self, *, beta: Share = 0.25, reward: str | None = None) -> None:
         self._beta = beta
         self._reward = reward
 
