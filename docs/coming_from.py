@@ -109,6 +109,12 @@ stages: [{kind: grpo, epochs: 1, prompts_per_step: 8, group_size: 8}]""",
 }
 """A task for each, whose reward is in tests/data/peers."""
 
+VERIFIED = {
+    "trl": "Defaults of GRPO were compared with TRL's code, those of transformers' Trainer were not.",
+    "verl": "The defaults are unverified: they were not compared with verl's code.",
+    "easyr1": "Defaults of the actor were compared with EasyR1's code, the others were not.",
+    "swift": "The defaults are unverified: they were not compared with ms-swift's code.",
+}
 COMMANDS = {
     "trl": "mmrl import-config config.yaml --processes 8 --rewards rewards.py --output my_task.yaml",
     "verl": "mmrl import-config run_grpo.sh --output my_task.yaml",
@@ -182,7 +188,7 @@ def coming_from_page(peer: str) -> list[str]:
         f"```yaml\n{TASKS[peer]}\n```",
         f"```console\n$ {COMMANDS[peer]}\n$ mmrl train my_task.yaml --dry-run\n```",
         f"`import-config` reads {READS[peer]}. Defaults of {name} are written out where ours differ, so that the task "
-        "does what the config did; comments say what has no counterpart and what to look at.",
+        "does what the config did; comments say what has no counterpart and what to look at. " + VERIFIED[peer],
         "## Data",
         DATA[peer],
         " ".join(ALIKE.split()),

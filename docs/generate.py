@@ -1,4 +1,4 @@
-"""Writes pages from the code: cli, config, hooks, algorithms, conformance, each class, each framework to come from.
+"""Writes the reference pages from the code: cli.md, config.md, hooks.md, algorithms.md, conformance.md, classes, peers.
 
 python docs/generate.py            write them
 python docs/generate.py --check    exit with 1 and name the pages that are out of date

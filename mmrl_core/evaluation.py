@@ -224,12 +224,12 @@ def open_policy(config: RunConfig, checkpoint: Path | None, plugins: Plugins) ->
     from mmrl_core.starting_model import starting_model
 
     check_components(config, plugins)
-    policy_class = plugins.registry.get("policy", config.model.policy.name).load()
+    entry = plugins.registry.get("policy", config.model.policy.name)
     weights = None if checkpoint is None else _weights(checkpoint)
-    whole = weights if weights is not None and not policy_class.needs_base(weights) else None
-    path = whole or starting_model(config, plugins.registry)
+    needs_base = weights is None or entry.load().needs_base(weights)
+    path = starting_model(config, plugins.registry) if weights is None or needs_base else weights
     policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
-    if weights is not None and whole is None:
+    if weights is not None and needs_base:
         policy.load(weights)
     return policy
 

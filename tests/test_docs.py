@@ -29,7 +29,7 @@ DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLUGINS_PAGE = (DOCS / "plugins.md").read_text(encoding="utf-8")
 VISUAL_RFT_README = (ROOT / "plugins" / "mmrl-visual-rft" / "README.md").read_text(encoding="utf-8")
-PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md")])
 NOT_IN_THE_TREE = {".ci", ".git", ".github", ".venv", "runs", "build", "dist", "preview", "site"}
 
 

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="elsewhere",
         metavar="FRAMEWORK:TASK",
         help="a task of another framework instead of TASK: inspect:FILE.py, inspect:PACKAGE/TASK (inspect_ai), "
-        "lmms:TASK or lmms:FILE.yaml (lmms-eval); overrides change the model",
+        "lmms:TASK, lmms:FILE.yaml (lmms-eval); overrides change the model",
     )
     parser.add_argument("--limit", type=positive, metavar="N", help="held-out rows used (default: eval.limit or all)")
 

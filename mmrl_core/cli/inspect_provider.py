@@ -1,4 +1,4 @@
-"""The provider `mmrl` of inspect_ai: `inspect eval TASK --model mmrl/runs/first`, and `mmrl eval --with inspect:`.
+"""The model provider `mmrl` of inspect_ai: `inspect eval TASK --model mmrl/runs/first`, `mmrl eval --with inspect:`.
 
 inspect_ai finds this module by its entry point, and imports it when a model of this provider is asked for.
 """
@@ -73,8 +73,8 @@ class MMRLModel(ModelAPI):
     ) -> ModelOutput:
         if tools:
             raise MMRLError(
-                f"the task gives the model tools ({', '.join(tool.name for tool in tools)}), which policies call "
-                "in rollouts of their own only. Evaluate it on a task without tools."
+                f"the task gives the model tools ({', '.join(tool.name for tool in tools)}), which mmrl's policies "
+                "call in rollouts of their own only. Evaluate it on a task without tools."
             )
         messages = [_message(message) for message in input]
         answer = await self._answered(Request(messages, _sampling(config), tuple(config.stop_seqs or ())))

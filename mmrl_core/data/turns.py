@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from mmrl_core.data.row_media import Medium
 from mmrl_core.errors import TaskDataError
+from mmrl_core.media import MEDIUM_KEYS
 
 ROLES = {
     "system": "system",
@@ -97,7 +98,7 @@ def _parts(content: Any, where: str) -> Iterator[Part]:
         if kind == "text" and isinstance(part.get("text"), str):
             yield part["text"]
         elif kind in PART_KINDS:
-            held = {key: value for key, value in part.items() if key not in ("type", "text") and value is not None}
+            held = {key: part[key] for key in MEDIUM_KEYS if part.get(key) is not None}
             yield Slot(PART_KINDS[kind], held or None)
         else:
             raise TaskDataError(f"{where}: a part of type {kind!r} is not read; types: text, {', '.join(PART_KINDS)}")

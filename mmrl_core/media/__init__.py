@@ -1,7 +1,7 @@
 """Images, audio and video from files and bytes; boxes and points with their convention."""
 
 from mmrl_core.media.audio import Audio, audio_seconds, load_audio, resample_audio
-from mmrl_core.media.files import leads_out
+from mmrl_core.media.files import MEDIUM_KEYS, leads_out
 from mmrl_core.media.geometry import MAX_COORDINATE, Box, BoxConvention, Point, box_giou, box_iou, convert
 from mmrl_core.media.hashing import content_hash, media_file
 from mmrl_core.media.images import (
@@ -22,6 +22,7 @@ __all__ = [
     "IMAGE_FORMATS",
     "MAX_COORDINATE",
     "MAX_IMAGE_PIXELS",
+    "MEDIUM_KEYS",
     "Audio",
     "Box",
     "BoxConvention",

@@ -1,8 +1,8 @@
 """What a key of another framework's config is called here. The pages docs/coming_from_*.md show the tables.
 
 Each key says where its value goes; a default is that of the other framework, which an imported task writes out where it
-differs from ours. Defaults and names are those of TRL 1.0, ms-swift 3.9, verl 0.6 and EasyR1 0.3, as their published
-code has them; what another version calls otherwise is listed as unknown by the import.
+differs from ours. Those of TRL's GRPO and of EasyR1's actor were compared with their code; the others (transformers'
+Trainer, verl, ms-swift, the rest of EasyR1) are unverified. What another version calls otherwise is listed as unknown.
 """
 
 from __future__ import annotations

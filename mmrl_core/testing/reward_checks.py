@@ -174,9 +174,9 @@ def _hostile_findings(
     tested = too_slow = False
     for description, completion in hostile.items():
         for prompt in prompts:
-            start = time.monotonic()
-            first = runner.judge(config.key, [completion], [prompt.sample], prompt)[0]
-            elapsed_s = time.monotonic() - start
+            first, elapsed_s = _timed(runner, config.key, completion, prompt)
+            if elapsed_s >= config.timeout_s:  # once more: a process of its own may have been starting
+                first, elapsed_s = _timed(runner, config.key, completion, prompt)
             too_slow = elapsed_s >= config.timeout_s
             # A call that never lets go of the interpreter, as regular expressions do, is late without being abandoned.
             problem = f"takes {elapsed_s:.1f} s" if too_slow and first.failure is None else first.failure or ""
@@ -199,6 +199,12 @@ def _hostile_findings(
     if tested and not problems:
         what = f"{name}: {len(hostile)} empty, garbage and hostile completions are safe"
         yield Finding(True, what, property="hostile")
+
+
+def _timed(runner: RewardRunner, key: str, completion: Any, prompt: Prompt) -> tuple[Judgement, float]:
+    """How a completion is judged, and the seconds that it took."""
+    start = time.monotonic()
+    return runner.judge(key, [completion], [prompt.sample], prompt)[0], time.monotonic() - start
 
 
 def _hostile_problem(first: Judgement, second: Judgement, maximum: float | None) -> tuple[str, str]:

@@ -73,7 +73,10 @@ CASES: dict[str, tuple[dict[str, Any], str, list[tuple[str, list[str]]], str]] =
         "",
     ),
     "trl, one image, and the places of parts": (
-        {"prompt": [said("user", [{"type": "text", "text": "What?"}, {"type": "image"}])], "image": "red.png"},
+        {
+            "prompt": [said("user", [{"type": "text", "text": "What?"}, {"type": "image", "min_pixels": 4}])],
+            "image": "red.png",
+        },
         "trl",
         [("user", ["What?", "RED"])],
         "",
