@@ -86,7 +86,7 @@ def _run_elsewhere(
     for note in measured.notes:
         print(note)
     framework, _, name = arguments.elsewhere.partition(":")
-    lines = [json.dumps(line, allow_nan=False) for line in measured.lines]
+    lines = [f"{json.dumps(line, allow_nan=False)}\n" for line in measured.lines]
     called = f"{framework}/{Path(name).name}"
     _keep(arguments, evaluated, called, arguments.elsewhere, overrides, measured.notes, measured.metrics, lines, {})
 

@@ -10,6 +10,7 @@ from typing import Any
 from mmrl_core.config import AlgorithmConfig, RunConfig, StageConfig, current, parts_of
 from mmrl_core.plugins import CORE, Plugins
 from mmrl_core.testing.makers import make_group, make_scores
+from mmrl_core.testing.method_checks import Snapshot, changed, snapshot
 from mmrl_core.testing.sections import Finding
 from mmrl_core.types import Batch, Prompt, RolloutGroup, Scores
 
@@ -88,7 +89,9 @@ def _made_step(stage: StageConfig, prompts: Sequence[Prompt], plugins: Plugins, 
     advantages = view.rewards
     for part, entry in zip(stage.algorithm.advantage, entries, strict=True):
         options = current(part, 0).options
+        before = snapshot((advantages, view))
         advantages = entry.call(advantages, view, options=options, reduce_sum=lambda tensor: tensor)
+        _refuse_changes(before, f"advantage stage {part.name!r}")
         check_advantages(advantages, view, f"advantage stage {part.name!r}")
     batch = with_advantages(batch, advantages.nan_to_num(), view)
 
@@ -136,13 +139,28 @@ def _made_loss(stage: StageConfig, batch: Batch, entry: Any) -> None:
     )
     max_length = algorithm.max_length or stage.rollout.max_tokens
     unit = entry.details.get("unit", "token")
-    value, _ = policy_loss(inputs, algorithm, entry.function(), max_length=max_length, unit=unit)
+
+    def surrogate(inputs: LossInputs, **options: Any) -> Any:
+        before = snapshot(inputs)
+        result = entry.function()(inputs, **options)
+        _refuse_changes(before, f"loss {algorithm.loss.name!r}")
+        return result
+
+    value, _ = policy_loss(inputs, algorithm, surrogate, max_length=max_length, unit=unit)
     value.backward()
     sound = bool(torch.isfinite(value)) and logprobs.grad is not None and bool(torch.isfinite(logprobs.grad).all())
     if not sound:
         raise HookResultError(
             f"loss {algorithm.loss.name!r}: {float(value.detach())} on a made step, or its gradient is not finite."
         )
+
+
+def _refuse_changes(before: Snapshot, source: str) -> None:
+    """Raises HookResultError if a tensor that a stage or loss was given is not as it was."""
+    from mmrl_core.errors import HookResultError
+
+    if said := changed(before):
+        raise HookResultError(f"{source} {said}")
 
 
 def _made_groups(stage: StageConfig, prompts: Sequence[Prompt], all_scored: bool) -> tuple[list[RolloutGroup], Scores]:

@@ -151,17 +151,32 @@ def _stage_problems(entry: Entry, options: Mapping[str, Any], is_first: bool) ->
 
 def _called(call: Callable[[], Any], given: Any) -> tuple[Any, str]:
     """The result, None where it says itself what it lacks; and what is wrong, "" if nothing is."""
-    before = [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors("", given)]
+    before = snapshot(given)
     try:
         result = call()
     except MMRLError:
         return None, ""
     except Exception as error:
         return None, f"raises {type(error).__name__}: {error}"
+    if said := changed(before):
+        return None, said
+    return result, ""
+
+
+Snapshot = list[tuple[str, "Tensor", "Tensor"]]
+
+
+def snapshot(given: Any) -> Snapshot:
+    """The tensors of what a function is given, as they are now; for `changed`."""
+    return [(name, tensor, tensor.detach().clone()) for name, tensor in _tensors("", given)]
+
+
+def changed(before: Snapshot) -> str:
+    """Which tensor is not as it was, and what to do about it; "" if all are."""
     for name, tensor, copy in before:
         if not bool(((tensor == copy) | (tensor.isnan() & copy.isnan())).all()):
-            return None, f"changes {name} in place. What comes after it would read that: make a new tensor."
-    return result, ""
+            return f"changes {name} in place. What comes after it would read that: make a new tensor."
+    return ""
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -32,14 +32,9 @@ def length():
 
 def question(number):
     picture = ContentImage(image="picture.png")
-<<<<<<< HEAD:tests/cli/test_eval_elsewhere.py
     asked = ChatMessageUser(content=[picture, ContentText(text=f"Which {number}?")])
     said = [ChatMessageSystem(content="Be brief."), asked]
     return Sample(id=number, input=said, target="red")
-=======
-    said = ChatMessageUser(content=[picture, ContentText(text=f"Which {number}?")])
-    return Sample(id=number, input=[ChatMessageSystem(content="Be brief."), said], target="red")
->>>>>>> 2b583bf5b3633d10f47b860f0dc33933915b63a1:tests/unit/cli/test_eval_elsewhere.py
 
 
 @task
@@ -58,13 +53,8 @@ def clock():
 
 @task
 def with_tools():
-<<<<<<< HEAD:tests/cli/test_eval_elsewhere.py
     sample = Sample(input="What time is it?", target="noon")
     return Task([sample], solver=[use_tools(clock()), generate()], scorer=length())
-=======
-    asked = [Sample(input="What time is it?", target="noon")]
-    return Task(asked, solver=[use_tools(clock()), generate()], scorer=length())
->>>>>>> 2b583bf5b3633d10f47b860f0dc33933915b63a1:tests/unit/cli/test_eval_elsewhere.py
 """
 
 

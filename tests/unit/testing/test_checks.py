@@ -489,6 +489,17 @@ def test_a_loss_or_stage_is_tried_on_made_inputs(folder: Path, kind: str, method
     assert expected in told
 
 
+@pytest.mark.parametrize(("kind", "method"), [("loss", "in_place"), ("advantage", "shifts")])
+def test_what_a_task_names_may_not_change_what_it_is_given(folder: Path, kind: str, method: str) -> None:
+    (folder / "methods.py").write_text(METHODS)
+    named = f"{folder / 'methods.py'}:{method}"
+    config = config_of(folder, "exact")
+    stage = {"kind": "grpo", "steps": 1, "algorithm": {kind: named if kind == "loss" else [named]}}
+    stage |= {"data": config.data, "prompt": config.prompt, "rewards": config.rewards}
+    (told,) = problems(check_task(config_of(folder, "exact", stages=[stage])))
+    assert told.startswith(f"stage grpo 1: {kind}") and "in place. What comes after it would read that" in told
+
+
 @pytest.mark.parametrize(
     ("kind", "method", "options"), [("advantage", "centred", {}), ("loss", "good", {"scale": 2.0})]
 )
