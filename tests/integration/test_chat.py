@@ -446,7 +446,7 @@ def test_a_task_sets_all_of_it_for_sft_rollouts_evaluation_preview_and_check(
     trainer.run(resume=False)
     files = sorted((trainer.output / "rollouts").glob("*.jsonl"))
     lines = {file.name: [json.loads(line) for line in file.read_text().splitlines()] for file in files}
-    assert {name.split("-")[2].split(".")[0] for name in lines} == {"train", "held_out"}
+    assert {name.split("-")[2].split(".")[0] for name in lines} == {"train", "held_out", "answers"}
     for line in (line for of_file in lines.values() for line in of_file):
         assert line["prefix"] == "It is" and line["completion"].startswith("It is")
         assert line["prompt"].startswith("system: One like it: ")

@@ -252,13 +252,18 @@ def test_many_large_frames_of_a_video_are_refused_before_they_are_decoded(
 
 OPENERS = {"Image.open", "soundfile.read", "soundfile.SoundFile", "soundfile.info", "av.open", "torchaudio.load"}
 OPENING_ALLOWED = {
+    "mmrl_core/cli/scaffold/rows.py",  # writes videos
     "mmrl_core/runs/report/media.py",  # the frames of a film of the run, after `load_image` has looked at it
+    "mmrl_core/testing/source_case.py",  # writes videos
     "mmrl_core/testing/models/tower.py",  # pictures that it drew itself
     "plugins/mmrl-vital/src/mmrl_vital/demo_data.py",  # writes videos
 }
 
 
-VOUCHED = {"plugins/mmrl-vital/src/mmrl_vital/tools.py"}  # reads what the prompt was read from, again
+VOUCHED = {
+    "mmrl_core/cli/answering.py",  # reads what a task of another framework, whose code runs already, has put together
+    "plugins/mmrl-vital/src/mmrl_vital/tools.py",  # reads what the prompt was read from, again
+}
 
 
 def _calls(path: Path) -> list[ast.Call]:
@@ -280,7 +285,7 @@ def test_nobody_but_the_media_room_opens_media_files() -> None:
                 roots += call.args[1:]
             if ast.unparse(call.func) in ("load_video", "open_video") and not roots and place not in VOUCHED:
                 without_root.append(f"{place}:{call.lineno}")
-            if any(isinstance(root, ast.Constant) and root.value is None for root in roots):
+            if any(isinstance(root, ast.Constant) and root.value is None for root in roots) and place not in VOUCHED:
                 without_root.append(f"{place}:{call.lineno}")
     assert opening == [], "read media with mmrl_core.media, which holds formats, sizes and folders"
     assert without_root == [], "give the folder that the path may not leave"
