@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _asked(rows: Path, media: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> list[str]:
     """Overrides that make the question the only held-out row, and leave out what would score it."""
-    prompt = {"text": "{question}", "answer": "", "marks": {}}
+    prompt = {"text": "{question}", "messages": "", "answer": "", "marks": {}}
     prompt |= {f"{kind}s": [f"{{{kind}}}"] if files else [] for kind, files in media.items()}
     evaluation = {"metrics": [], "temperatures": [arguments.temperature], "samples": 1, "limit": None}
     if arguments.max_tokens is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -85,6 +86,21 @@ def test_the_image_and_the_limit_are_what_the_command_says(here, capsys):
     assert sampled(capsys, "models/tiny", QUESTION, "--max-tokens", "2").endswith("[cut at 2 tokens]\n")
     answers = sampled(capsys, "runs/lora", QUESTION, "--image", "red.png", "--num", "3", "--temperature", "1")
     assert len(set(answers.split("\n---\n"))) == 3
+
+
+def test_a_run_on_chats_takes_a_question_too(here, capsys, monkeypatch):
+    chat = [{"role": "user", "content": QUESTION}]
+    Path("chats.jsonl").write_text(json.dumps({"turns": chat}) + "\n")
+    shutil.copytree("runs/whole", "exported_run")
+    config = Path("exported_run/config.yaml")
+    prompt = {"messages": "{turns}", "system": ""}
+    values = yaml.safe_load(config.read_text())
+    values |= {"prompt": prompt, "data": {"train": {"path": "chats.jsonl"}, "held_out": {"path": "chats.jsonl"}}}
+    config.write_text(yaml.safe_dump(values | {"stages": []}))
+    asked = sampled(capsys, "exported_run", QUESTION)
+    assert main(["eval", "--checkpoint", "exported_run"]) == 0
+    (line,) = next(Path("exported_run/eval").glob("*.jsonl")).read_text().splitlines()
+    assert asked.startswith(json.loads(line)["completion"]) and asked.strip()
 
 
 @pytest.mark.parametrize(
