@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ from mmrl_core.plugins import Plugins, load_plugins
 from mmrl_core.plugins.hook_results import check_measured, check_rollouts
 from mmrl_core.policy import make_policy
 from mmrl_core.runs import PASS_TOLERANCE, mean_outcomes, peak_memory_mib, weights_mib
-from mmrl_core.scoring import RewardRunner, own_copy, pass_metrics
+from mmrl_core.scoring import RewardRunner, own_copy, pass_metrics, without_observations
 from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
 
 if TYPE_CHECKING:
     from mmrl_core.policy import Policy
+    from mmrl_core.support import Processes
 
 ROLLOUTS_SHOWN = 12
 """Held-out prompts whose rollouts are written, the same at each evaluation."""
@@ -35,10 +37,16 @@ Log = Callable[[Sequence[RolloutGroup], Scores, float], Any]
 
 
 class Evaluator:
-    """Evaluates a policy on a task's held-out rows, as often as asked; the rows are read once."""
+    """Evaluates a policy on a task's held-out rows, as often as asked; the rows are read once.
 
-    def __init__(self, config: RunConfig, plugins: Plugins, *, limit: int | None = None) -> None:
+    Several processes share the batches of a sampling; the first of them scores what all have sampled.
+    """
+
+    def __init__(
+        self, config: RunConfig, plugins: Plugins, *, limit: int | None = None, processes: Processes | None = None
+    ) -> None:
         self._config = config
+        self._processes = processes
         self._plugins = plugins
         self._limit = limit or config.eval.limit
         self._prompts: list[Prompt] | None = None
@@ -69,7 +77,7 @@ class Evaluator:
             under `t<temperature>`, with `pass@<k>` where `eval.samples` is above 1, and `maj@<k>` where the reward
             says what an answer is; `num_prompts`, `set_aside`. Unscored completions are left out of reward means. Of a
             mixture: the same of each part, under `greedy/<part>/` and so on, and `greedy/reward/total`, the mean of the
-            parts' totals.
+            parts' totals. {} in all processes but the first.
 
         Raises:
             ConfigError: the task has no held-out rows.
@@ -80,6 +88,8 @@ class Evaluator:
         metrics: dict[str, float] = {}
         for temperature in config.eval.temperatures:
             groups = self._sampled(policy, prompts, temperature)
+            if self._processes is not None and self._processes.index:
+                continue
             scores = runner.score(groups)
             prefix = "greedy" if temperature == 0 else f"t{temperature:g}"
             totals = []
@@ -99,24 +109,34 @@ class Evaluator:
                 log_all(groups, scores, temperature)
         if self._environment is not None:
             self._environment.close()
-        return {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
+        return metrics and {**metrics, "num_prompts": float(len(prompts)), "set_aside": float(self.num_set_aside)}
 
     def _sampled(self, policy: Policy, prompts: Sequence[Prompt], temperature: float) -> list[RolloutGroup]:
-        """A group for each prompt: of one rollout if greedy, else of `eval.samples`."""
+        """A group for each prompt, in their order: of one rollout if greedy, else of `eval.samples`."""
         config, strategy = self._config, self._config.rollout.strategy
         rollout = self._plugins.registry.get("strategy", strategy.name)
         given = {} if self._environment is None else {"environment": self._environment}
         max_tokens = config.eval.max_tokens or config.rollout.max_tokens
         sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=EVALUATION_SEED)
-        groups: list[RolloutGroup] = []
+        processes = self._processes
+        index, count = (0, 1) if processes is None else (processes.index, processes.count)
+        batches: dict[int, list[RolloutGroup]] = {}  # by the place of the first prompt
         num_samples = 1 if temperature == 0 else config.eval.samples
         size = max(1, config.eval.batch_size // num_samples)
-        for start in range(0, len(prompts), size):
+        for start in range(0, len(prompts), size)[index::count]:  # composed as in one process: noise goes by place
             batch = prompts[start : start + size]
             sampled = rollout.call(policy, batch, num_samples, sampling, options=strategy.options, **given)
             check_rollouts(sampled, batch, f"rollout strategy {strategy.name!r}")
-            groups += sampled
-        return groups
+            batches[start] = sampled
+        if processes is None or count == 1:
+            return [group for groups in batches.values() for group in groups]
+        bare = [(start, [_without_media(group) for group in groups]) for start, groups in batches.items()]
+        everywhere = dict(processes.gather(bare))
+        sampled = [group for start in sorted(everywhere) for group in everywhere[start]]
+        return [
+            replace(group, prompt=replace(prompt, sample=group.prompt.sample))  # which sampling may have added to
+            for group, prompt in zip(sampled, prompts, strict=True)
+        ]
 
     def _measure(self, part: PartConfig, groups: Sequence[RolloutGroup], scores: Scores) -> dict[str, float]:
         """Metrics of the groups of a part, with scores of just these; benchmark metrics read the first rollouts."""
@@ -238,6 +258,11 @@ def _weights(path: Path) -> Path:
     """The folder of the weights that a run, a checkpoint, a model or an adapter stands for."""
     is_model = path.is_file() or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     return path if is_model else find_checkpoint(path) / "model"
+
+
+def _without_media(group: RolloutGroup) -> RolloutGroup:
+    """A group as another process gets it, which has the prompt itself."""
+    return replace(group, prompt=replace(group.prompt, messages=[]), rollouts=without_observations(group.rollouts))
 
 
 def _mean(values: torch.Tensor) -> float:

@@ -114,7 +114,7 @@ class Trainer:
         self.optimizer: Any = None  # of the stage
         self.environment: Environment | None = None
         self.sampler: GroupSampler | None = None
-        self.evaluator = Evaluator(config, self.plugins)
+        self.evaluator = Evaluator(config, self.plugins, processes=self.processes)
         self.rewards = RewardRunner(self.plugins, [])
         self._set_aside: Sequence[Any] = ()  # rows of the stage's sources found broken so far
         self.keeper = Keeper(self, stopping or Stopping())
@@ -364,9 +364,10 @@ class Trainer:
         if label in self.state.evaluated or not self.evaluator.enabled:
             return
         stage = "start" if label == "untrained" else stage_name(self.config, self.state.stage)
-        if self.is_main:  # every process holds the weights; one of them evaluates
-            self.publish_weights()
-            metrics = self.evaluator.evaluate(self.policy, **self.recorder.held_out_writers(self.state.step, stage))
+        self.publish_weights()
+        writers = self.recorder.held_out_writers(self.state.step, stage) if self.is_main else {}
+        metrics = self.evaluator.evaluate(self.policy, **writers)
+        if self.is_main:
             self.recorder.evaluation(stage, self.state.step, label, metrics)
             self.hooks.mmrl_evaluated(run=self, metrics=metrics)
         self.policy.take_counters()

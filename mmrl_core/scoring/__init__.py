@@ -2,7 +2,7 @@
 
 from mmrl_core.scoring.alarm import Alarm, ConstantRewardAlarm, UnscoredRunAlarm
 from mmrl_core.scoring.gold import gold_text, score_each, unusable_gold, unwrapped
-from mmrl_core.scoring.isolated import DiedError, IsolatedFunction
+from mmrl_core.scoring.isolated import DiedError, IsolatedFunction, without_observations
 from mmrl_core.scoring.marks import bare_text, plain_text
 from mmrl_core.scoring.own import own_copy
 from mmrl_core.scoring.passes import pass_metrics
@@ -28,4 +28,5 @@ __all__ = [
     "score_each",
     "unusable_gold",
     "unwrapped",
+    "without_observations",
 ]

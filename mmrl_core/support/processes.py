@@ -63,6 +63,7 @@ class Processes:
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
         self.count: int = accelerator.num_processes
+        self.index: int = accelerator.process_index
 
     def reduce_sum(self, tensor: Tensor) -> Tensor:
         """Sum of a tensor of the same shape everywhere."""

@@ -143,6 +143,13 @@ def hangs(completions, samples):
 def raises_on_one(completions, samples):
     return [1 / (os.environ.get("RANK") != "1") for _ in samples]
 
+def noted(policy, prompts, group_size, sampling, on_group=None):
+    from pathlib import Path
+
+    with open(Path(__file__).with_name("sampled.txt"), "a") as file:
+        file.write(f"{os.environ.get('RANK')} {sampling.temperature:g} {[prompt.id for prompt in prompts]}\\n")
+    return policy.rollout(prompts, group_size, sampling, on_group=on_group)
+
 def hangs_on_one(completions, samples):
     time.sleep(2.0 if os.environ.get("RANK") == "1" else 0)
     return [1.0] * len(completions)
@@ -180,7 +187,9 @@ def outputs(folder, base_config, start_training, start_ranks):
             "updates_per_rollout": 1,
             "epochs_per_rollout": 2,
         },
-        "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 2}},
+        "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 5}},
+        "rollout": {**base["rollout"], "strategy": f"{folder}/ranks.py:noted"},
+        "eval": {"temperatures": [0, 1], "batch_size": 2},
         "stages": [
             {"kind": "sft", "steps": 2, "prompts_per_step": 4, "micro_batch_rows": 1},
             grpo,
@@ -219,6 +228,27 @@ def test_two_processes_log_the_same_numbers_once(outputs):
             compared = isinstance(value, float) and name not in (*NOT_COMPARED, *MEANS_OF_SCORED)
             if compared and not name.startswith(TIMES):
                 assert record[name] == pytest.approx(value, rel=2e-5, abs=2e-6), f"step {record['step']}: {name}"
+
+
+def test_processes_share_the_batches_of_an_evaluation(outputs):
+    """Five prompts, two to a batch, at each of two temperatures, before and after four stages."""
+    lines = (outputs[0].parent / "sampled.txt").read_text().splitlines()
+    alone, first, second = (
+        [line.removeprefix(rank) for line in lines if line.startswith(rank) and "held_out" in line]
+        for rank in ("None ", "0 ", "1 ")
+    )
+    assert sorted([*first, *second]) == sorted(alone) and len(alone) == 3 * 2 * 5
+    assert set(first) == {f"{warmth} {batch}" for warmth in (0, 1) for batch in (ids(0, 1), ids(4))}
+    assert set(second) == {f"{warmth} {ids(2, 3)}" for warmth in (0, 1)}
+    answers = []
+    for output in outputs:
+        written = sorted(output.glob("rollouts/*answers*"))[-1].read_text().splitlines()
+        answers.append([json.loads(line)["completion"] for line in written])
+    assert answers[0] == answers[1] and len(answers[0]) == 5
+
+
+def ids(*numbers):
+    return [f"held_out:{number}" for number in numbers]
 
 
 def test_two_processes_learn_the_same_weights(outputs):
