@@ -300,7 +300,7 @@ class RunConfig(Strict):
     log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
     stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
     process_timeout_s: Seconds = Field(
-        3600.0, description="of several processes, the longest wait for another, such as while the first one scores an evaluation"
+        3600.0, description="of several processes, the longest wait for another, as while the first one scores"
     )
     _origins: dict[tuple[str | int, ...], str] = PrivateAttr(default_factory=dict)
 
