@@ -169,7 +169,7 @@ def mmrl_after_update(run: Run, batch: Batch, post_update: Callable[[], TokenSta
 
 @hookspec
 def mmrl_evaluated(run: Run, metrics: Mapping[str, float]) -> None:
-    """Held-out metrics were computed, at the current step. Called in the main process alone, which evaluates."""
+    """Held-out metrics were computed, at the current step. Called in the main process alone, which scores."""
 
 
 @hookspec

@@ -110,7 +110,7 @@ class Keeper:
 
         Args:
             undoable: the state before can be gone back to, as long as the weights have not moved.
-            alone: the first process works and the others wait, so that a signal need not wait for them.
+            alone: an evaluation: a signal need not wait for the other processes, since nothing is lost if all end.
         """
         self._weights_moved = False
         if not undoable or not self._run.is_main:
