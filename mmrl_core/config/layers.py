@@ -193,7 +193,11 @@ def is_short(key: str, node: Node) -> bool:
 
 
 def apply_overrides(root: Node, overrides: Sequence[str], problems: Problems) -> Node:
-    """Merge "key.path=value" over a config, the value in YAML, one after the other."""
+    """Merge "key.path=value" over a config, the value in YAML, one after the other.
+
+    What would silently do nothing is refused once all are merged: another override may set the same in the stage.
+    """
+    shared: list[tuple[str, str, Node]] = []  # (path, section, value) of those for all stages
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
@@ -205,8 +209,10 @@ def apply_overrides(root: Node, overrides: Sequence[str], problems: Problems) ->
             layer = Node({keys[depth]: layer}, Mark(COMMAND_LINE, 0, ".".join(keys[:depth])))
         root = merge(root, with_long_forms(layer, problems), RUN, problems)
         if keys[0] in STAGE_SECTIONS:
-            _refuse_shadowed(root, keys[0], layer.value[keys[0]], problems)
-            _refuse_in_mixture(root, path.strip(), keys[0], layer.value[keys[0]], problems)
+            shared.append((path.strip(), keys[0], layer.value[keys[0]]))
+    for written, section, value in shared:
+        _refuse_shadowed(root, section, value, problems)
+        _refuse_in_mixture(root, written, section, value, problems)
     return root
 
 
@@ -219,7 +225,8 @@ def _refuse_shadowed(root: Node, section: str, layer: Node, problems: Problems) 
             key = ".".join(path)
             problems.add(
                 COMMAND_LINE,
-                f"{key!r} has no effect in stage {i}, which sets it at {mark}. Write stages.{i}.{key}=...",
+                f"{key!r} has no effect in stage {i}, which sets it at {mark}. "
+                f"Write stages.{i}.{key}=... instead or as well.",
             )
 
 

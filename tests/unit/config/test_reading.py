@@ -352,10 +352,11 @@ def test_an_override_that_a_stage_overrides_again_is_refused(write):
     path = write("name: x\nstages:\n  - {kind: grpo, steps: 1, optimizer: {lr: 1}}\n  - {kind: sft, steps: 1}")
     assert problems(path, "optimizer.lr=2") == [
         "command line: 'optimizer.lr' has no effect in stage 0, which sets it at run.yaml:3. "
-        "Write stages.0.optimizer.lr=..."
+        "Write stages.0.optimizer.lr=... instead or as well."
     ]
-    config = load_config(path, ["stages.0.optimizer.lr=3", "optimizer.lr=2"])
-    assert [stage.optimizer.lr for stage in config.stages] == [3, 2]
+    both = ["stages.0.optimizer.lr=3", "optimizer.lr=2"]
+    for order in (both, both[::-1]):
+        assert [stage.optimizer.lr for stage in load_config(path, order).stages] == [3, 2]
     assert load_config(path, ["optimizer.weight_decay=0.1"]).stages[0].optimizer.weight_decay == 0.1
 
 
