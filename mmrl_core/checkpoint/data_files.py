@@ -2,17 +2,19 @@
 
 A file is known by its size and its content: by the whole of it up to `WHOLE_BYTES`, beyond that by `NUM_BLOCKS` blocks
 of `BLOCK_BYTES` spread evenly over it, the first and the last among them. Times of change say nothing: copies change
-them. In a folder data files count by their content, other files, such as pictures, by name and size.
+them. In a folder data files count by their content, other files, such as pictures, by name and size. A pattern counts
+like a folder of the files that match it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.config import parts_of
+from mmrl_core.data import pattern_of
 from mmrl_core.errors import TaskDataError
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def source_fingerprints(config: RunConfig, first_stage: int = 0) -> dict[str, st
     sources = [part.data.train for stage in config.stages[first_stage:] for part in parts_of(stage)]
     sources += [part.data.held_out for part in parts_of(config)]
     paths = dict.fromkeys(path for source in sources if source is not None for path in _texts(source.options))
-    return {path: fingerprint(Path(path).expanduser()) for path in paths if _exists(path)}
+    return {path: fingerprint(path) for path in paths if _exists(path)}
 
 
 def refuse_changed(before: Mapping[str, str], now: Mapping[str, str]) -> None:
@@ -61,18 +63,29 @@ def refuse_changed(before: Mapping[str, str], now: Mapping[str, str]) -> None:
         )
 
 
-def fingerprint(path: Path) -> str:
-    """Of a file or folder: "<bytes> <checksum>"."""
+def fingerprint(text: str | Path) -> str:
+    """Of a file, a folder or the files of a pattern: "<bytes> <checksum>"."""
+    path, pattern = Path(text).expanduser(), pattern_of(str(text))
+    if pattern is not None:
+        return _fingerprint_of(pattern.files(), pattern.folder)
     if path.is_file():
         return f"{path.stat().st_size} {_digest_of_file(path)}"
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return _fingerprint_of((file for file in files if not _is_hidden(file, path)), path)
+
+
+def _fingerprint_of(files: Iterable[Path], folder: Path) -> str:
     digest, total = hashlib.sha256(), 0
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
-            size = file.stat().st_size
-            content = _digest_of_file(file) if file.suffix.lower() in DATA_SUFFIXES else ""
-            digest.update(repr((file.relative_to(path).as_posix(), size, content)).encode())
-            total += size
+    for file in files:
+        size = file.stat().st_size
+        content = _digest_of_file(file) if file.suffix.lower() in DATA_SUFFIXES else ""
+        digest.update(repr((file.relative_to(folder).as_posix(), size, content)).encode())
+        total += size
     return f"{total} {digest.hexdigest()}"
+
+
+def _is_hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _digest_of_file(path: Path) -> str:
@@ -97,9 +110,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _exists(text: str) -> bool:
-    """Whether an option is the path of a file or folder. A FIFO or device is none: it would be read for ever."""
+    """Whether an option is the path of a file or folder, or a pattern that files match. A FIFO or device is none: it
+    would be read for ever."""
     try:
-        path = Path(text).expanduser()
-        return bool(text) and (path.is_file() or path.is_dir())
+        path, pattern = Path(text).expanduser(), pattern_of(text)
+        return bool(text) and (path.is_file() or path.is_dir() or (pattern is not None and bool(pattern.files())))
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, an unknown user
         return False

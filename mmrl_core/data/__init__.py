@@ -5,6 +5,7 @@ from mmrl_core.data.folders import DEFAULT_SPLIT, IMAGE_SUFFIXES
 from mmrl_core.data.frames import SWAPPING, Frame, Placement, declared_size, picture_frame
 from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.option_lists import labelled_options, read_options, read_texts
+from mmrl_core.data.patterns import pattern_of
 from mmrl_core.data.plain_text import plain_text
 from mmrl_core.data.prompts import PromptSource
 from mmrl_core.data.rows_in_memory import Row
@@ -34,6 +35,7 @@ __all__ = [
     "load_rows",
     "note_files",
     "parse_split",
+    "pattern_of",
     "picture_frame",
     "plain_text",
     "read_options",

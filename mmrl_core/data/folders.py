@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmrl_core.data.patterns import Pattern
 from mmrl_core.data.rows_in_memory import Items, Row
 from mmrl_core.data.tables import (
     DATA_SUFFIXES,
@@ -75,6 +76,22 @@ def folder_parts(folder: Path, split: str | None) -> list[RowPart]:
     raise TaskDataError(
         f"{folder} holds no data files ({', '.join(DATA_SUFFIXES)}), no images and no saved data set. It holds: {shown}"
     )
+
+
+def pattern_parts(pattern: Pattern, split: str | None) -> list[RowPart]:
+    """The files of a pattern. They are one split, as a single file is, unless their names tell several."""
+    files = pattern.all_files()
+    _refuse_links(pattern.folder, files)
+    labels = {path: _split_labels(path, pattern.folder) for path in files}
+    told = {name for names in labels.values() for name in names if name in SPLIT_NAMES}
+    if len(told) > 1:
+        return read_files(_files_of_split(files, pattern.folder, split))
+    if split not in (None, DEFAULT_SPLIT, *told) and not all(split in names for names in labels.values()):
+        raise TaskDataError(
+            f"{pattern.text}: split {split!r} is not part of the names of its files. Name the files that hold the "
+            f"split, or a range of these such as split: {DEFAULT_SPLIT}[90%:]."
+        )
+    return read_files(files)
 
 
 def _refuse_links(folder: Path, files: Sequence[Path]) -> None:

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
 
-from mmrl_core.data.folders import choose_split, file_parts, folder_parts
+from mmrl_core.data.folders import choose_split, file_parts, folder_parts, pattern_parts
 from mmrl_core.data.noted_files import note_files
 from mmrl_core.data.parquet_rows import ParquetRows, Table, cause
+from mmrl_core.data.patterns import pattern_of
 from mmrl_core.data.rows_in_memory import Row
 from mmrl_core.data.tables import DATA_SUFFIXES, RowPart
 from mmrl_core.errors import TaskDataError, did_you_mean
@@ -112,11 +113,14 @@ def load_rows(
     Args:
         path: a parquet, JSONL, JSON, CSV or TSV file, or a tar of WebDataset (see `Shard`); a folder of such; a folder
             written by `save_to_disk`; a folder of images (with or without metadata.jsonl or metadata.csv, whose column
-            file_name names the image; without it, a sub-folder names the label); or a hub name such as "owner/name".
-        split: name of the split, optionally with a range: "train[:90%]", "train[90%:]", "test[:200]". In a folder a
-            split is a file ("val.jsonl", "test-00000-of-00004.parquet", "refcoco_val.json") or a sub-folder; without
-            such names everything is "train". One file is the split that is asked for if that is "train" or part of its
-            name. None: the only split there is.
+            file_name names the image; without it, a sub-folder names the label); several files by a pattern such as
+            "data/*.parquet" or "shards/train-{000..009}.tar", sorted (see `Pattern`); or a hub name such as
+            "owner/name".
+        split: name of the split, optionally with a range: "train[:90%]", "train[90%:]", "test[:200]". In a folder, and
+            in a pattern whose files are of several splits, a split is a file ("val.jsonl",
+            "test-00000-of-00004.parquet", "refcoco_val.json") or a sub-folder; without such names everything is
+            "train". One file, or one pattern, is the split that is asked for if that is "train" or part of its name.
+            None: the only split there is.
         revision: of a hub data set; local data have none.
         columns: keep only these. A row of a text file that lacks one has None there.
         subset: configuration name of a hub data set.
@@ -130,12 +134,16 @@ def load_rows(
             a revision or subset for local data, or hub trouble.
     """
     split_name, *ends = (None, None, None) if split is None else parse_split(split)
-    local = Path(path).expanduser()
-    if local.exists():
+    local, pattern = Path(path).expanduser(), pattern_of(str(path))
+    if local.exists() or pattern is not None:
         if revision is not None or subset is not None:
             raise TaskDataError(f"{local} is local: 'revision' and 'subset' are for hub data sets only")
-        parts = file_parts(local, split_name) if local.is_file() else folder_parts(local, split_name)
-        media_root = local if local.is_dir() else local.parent
+        if pattern is not None:
+            parts, media_root = pattern_parts(pattern, split_name), pattern.folder
+        elif local.is_file():
+            parts, media_root = file_parts(local, split_name), local.parent
+        else:
+            parts, media_root = folder_parts(local, split_name), local
     else:
         _refuse_if_meant_as_local(str(path), local)
         parts, media_root = [_load_hub(str(path), split_name, revision, subset)], None

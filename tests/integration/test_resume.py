@@ -1,15 +1,19 @@
 """A run that is killed and resumed is bit for bit the run that was never stopped."""
 
+import io
 import json
 import multiprocessing
 import os
 import random
 import shutil
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from mmrl_core.plugins import load_plugins
@@ -251,6 +255,103 @@ def test_a_checkpoint_too_many_that_a_kill_has_left_is_deleted_on_resume(short):
     (output / "checkpoints" / "step-3" / "state.json").unlink()
     short.finish(output, resume=True)
     assert final(output) == final(short.whole)
+
+
+# Formats of data that are read as they are drawn
+
+ROWS = [{"__key__": str(n), "question": f"What is {n}?", "answer": str(n)} for n in range(600)]
+"""More than the first ones of a parquet file, which are read in another way. The key is what shards add."""
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_table(path, rows):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=70)
+
+
+def write_shard(path, rows):
+    with tarfile.open(path, "w") as archive:
+        for row in rows:
+            content = json.dumps(row).encode()
+            info = tarfile.TarInfo(f"{row['answer']}.json")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+FORMATS = {"jsonl": write_lines, "parquet": write_table, "tar": write_shard}
+PATHS = {"a file": "train-000.{suffix}", "a folder": "", "a pattern": "*-{{000..002}}.{suffix}"}
+
+
+@pytest.fixture(scope="module")
+def write_run(tmp_path_factory, base_config, rewards_file, start_training):
+    """`write_run(suffix, kind of path)` -> runs of 7 steps on the rows in this form, a checkpoint every 2."""
+
+    def write(suffix, kind):
+        folder = tmp_path_factory.mktemp(f"{suffix}-{kind.replace(' ', '-')}")
+        (folder / "data").mkdir()
+        parts = [ROWS] if kind == "a file" else [ROWS[:250], ROWS[250:270], ROWS[270:]]
+        for number, rows in enumerate(parts):
+            FORMATS[suffix](folder / "data" / f"train-{number:03}.{suffix}", rows)
+        config = {
+            **base_config("qwen2"),
+            "data": {"train": {"name": "rows", "path": f"{folder}/data/{PATHS[kind].format(suffix=suffix)}"}},
+            "rewards": [f"{rewards_file}:spread"],
+            "checkpoint": {"every_steps": 2},
+            "log": {"rollouts_every_steps": 1},
+            "stages": [{"kind": "grpo", "steps": 7, "prompts_per_step": 4, "group_size": 2}],
+        }
+        (folder / "task.yaml").write_text(json.dumps(config))
+        return Runs(folder / "task.yaml", folder, start_training)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def run_of_rows(write_run):
+    """A run on one JSONL file, which nobody stopped."""
+    runs = write_run("jsonl", "a file")
+    runs.finish(runs.whole)
+    return runs
+
+
+def seen(run):
+    """Metrics, rows drawn with what was sampled for them, and the weights at the end."""
+    records = [
+        {k: v for k, v in record.items() if k not in NOT_COMPARED and not k.startswith(MEASURED)}
+        for record in read_metrics(run)
+    ]
+    files = [*(run / "rollouts").rglob("*.*"), *(run / "checkpoints" / "step-7" / "model").iterdir()]
+    return records, {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def writes_of_third_and_fourth_step(runs):
+    """Their numbers, between the checkpoints of steps 2 and 4."""
+    total = runs.writes(runs.whole)
+    second, third = (next(i for i, write in enumerate(total) if f".step-{n}." in write) for n in (2, 4))
+    return range((second + third) // 2, third)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_run_killed_within_an_epoch_of_any_format_equals_one_never_stopped(suffix, kind, write_run, run_of_rows):
+    """The same rows in another form are the same run, too."""
+    runs, write = write_run(suffix, kind), random.choice(writes_of_third_and_fourth_step(run_of_rows))
+    assert runs.kill(runs.whole, write)
+    runs.finish(runs.whole, resume=True)
+    assert seen(runs.whole) == seen(run_of_rows.whole), f"killed before write {write}"
+
+
+def test_a_run_does_not_go_on_when_its_pattern_matches_other_files(write_run, run_of_rows):
+    runs = write_run("jsonl", "a pattern")
+    assert runs.kill(runs.whole, writes_of_third_and_fourth_step(run_of_rows)[-1])
+    write_lines(runs.folder / "data" / "other-002.jsonl", ROWS[:1])
+    process = runs.start(runs.whole, resume=True)
+    process.join(120)
+    assert process.exitcode == 2
+    said = Path(f"{runs.whole}.log").read_text()
+    assert "*-{000..002}.jsonl has changed (bytes then and now: " in said and "Put them back as they were" in said
 
 
 @pytest.mark.skipif(not os.environ.get("MMRL_WHOLE_SWEEP"), reason="19 minutes, 253 kills: MMRL_WHOLE_SWEEP=1 runs it")
