@@ -14,8 +14,9 @@ TASK` shows the first prompts. Recognised is a layout where `prompt` sets neithe
 `images`, `marks`, `system` (for rows without a system message of their own). A chat that ends with the assistant's
 turn has it as gold completion: sft stages learn it, `mmrl check` scores it. A medium is a path (from the folder of
 the data, which it may not leave), bytes, base64 or a data URI; files are JSONL, JSON, CSV, parquet, a folder of
-them, or tar shards of WebDataset. Rows are read when they are drawn, in an order that follows from the position
-alone, so a resumed run sees the rows of one that was not stopped."""
+them, tar shards of WebDataset, or several by a pattern: `data/*.parquet`, `shards/train-{000..009}.tar`. Rows are
+read when they are drawn, in an order that follows from the position alone, so a resumed run sees the rows of one that
+was not stopped."""
 
 RULES = """\
 The same rules hold as for rewards of ours: time limit, `isolate: true`, `async def`, None for what is not scored;
@@ -55,16 +56,19 @@ marks: {image: "<image>"}}` and, of the reward, `columns: {ground_truth: ...}`."
 | `images`, `videos`, `audios` | in place of `<image>`, `<video>`, `<audio>`, else first in the first turn of the user |
 | `solution` and others | what rewards are called with |
 
-`objects` with `<ref-object>` and `<bbox>` is not read.""",
+`objects`: names for `<ref-object>` and boxes for `<bbox>`, written as `[x1, y1, x2, y2]` in the numbers of the row
+(`real` rounded, `norm1` as they are). Nothing is scaled for the model: where it counts pixels of the resized picture,
+as Qwen2.5-VL does, store pictures at that size. Rows with turns of tools (`tool`, `tool_call`, `tool_response`,
+`tool_calls`) are set aside, and the column `tools` is not shown to the model.""",
 }
 
 REWARDS = {
     "trl": """\
 `style: trl` calls `(prompts, completions, **columns)` by name, with the columns of the rows. Prompts here are
 chats, so completions are lists of messages, but where the row's `prompt` is a text; for texts throughout, `style:
-trl_text`. `completion_ids` is passed to those that take it. `trainer_state`, `log_metric` and the like are not:
-give such a parameter a default. A dotted path of `reward_funcs` is the function in a file here:
-`my_lib/rewards.py:accuracy`.""",
+trl_text`. `completion_ids` is passed to those that take it. A reward that reads `trainer_state` or `environments` is
+refused; `log_metric` and `log_extra` are not passed, so give such a parameter a default. A dotted path of
+`reward_funcs` is the function in a file here: `my_lib/rewards.py:accuracy`.""",
     "verl": """\
 `style: verl` calls `compute_score(data_source, solution_str, ground_truth, extra_info)` for each completion, or
 once for a group where its parameters are `data_sources`, `solution_strs`, ... A dict counts with its `score`, or
@@ -82,7 +86,7 @@ and a `label`, reports another entry. `response_length` exists in runs only, so 
 attributes), and calls it as `(completions, **columns)`. Neither `swift` has to be installed nor the class be of
 `ORM`: what a plugin's file imports of it is a stand-in. A function of the style of TRL whose completions are texts
 is `style: trl_text`. Rewards that ms-swift has inside (`accuracy`, `format`, `cosine`, `repetition`) are not here;
-`soft_overlong` is `algorithm.overlong`. `trainer_state` is not passed.""",
+`soft_overlong` is `algorithm.overlong`. A class that reads `trainer_state` is refused.""",
 }
 
 TASKS = {

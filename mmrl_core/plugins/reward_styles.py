@@ -58,6 +58,9 @@ _EXPECTED = {
 """Style -> parameters of which a reward has one."""
 
 _TRL_UNKNOWN = _TRL - {"prompts", "completion_ids"}
+_TRL_LOGS = frozenset(("log_extra", "log_metric"))
+"""What only writes down: a reward is the same without it."""
+
 GOLD_COLUMNS = frozenset(
     ("answer", "answers", "ground_truth", "label", "labels", "reference", "solution", "target", "targets")
 )
@@ -159,9 +162,20 @@ class _Styled:
         if not is_open and not any(name in self.parameters for name in expected):
             named = " or ".join(map(repr, expected[:2]))
             raise PluginError(f"style {self.style!r} is for rewards with a parameter {named}.")
+        self._refuse_what_is_not_passed()
+
+    def _refuse_what_is_not_passed(self) -> None:
+        """Without it the reward would fail, or be another than where it comes from."""
+        if self.style not in ("trl", "trl_text", "swift"):
+            return
+        unknown = _TRL_UNKNOWN if self.style != "swift" else {"trainer_state"}
+        for name in sorted(unknown - _TRL_LOGS - self.columns.keys()):
+            if name in self.parameters or (self.takes_any and _mentions(self.called, name)):
+                what = f"it reads {name!r}, which {PEERS[self.style].partition(',')[0]} passes and a run here does not"
+                raise PluginError(f"{what}: its scores would differ. Write it without.")
         needed = [name for name, p in self.parameters.items() if p.default is p.empty]
-        if self.style.startswith("trl") and (unknown := [name for name in needed if name in _TRL_UNKNOWN]):
-            raise PluginError(f"it needs {unknown[0]!r}, which TRL alone has; give that parameter a default.")
+        if logs := [name for name in needed if name in unknown & _TRL_LOGS]:
+            raise PluginError(f"it needs {logs[0]!r}, and nothing is logged here; give that parameter a default.")
 
     @property
     def signature(self) -> inspect.Signature:

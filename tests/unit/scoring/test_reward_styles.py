@@ -182,6 +182,42 @@ def test_the_style_of_a_reward_is_proposed_where_its_parameters_show_it(name, st
     assert load_reward(f"{PEERS}/{name}", [f"style={style}"]).style == style
 
 
+STATE = "it reads 'trainer_state', which {} passes and a run here does not: its scores would differ. Write it without."
+ORM = "class reward:\n    def __call__(self, completions, **kwargs):\n        return [kwargs['trainer_state'].epoch]\n"
+
+
+@pytest.mark.parametrize(
+    ("style", "code", "problem"),
+    [
+        ("trl", "def reward(completions, trainer_state, **kwargs):\n    return [1.0]\n", STATE.format("TRL")),
+        ("trl_text", "def reward(completions, trainer_state=None):\n    return [1.0]\n", STATE.format("TRL")),
+        ("trl", "async def reward(completions, **k):\n    return [k.get('trainer_state')]\n", STATE.format("TRL")),
+        (
+            "trl",
+            "def reward(completions, environments, **k):\n    return [1.0]\n",
+            "it reads 'environments', which TRL",
+        ),
+        ("swift", ORM, STATE.format("ms-swift")),
+        (
+            "trl",
+            "def reward(completions, log_metric, **k):\n    return [1.0]\n",
+            "it needs 'log_metric', and nothing is logged here; give that parameter a default.",
+        ),
+    ],
+)
+def test_a_reward_that_reads_what_is_not_passed_is_refused_when_it_is_read(tmp_path, style, code, problem) -> None:
+    with pytest.raises(MMRLError) as caught:
+        load_reward(file_reward(tmp_path, code), [f"style={style}"])
+    assert problem in str(caught.value)
+
+
+def test_a_reward_that_only_writes_down_more_elsewhere_scores_here(tmp_path) -> None:
+    code = "def reward(completions, log_extra=None, log_metric=None, **kwargs):\n"
+    code += "    assert log_extra is None and log_metric is None and 'trainer' not in kwargs\n    return [1.0]\n"
+    runner = RewardRunner(load_plugins(), [RewardConfig(name=file_reward(tmp_path, code), style="trl")])
+    assert runner.score([group_of({}, "a")]).totals.tolist() == [1.0]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
     [
