@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.data.objects import with_objects
 from mmrl_core.data.rows_in_memory import Row
 from mmrl_core.data.turns import is_chat
 from mmrl_core.errors import TaskDataError
@@ -49,6 +50,8 @@ class Layout:
     def row(self, row: Row, media: Collection[str]) -> Row:
         """A row with all that the prompt of this layout names; the columns of media that it leaves out are null."""
         row = row if self.convert is None else self.convert(row)
+        if self.chat and "swift" in self.names and row.get("objects") and row.get(self.chat):
+            row = {**row, self.chat: with_objects(_chat(row[self.chat]), row["objects"])}
         return row if all(column in row for column in media) else dict.fromkeys(media) | dict(row)
 
     def prompt(self, prompt: PromptConfig, columns: Collection[str]) -> PromptConfig:

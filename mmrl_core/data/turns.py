@@ -24,6 +24,9 @@ ROLES = {
 }
 """What data sets call a role -> what chat templates call it."""
 
+TOOL_ROLES = ("tool", "tool_call", "tool_response", "function", "function_call", "observation")
+"""Roles of chats in which tools are called. They are not read: how a call is written differs between models."""
+
 PART_KINDS = {kind + suffix: kind for kind in ("image", "video", "audio") for suffix in ("", "_url")}
 """Type of a part of a message -> kind of medium."""
 
@@ -59,7 +62,7 @@ def read_turns(value: Any, what: str) -> list[Turn]:
         what: the column, for messages.
 
     Raises:
-        TaskDataError: it is something else, or has a role or a part that is not read.
+        TaskDataError: it is something else, or has a role or a part that is not read, or calls of tools.
 
     >>> read_turns([{"from": "human", "value": "What is this? <image>"}], "conversations")
     [Turn(role='user', parts=['What is this? <image>'])]
@@ -75,6 +78,12 @@ def read_turns(value: Any, what: str) -> list[Turn]:
     for number, turn in enumerate(value):
         where = f"{what}, message {number}"
         said = turn.get("role", turn.get("from"))
+        if said in TOOL_ROLES or turn.get("tool_calls"):
+            what = f"the role {said!r}" if said in TOOL_ROLES else "tool_calls"
+            raise TaskDataError(
+                f"{where}: {what} is not read, since models write calls of tools differently; leave such rows out. "
+                "Tools that a policy may call in a run are rollout.tools."
+            )
         if said not in ROLES:
             raise TaskDataError(f"{where}: the role {said!r} is not read; roles: {', '.join(ROLES)}")
         content = turn.get("content", turn.get("value"))

@@ -230,11 +230,62 @@ def test_a_column_of_messages_can_be_named(folder) -> None:
     assert found.prompt(0).answer == "Blue.", "prompt.answer wins over the last turn"
 
 
+BOXES = {"ref": ["a dog", "a cat"], "bbox": [[331.5, 761.4, 853.5, 1594.8], [7, 8]]}
+OBJECTS: list[tuple[Any, Any, str]] = [
+    ("Is <bbox> <ref-object>?", BOXES, "Is [332, 761, 854, 1595] a dog?"),
+    ("<ref-object><ref-object> <bbox>, <bbox>", BOXES, "a doga cat [332, 761, 854, 1595], [7, 8]"),
+    ([{"type": "text", "text": "<ref-object>?"}], json.dumps(BOXES), "a dog?"),
+    ("<bbox>", {"bbox": [[0.1, 0.25, 0.5, 1]], "bbox_type": "norm1"}, "[0.1, 0.25, 0.5, 1]"),
+    ("no mark", BOXES, "no mark"),
+    ("<bbox> stays", None, "<bbox> stays"),
+]
+
+
+@pytest.mark.parametrize(("content", "objects", "text"), OBJECTS)
+@pytest.mark.parametrize("column", ["messages", "conversations", "query"])
+def test_names_and_boxes_of_ms_swift_stand_for_their_marks(folder, content, objects, text, column) -> None:
+    chat = {
+        "messages": [said("user", content)],
+        "conversations": [{"from": "human", "value": content}],
+        "query": content if isinstance(content, str) else content[0]["text"],
+    }
+    found = source(folder, [{column: chat[column], "objects": objects, "images": ["red.png"]}])
+    assert shown(found.prompt(0).messages) == [("user", ["RED", text])]
+
+
+def test_boxes_are_taken_in_the_order_of_the_messages_the_gold_last(folder) -> None:
+    chat = [said("user", "What is <bbox>?"), said("assistant", "A cat at <bbox>.")]
+    found = source(folder, [{"messages": chat, "objects": {"bbox": [[1, 2, 3, 4], [5, 6, 7, 8]]}}]).prompt(0)
+    assert shown(found.messages) == [("user", ["What is [1, 2, 3, 4]?"])] and found.answer == "A cat at [5, 6, 7, 8]."
+
+
+@pytest.mark.parametrize(
+    ("objects", "reason"),
+    [
+        ({"ref": ["a"], "bbox": []}, "objects: the messages have more marks <bbox> than there are entries of bbox"),
+        ({"bbox": [[1, 2, 3]]}, "objects: [1, 2, 3] is no box of 4 numbers and no point of 2"),
+        ({"bbox": [[1, 2]], "bbox_type": "norm1000"}, "objects: bbox_type 'norm1000' is not read; types: real, norm1"),
+        ([1], "objects: expected a mapping with ref and bbox, this is list"),
+    ],
+)
+def test_objects_that_cannot_be_read_set_their_row_aside(folder, objects, reason) -> None:
+    chat = {"messages": [said("user", "<bbox>")]}
+    found = source(folder, [{"messages": [said("user", "a")]}, chat | {"objects": objects}])
+    assert found.prompt(1) is None and found.prompt(0) is not None
+    assert reason in next(iter(found.set_aside)).reason
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
         ([said("user", "<image> <image>")], "marks 2 media of kind image, the row has 1"),
-        ([said("tool", "a")], "message 0: the role 'tool' is not read"),
+        ([said("bot ", "a")], "message 0: the role 'bot ' is not read"),
+        ([said("tool", "a")], "message 0: the role 'tool' is not read, since models write calls of tools differently"),
+        ([said("user", "a"), said("tool_call", "{}")], "message 1: the role 'tool_call' is not read, since models"),
+        (
+            [{**said("assistant", ""), "tool_calls": [{}]}, said("user", "a")],
+            "message 0: tool_calls is not read, since",
+        ),
         ([said("assistant", "a")], "no message of the user to answer"),
         ([said("user", [{"type": "box"}])], "a part of type 'box' is not read"),
         ([said("user", 3)], "its content is int"),
