@@ -120,6 +120,11 @@ ELSEWHERE = (
     Elsewhere(
         "docs/tutorials/*.md", "python yaml json console", "tests/test_tutorials.py::test_a_tutorial_runs_as_shown"
     ),
+    Elsewhere(
+        "docs/write_a_policy.md",
+        "python yaml json console",
+        "tests/test_tutorials.py::test_the_policy_of_its_page_learns",
+    ),
     Elsewhere("docs/coming_from_*.md", "yaml", "tests/cli/test_import_config.py::test_the_task_of_a_page_loads"),
     Elsewhere(
         "plugins/mmrl-find/README.md",
