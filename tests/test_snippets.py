@@ -73,7 +73,7 @@ NEEDED_WITH = {
 QUICK = ("check", "doctor", "import-config", "info", "list", "new", "score")
 """Commands that are run."""
 
-TO_INSTALL = ("cd", "git", "make", "pip", "source")
+TO_INSTALL = ("cd", "git", "make", "pip", "python3", "source")
 """Commands that would change the machine: targets, extras and distributions are looked up."""
 
 
@@ -285,8 +285,12 @@ def cd(words: list[str]) -> None:
         os.chdir(words[0])
 
 
+def python3(words: list[str]) -> None:
+    assert words[:2] == ["-m", "venv"], "python3 makes the environment, python is the one in it"
+
+
 def source(words: list[str]) -> None:
-    assert words == [".venv/bin/activate"]
+    assert re.fullmatch(r"\.venv[a-z-]*/bin/activate", words[0]) and len(words) == 1
 
 
 def git(words: list[str]) -> None:
@@ -302,6 +306,7 @@ SHELL = {
     "pip": pip,
     "pytest": pytest_command,
     "python": python,
+    "python3": python3,
     "source": source,
     "torchrun": torchrun,
 }
