@@ -132,7 +132,7 @@ def test_index_links_every_page():
 
 
 def test_the_tree_names_every_folder_and_room_in_ten_lines():
-    tree = page("code.md").partition("## The tree")[2].split("```")[1].strip().splitlines()
+    tree = fenced(page("code.md"), "text")[0].splitlines()
     folders = {
         path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")
     } - NOT_IN_THE_TREE
@@ -263,7 +263,7 @@ def commands_in(text: str) -> list[str]:
 
 
 def test_tutorial_lists_the_files_that_it_shows():
-    listed = re.findall(r"^  (\S+)", fenced(PLUGINS_PAGE.partition("## The package")[2], "")[0], re.MULTILINE)
+    listed = re.findall(r"^  (\S+)", fenced(PLUGINS_PAGE.partition("## The package")[2], "text")[0], re.MULTILINE)
     of_package = ("src/", "tests/", "pyproject.toml", "README.md")
     shown = [name for name in named_files(PLUGINS_PAGE) if name.startswith(of_package)]
     assert sorted(listed) == sorted(shown)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch.distributions import Normal
 
 from mmrl_core.cli import main, make_parser
 from mmrl_core.config import component_problems, load_config
+from mmrl_core.errors import PolicyError
 from mmrl_core.plugins import load_plugins
+from mmrl_core.types import Prompt, Sampling
 from tests.test_docs import ROOT, fenced, named_files
 
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -48,6 +55,11 @@ def move_to_gpu(text: str) -> None:
     for name, extends in re.findall(r"^In `(\S+)` write `(extends: [^`]*)`", text, re.MULTILINE):
         rest = re.sub(r"^(?:extends|model):.*\n", "", Path(name).read_text(), flags=re.MULTILINE)
         Path(name).write_text(f"{extends}\n{rest}")
+
+
+def evaluations(run: str) -> list[dict[str, Any]]:
+    lines = Path("runs", run, "metrics.jsonl").read_text().splitlines()
+    return [record for line in lines if (record := json.loads(line))["kind"] == "eval"]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +105,55 @@ def test_what_a_tutorial_leaves_to_the_reader_loads(page, tmp_path, monkeypatch)
         arguments, overrides = make_parser("train").parse_known_args(words)
         config = load_config(arguments.task, [*arguments.overrides, *overrides])
         assert component_problems(config, load_plugins()) == [] and config.model.path != "models/tiny"
+
+
+def test_the_policy_of_its_page_learns(tmp_path, monkeypatch, capfd):
+    """Its commands run as shown; the likelier colours of the names become those of the rows."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMRL_CACHE", str(tmp_path / "cache"))
+    text = (ROOT / "docs" / "write_a_policy.md").read_text(encoding="utf-8")
+    write_files(text)
+    for words, shown in shown_commands(text):
+        assert (words[0], main(words[1:])) == ("mmrl", 0), words
+        printed = capfd.readouterr().out
+        assert not shown or is_shown(printed, shown), printed
+    evaluated = [record["greedy/reward/closeness"] for record in evaluations("painting")]
+    held_back = [record["greedy/reward/closeness"] for record in evaluations("held_back")]
+    assert evaluated[0] < 0.65 and min(evaluated[1:]) > 0.95 and len(evaluated) == 3, (
+        "at the start, then of both trainings"
+    )
+    assert evaluated[0] + 0.05 < held_back[-1] < evaluated[-1], "the penalty holds it near grey"
+    means = load_file("runs/painting/checkpoints/step-120/model/palette.safetensors")["means.weight"]
+    rows = [json.loads(line)["rgb"] for line in Path("colours.jsonl").read_text().splitlines()]
+    torch.testing.assert_close(means.clamp(0, 1), torch.tensor(rows) / 255, rtol=0, atol=0.15)
+
+
+def test_the_policy_of_its_page_keeps_its_rules(tmp_path, monkeypatch):
+    """Ratios begin at 1, equal seeds give equal pictures, greedy is the mean, and what is saved is read back."""
+    monkeypatch.chdir(tmp_path)
+    write_files((ROOT / "docs" / "write_a_policy.md").read_text(encoding="utf-8"))
+    painter = runpy.run_path("painter.py")
+    painter["blank"](Path("blank"))
+    policy = painter["Painter"]("blank", std=0.2)
+    prompts = [Prompt(f"train:{i}", [], {"name": name}) for i, name in enumerate(("blue", "red"))]
+    groups = policy.rollout(prompts, 3, Sampling(seed=5))
+    rows = [row for group in groups for rollout in group.rollouts for row in rollout.rows]
+    drawn = Normal(0.5, 0.2).log_prob(torch.stack([row.action for row in rows]))
+    torch.testing.assert_close(policy.logprobs(rows).logprobs, drawn)
+    again = policy.rollout(prompts, 3, Sampling(seed=5))
+    pictures = [
+        [rollout.completion.tobytes() for group in each for rollout in group.rollouts] for each in (groups, again)
+    ]
+    assert pictures[0] == pictures[1] and len(set(pictures[0])) == 6
+    (greedy,) = policy.rollout(prompts[:1], 1, Sampling(temperature=0.0))
+    assert greedy.rollouts[0].rows[0].action.tolist() == [0.5] * 3
+    policy.freeze("reference")
+    policy.weights.means.weight.data += 0.3
+    torch.testing.assert_close(policy.logprobs(rows, frozen="reference").logprobs, drawn)
+    policy.save(Path("blank"))
+    assert torch.equal(painter["Painter"]("blank").weights.means.weight, policy.weights.means.weight)
+    with pytest.raises(PolicyError, match="does not know hue"):
+        policy.logprobs(rows, needs=["hue"])
 
 
 def test_dots_stand_for_any_lines_and_nothing_else():
