@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from mmrl_core.errors import PolicyError
 from mmrl_core.loss_inputs import Statistic, TokenStats
+from mmrl_core.support import gathered, laid_out_like, shard, sharing_in_words, swap_weights, whole_on_first
 from mmrl_core.types import Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from mmrl_core.config.schema import RunConfig
+    from mmrl_core.config.schema import RunConfig, ShardingConfig
     from mmrl_core.plugins.registry import Registry
 
 
@@ -58,6 +59,14 @@ class Policy(Protocol):
 
     def publish_weights(self) -> None:
         """Rollouts from now on act with the present weights; until then they may act with older ones."""
+        ...
+
+    def shard(self, settings: ShardingConfig) -> None:
+        """Leave each process its share of the weights; called once, by all of them, before anything is trained."""
+        ...
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Around `rollout` and `act`; where weights are sharded all processes enter and leave it together."""
         ...
 
     def rollout(
@@ -183,7 +192,10 @@ class Policy(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write weights, and whatever is needed to load and use them elsewhere, into an existing folder."""
+        """Write weights, and whatever is needed to load and use them elsewhere, into an existing folder.
+
+        Where weights are sharded every process calls it, and the first one writes.
+        """
         ...
 
     def load(self, directory: Path) -> None:
@@ -249,6 +261,14 @@ class PolicyBase:
     def publish_weights(self) -> None:
         """Rollouts act with the trained weights themselves."""
 
+    def shard(self, settings: ShardingConfig) -> None:
+        """All weights are gathered together, for each pass."""
+        shard(self.module, [], processes=settings.processes)
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Each process has all weights inside."""
+        return gathered(self.module)
+
     def observe(self, prompt: Prompt, rollout: Rollout, messages: Sequence[Mapping[str, Any]]) -> Any:
         return self._acts_once()
 
@@ -284,7 +304,7 @@ class PolicyBase:
 
     def describe(self) -> list[str]:
         trained = sum(value.numel() for _, value in self.trained_parameters())
-        return [f"{type(self).__name__}: {trained:,} trained weights"]
+        return [f"{type(self).__name__}: {trained:,} trained weights", *sharing_in_words(self.module)]
 
     def prompt_length(self, prompt: Prompt) -> int | None:
         return None
@@ -325,41 +345,36 @@ class PolicyBase:
 
     @contextmanager
     def frozen_weights(self, name: str) -> Iterator[None]:
-        """The frozen parameters take the place of the trained ones inside; nothing is copied.
+        """The frozen parameters take the place of the trained ones inside.
 
         Raises:
             PolicyError: no policy was frozen under this name.
         """
         if name not in self._frozen:
             raise PolicyError(f"there is no frozen policy {name!r} (there are: {', '.join(self._frozen) or 'none'}).")
-        trained = {key: value.data for key, value in self.trained_parameters()}
+        trained = dict(self.trained_parameters())
+        swap_weights(trained, self._frozen[name])
         try:
-            for key, value in self.trained_parameters():
-                value.data = self._frozen[name][key]
             yield
         finally:
-            for key, value in self.trained_parameters():
-                value.data = trained[key]
+            swap_weights(trained, self._frozen[name])
 
     def save_frozen(self, directory: Path) -> None:
         """A safetensors file for each."""
         from safetensors.torch import save_file
 
         for name, weights in self._frozen.items():
-            save_file({key: value.contiguous() for key, value in weights.items()}, directory / f"{name}.safetensors")
+            if found := whole_on_first(weights):
+                save_file({key: v.contiguous() for key, v in found.items()}, directory / f"{name}.safetensors")
 
     def load_frozen(self, directory: Path) -> None:
-        import torch
         from safetensors.torch import load_file
 
         self._frozen = {}
         for path in sorted(directory.glob("*.safetensors")):
             saved = load_file(path)
             # Laid out like the trained parameters: in another layout a product may round otherwise.
-            self._frozen[path.stem] = {
-                key: torch.empty_like(value, requires_grad=False).copy_(saved[key])
-                for key, value in self.trained_parameters()
-            }
+            self._frozen[path.stem] = {key: laid_out_like(saved[key], own) for key, own in self.trained_parameters()}
 
 
 def make_policy(config: RunConfig, registry: Registry, *, path: str | Path, device: torch.device | str) -> Policy:

@@ -99,7 +99,7 @@ class GroupSampler:
         """prompts -> rollout -> score; with `steps_ahead` in the sampling thread."""
         run = self._run
         self._now = step, round_index
-        with run.clock("rollout"):
+        with run.clock("rollout"), run.policy.acting():
             groups = run.hooks.mmrl_rollout(run=run, prompts=prompts)
         check_rollouts(groups, prompts, run.source("mmrl_rollout"))
         with run.clock("rewards"):

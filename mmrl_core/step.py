@@ -183,10 +183,10 @@ def changed_batch(run: SteppingRun, batch: Batch) -> Batch:
 
 def _logprobs(run: SteppingRun, batch: Batch, frozen: str | None = None) -> Tensor:
     """[B, T] on the CPU, without gradient, micro-batch by micro-batch."""
-    passes = micro_batches(batch, run.fits_one_pass)
+    passes = run.processes.in_step(list(micro_batches(batch, run.fits_one_pass)))
     with torch.no_grad():
-        parts = [run.policy.logprobs(part.rows, frozen=frozen).logprobs.cpu() for part in passes]
-    return stack_rows(parts, batch.mask)
+        parts = [(run.policy.logprobs(part.rows, frozen=frozen).logprobs.cpu(), counts) for part, counts in passes]
+    return stack_rows([part for part, counts in parts if counts], batch.mask)
 
 
 # Update
@@ -226,15 +226,16 @@ def optimizer_step(run: SteppingRun, batch: Batch) -> Metrics:
         batch = _with_gradient(run, batch)
     counts.append(float(batch.mask.sum()))
     totals = BatchTotals(*run.reduce_sum(torch.tensor(counts)).clamp(min=1.0).tolist())
-    passes = list(micro_batches(batch, run.fits_one_pass))
-    for index, micro in enumerate(passes):
+    passes = run.processes.in_step(list(micro_batches(batch, run.fits_one_pass)))
+    for index, (micro, counted) in enumerate(passes):
         last = index + 1 == len(passes)
         with nullcontext() if last else run.accelerator.no_sync(run.policy.module):
             loss, loss_metrics = micro_batch_loss(run, micro, totals, weigh)
-            # DDP averages gradients over processes; the totals already count all of them.
-            run.accelerator.backward(loss * run.accelerator.num_processes)
-        sums.update({name: float(value) for name, value in loss_metrics.items()})
-        sums.update({"loss": float(loss.detach())})
+            # Gradients are averaged over processes; the totals already count all of them.
+            run.accelerator.backward(loss * run.accelerator.num_processes * counted)
+        if counted:
+            sums.update({name: float(value) for name, value in loss_metrics.items()})
+            sums.update({"loss": float(loss.detach())})
     norm = run.optimize()
     return {**run.processes.sums(sums), "grad_norm": norm}
 

@@ -42,10 +42,12 @@ from mmrl_core.support import (
     Processes,
     Stopping,
     finite_norm,
+    load_optimizer,
     locked_folder,
     losses_named,
     make_accelerator,
     process_lost,
+    whole,
 )
 from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
 
@@ -105,12 +107,15 @@ class Trainer:
         self.accelerator = make_accelerator(config.process_timeout_s, log_with=trackers, project_dir=str(output))
         self.is_main = self.accelerator.is_main_process
         set_seed(config.seed)
-        self.processes = Processes(self.accelerator)
+        self.processes = Processes(self.accelerator, sharded=config.sharding is not None)
         self.reduce_sum = self.processes.reduce_sum
         self.recorder = Recorder(config, output, self.accelerator, self.processes)
         self.counts: Counter[str] = Counter()
         self.policy = load_policy(config, self.plugins.registry, self.accelerator, self.recorder.print)
-        self.policy.module = self.accelerator.prepare(self.policy.module)
+        if self.processes.sharded and config.sharding is not None:
+            self.policy.shard(config.sharding)
+        else:
+            self.policy.module = self.accelerator.prepare(self.policy.module)
         self.optimizer: Any = None  # of the stage
         self.environment: Environment | None = None
         self.sampler: GroupSampler | None = None
@@ -227,7 +232,7 @@ class Trainer:
             for policy_name in frozen_names(self):
                 self.policy.freeze(policy_name)
         else:
-            self.optimizer.load_state_dict(training["optimizer"])
+            load_optimizer(self.optimizer, training["optimizer"])
         self.hooks.mmrl_stage_start(run=self)
 
     def _close_stage(self) -> None:
@@ -296,7 +301,7 @@ class Trainer:
     def optimize(self) -> float:
         parameters = [parameter for parameter in self.policy.module.parameters() if parameter.requires_grad]
         limit = self.stage.optimizer.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit))
+        norm = float(whole(self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)))
         if not math.isfinite(norm):
             raise HookResultError(
                 f"the gradient's norm is {norm} at step {self.state.step + 1}; training stops before the update."

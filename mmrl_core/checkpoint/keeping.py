@@ -12,7 +12,7 @@ from mmrl_core.checkpoint.data_files import refuse_changed, source_fingerprints
 from mmrl_core.checkpoint.reading import load_newest
 from mmrl_core.checkpoint.resuming import refuse_other_run, reopened
 from mmrl_core.checkpoint.states import PluginStates, Snapshot, generator_states
-from mmrl_core.checkpoint.writing import delete_older, save_checkpoint
+from mmrl_core.checkpoint.writing import delete_older, save_checkpoint, save_share
 from mmrl_core.errors import NotFiniteError
 from mmrl_core.plugins.registry import CORE
 from mmrl_core.run import TrainState
@@ -61,14 +61,21 @@ class Keeper:
 
     def save(self) -> None:
         """Write a checkpoint of the present state; all processes call it."""
-        self._run.accelerator.wait_for_everyone()
-        if self._run.is_main:
+        run = self._run
+        run.accelerator.wait_for_everyone()
+        if run.is_main:
             self._write(self.snapshot())
-        self._run.accelerator.wait_for_everyone()
+        elif run.processes.sharded and any(run.processes.gather([False])):
+            save_share(run.policy, run.optimizer, run.processes)
+        run.accelerator.wait_for_everyone()
 
     def _write(self, kept: Snapshot) -> None:
         run = self._run
-        if kept.state != self._saved:
+        due = kept.state != self._saved
+        shared = run.processes if run.processes.sharded else None
+        if shared is not None:
+            shared.gather([due])
+        if due:
             save_checkpoint(
                 run.output,
                 kept.state,
@@ -77,6 +84,7 @@ class Keeper:
                 kept.plugins.unchanged(),
                 keep=run.config.checkpoint.keep,
                 generators=kept.generators,
+                processes=shared,
             )
         run.state = kept.state
         self._saved = replace(kept.state)
@@ -106,14 +114,15 @@ class Keeper:
     def saved_if_it_fails(self, *, undoable: bool = True, alone: bool = False) -> Iterator[None]:
         """Around a step or an evaluation: what was trained before it is kept if it fails or a signal comes.
 
-        Of several processes the first one keeps it, also if another has ended.
+        Of several processes the first one keeps it, also if another has ended. Where weights are sharded it cannot:
+        what was trained since the last checkpoint is lost then, and an evaluation is finished before a signal stops.
 
         Args:
             undoable: the state before can be gone back to, as long as the weights have not moved.
             alone: an evaluation: a signal need not wait for the other processes, since nothing is lost if all end.
         """
         self._weights_moved = False
-        if not undoable or not self._run.is_main:
+        if not undoable or not self._run.is_main or self._run.processes.sharded:
             yield
             return
         before = self.snapshot()

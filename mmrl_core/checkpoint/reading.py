@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
+SHARES = "optimizer"
+"""Folder of a sharded optimiser in a checkpoint."""
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -52,7 +54,7 @@ def load_checkpoint(directory: Path, policy: Policy) -> tuple[TrainState, dict[s
     """Restore weights, frozen policies and generators.
 
     Returns:
-        The run's state; and {"optimizer": state dict or None, "plugins": {name: state}}.
+        The run's state; and {"optimizer": state dict, folder of shares or None, "plugins": {name: state}}.
 
     Raises:
         CheckpointError: the checkpoint is torn, altered or missing.
@@ -64,6 +66,8 @@ def load_checkpoint(directory: Path, policy: Policy) -> tuple[TrainState, dict[s
         training = torch.load(directory / "training.pt", weights_only=True)
     except Exception as error:  # torch and pickle raise anything on what is not theirs
         raise CheckpointError(f"{directory} is torn: training.pt cannot be read: {error}") from error
+    if (shares := directory / SHARES).is_dir():
+        training["optimizer"] = shares
     policy.load(directory / "model")
     policy.load_frozen(directory / "frozen")
     set_generator_states(training.pop("generators"))

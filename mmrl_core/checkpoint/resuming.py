@@ -28,6 +28,7 @@ MAY_CHANGE = (
     ("*.max_unscored_steps", "a limit"),
     ("*.timeout_s", "a limit"),
     ("process_timeout_s", "a limit"),
+    ("sharding.*", "where weights are kept; sums are the same but for rounding"),
     ("*.stop_on_failure", "whether a failing reward ends the run"),
     ("*.isolate", "where a reward runs"),
     ("*.num_workers", "processes of tools"),

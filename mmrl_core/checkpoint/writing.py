@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmrl_core.checkpoint.checksums import OWN_CHECKSUM, STATE_FILE, checksum_of_values, described_files
-from mmrl_core.checkpoint.reading import FOLDER, checkpoints_of
+from mmrl_core.checkpoint.reading import FOLDER, SHARES, checkpoints_of
 from mmrl_core.checkpoint.states import generator_states
 from mmrl_core.errors import CheckpointError
 from mmrl_core.run import TrainState
-from mmrl_core.support import remove_unfinished, writes_to, written_aside
+from mmrl_core.support import Processes, remove_unfinished, save_optimizer, writes_to, written_aside
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,6 +34,7 @@ def save_checkpoint(
     *,
     keep: int,
     generators: dict[str, Any] | None = None,
+    processes: Processes | None = None,
 ) -> Path:
     """Write `checkpoints/step-N`; keep the newest `keep` up to it, and none of later steps.
 
@@ -43,6 +44,7 @@ def save_checkpoint(
         optimizer: a torch optimiser, or None between stages.
         plugin_state: plugin name -> what its `mmrl_save_state` returned: plain values and tensors.
         generators: of random numbers, see `generator_states`; default: the present ones.
+        processes: that share the weights; the others call `save_share` meanwhile.
 
     Raises:
         MMRLError: the disk is full, or the folder cannot be written. The checkpoints before are whole.
@@ -50,7 +52,7 @@ def save_checkpoint(
     folder = run / FOLDER
     final = folder / f"step-{state.step}"
     training = {
-        "optimizer": None if optimizer is None else optimizer.state_dict(),
+        "optimizer": None if optimizer is None or processes is not None else optimizer.state_dict(),
         "generators": generator_states() if generators is None else generators,
         "plugins": dict(plugin_state),
     }
@@ -58,7 +60,7 @@ def save_checkpoint(
         remove_unfinished(folder)
         # In place of the same step of a run that was resumed from before it, or of the end of its stage.
         with written_aside(final) as aside:
-            _write(aside, state, policy, training)
+            _write(aside, state, policy, training, optimizer, processes)
         _flush(folder)
         delete_older(final, keep)
         found = checkpoints_of(run)
@@ -74,13 +76,35 @@ def delete_older(newest: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def _write(folder: Path, state: TrainState, policy: Policy, training: Mapping[str, Any]) -> None:
+def save_share(policy: Policy, optimizer: Any, processes: Processes) -> None:
+    """What the other processes of a sharded run do while the first one is in `save_checkpoint`."""
+    folder = next(path for path in processes.gather([None]) if path is not None)
+    _write_weights(folder, policy, optimizer, processes)
+
+
+def _write_weights(folder: Path, policy: Policy, optimizer: Any, processes: Processes | None) -> None:
+    policy.save(folder / "model")
+    policy.save_frozen(folder / "frozen")
+    if processes is not None and optimizer is not None:
+        save_optimizer(optimizer, folder / SHARES)
+        processes.gather([None])  # all have written
+
+
+def _write(
+    folder: Path,
+    state: TrainState,
+    policy: Policy,
+    training: Mapping[str, Any],
+    optimizer: Any,
+    processes: Processes | None,
+) -> None:
     import torch
 
     (folder / "model").mkdir(parents=True)
     (folder / "frozen").mkdir()
-    policy.save(folder / "model")
-    policy.save_frozen(folder / "frozen")
+    if processes is not None:
+        processes.gather([folder])
+    _write_weights(folder, policy, optimizer, processes)
     torch.save(dict(training), folder / "training.pt")
     values = {**asdict(state), "files": described_files(folder)}
     values[OWN_CHECKSUM] = checksum_of_values(values)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mmrl_core.cli.evaluated import config_of, find_evaluated, model_overrides
+from mmrl_core.cli.opening import open_policy
 from mmrl_core.config import RunConfig, load_config
 from mmrl_core.errors import MMRLError
-from mmrl_core.evaluation import open_policy
 from mmrl_core.plugins import load_plugins
 from mmrl_core.types import Prompt, Sampling
 

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     for note in notes:
         print(note)
 
-    from mmrl_core.evaluation import evaluate_checkpoint
+    from mmrl_core.cli.opening import evaluate_checkpoint
     from mmrl_core.plugins import load_plugins
     from mmrl_core.runs import Rightness, answer_lines, held_out_intervals
 

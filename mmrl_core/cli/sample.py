@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
             overrides = [f"model.path={json.dumps(str(evaluated.weights))}", *overrides]
         config, _ = config_of(evaluated, task, overrides)
 
-        from mmrl_core.evaluation import evaluate_checkpoint
+        from mmrl_core.cli.opening import evaluate_checkpoint
 
         answers: list[str] = []
 

@@ -44,6 +44,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "RunConfig",
+    "ShardingConfig",
     "SourceConfig",
     "StageConfig",
     "Strict",
@@ -144,6 +145,12 @@ class EvalConfig(Strict):
 class CheckpointConfig(Strict):
     every_steps: Count | None = Field(100, description="steps between checkpoints; a stage's end always has one")
     keep: Count = Field(2, description="newest checkpoints kept")
+
+
+class ShardingConfig(Strict):
+    processes: Count | None = Field(
+        None, description="share among as many neighbours, such as those of one machine; default: among all"
+    )
 
 
 class LogConfig(Strict):
@@ -298,6 +305,9 @@ class RunConfig(Strict):
     eval: EvalConfig = Field(EvalConfig(), description="held-out metrics")
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), description="when checkpoints are written")
     log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
+    sharding: ShardingConfig | None = Field(
+        None, description="several processes share weights, gradients and optimiser; default: each has all of them"
+    )
     stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
     process_timeout_s: Seconds = Field(
         3600.0, description="of several processes, the longest wait for another, as while the first one scores"

@@ -15,6 +15,7 @@ from mmrl_core.errors import PolicyError
 from mmrl_core.language_model.loading import check_adapter
 from mmrl_core.language_model.options import LanguageModelOptions
 from mmrl_core.language_model.towers import PARTS, part_parameters
+from mmrl_core.support import laid_out_like
 
 ALL_LINEAR = "all-linear"
 """The linear layers of the text decoder: what "language" is too."""
@@ -182,9 +183,14 @@ def restore_adapter(model: Any, folder: Path) -> None:
     Raises:
         PolicyError: they are not on the same layers.
     """
-    from peft import load_peft_weights, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 
-    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    own = get_peft_model_state_dict(model)
+    weights = {
+        name: laid_out_like(value, own[name]) if name in own else value
+        for name, value in load_peft_weights(str(folder), device="cpu").items()
+    }
+    result: Any = set_peft_model_state_dict(model, weights)
     if wrong := sorted([*result.unexpected_keys, *(name for name in result.missing_keys if ".lora_" in name)]):
         raise PolicyError(
             f"the adapter {folder} is not on the layers that model.lora.target_modules and model.freeze leave: "

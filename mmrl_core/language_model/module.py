@@ -91,7 +91,7 @@ class LanguageModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.base.get_input_embeddings().weight.device
+        return self.banned_ids.device  # weights that are sharded may wait elsewhere
 
     def count(self, name: str, amount: int) -> None:
         self.counters[name] += amount

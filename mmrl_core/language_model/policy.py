@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,8 +33,11 @@ from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
-from mmrl_core.support import refuse_broken
+from mmrl_core.support import load_whole, refuse_broken, shard, sharing_in_words
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
+
+if TYPE_CHECKING:
+    from mmrl_core.config.schema import ShardingConfig
 
 
 class LanguageModelPolicy(PolicyBase):
@@ -101,6 +104,21 @@ class LanguageModelPolicy(PolicyBase):
     def prepare(self, prompts: Sequence[Prompt]) -> None:
         for prompt in prompts:
             self.encoder.encode(prompt)
+
+    def shard(self, settings: ShardingConfig) -> None:
+        """Decoder layers are gathered one at a time, the rest for each pass.
+
+        A model that runs its own forward calls its layers as often as its rows differ, so it is gathered whole.
+
+        Raises:
+            PolicyError: the rollout engine has no way to these weights.
+        """
+        if not isinstance(self.engine, HFEngine) or self.engine.copies:
+            raise PolicyError("sharding: rollouts use the sharded weights themselves. Set rollout.engine to hf.")
+        shares_prompts = self.model.plain_reason is None
+        layers = list(getattr(self.model.base.get_decoder(), "layers", [])) if shares_prompts else []
+        computed = torch.bfloat16 if self._mixed else None
+        shard(self.model, layers, computed=computed, processes=settings.processes)
 
     def publish_weights(self) -> None:
         self.engine.weights_changed(self)
@@ -234,6 +252,7 @@ class LanguageModelPolicy(PolicyBase):
         lines.append(
             "media features are computed once for each prompt" if kept else "media features are computed in each pass"
         )
+        lines += sharing_in_words(self.model)
         if self.options.lora is not None:
             lines.append(adapters_in_words(self.model.model))
         if self.proof.seen:
@@ -289,7 +308,7 @@ class LanguageModelPolicy(PolicyBase):
         else:
             dtype = next(self.model.model.parameters()).dtype
             loaded = type(self.model.base).from_pretrained(directory, dtype=dtype)
-            self.model.model.load_state_dict(loaded.state_dict())
+            load_whole(self.model.model, loaded.state_dict())
         self.encoder.clear_cache()
 
     @classmethod

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmrl_core.errors import PolicyError
+from mmrl_core.support import is_first, is_shared, whole_on_first
 
 
 def writable(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -76,6 +77,18 @@ def _check_shared(model: Any, weights: dict[str, Tensor]) -> None:
 
 
 def save_whole(model: Any, processor: Any, directory: Path) -> None:
-    """Write model, or LoRA adapter, and processor in the formats of transformers and peft, weights as safetensors."""
-    model.save_pretrained(directory, **writable(model))
-    processor.save_pretrained(directory)
+    """Write model, or LoRA adapter, and processor in the formats of transformers and peft, weights as safetensors.
+
+    Weights that are shared among processes are gathered one at a time in the first one, which writes.
+    """
+    given: dict[str, Any]
+    if any(is_shared(weight) for weight in model.parameters()):
+        written = model.state_dict(keep_vars=True)
+        if hasattr(model, "peft_config"):
+            written = {name: weight for name, weight in written.items() if weight.requires_grad}
+        given = {"state_dict": whole_on_first(written)}
+    else:
+        given = writable(model)
+    if is_first():
+        model.save_pretrained(directory, **given)
+        processor.save_pretrained(directory)

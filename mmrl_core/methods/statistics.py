@@ -43,8 +43,10 @@ def add_statistics(run: SteppingRun, batch: Batch) -> Batch:
         return batch
     asked.add(LOGPROBS)  # they come anyway, and spare a pass where the loss needs old logprobs
     with run.clock("logprobs"), torch.no_grad():
-        passes = [told(run, part.rows, asked, "algorithm.advantage and plugins") for part in _parts(run, batch)]
-    columns = {name: stack_rows([_of(stats, name).detach().cpu() for stats in passes], batch.mask) for name in asked}
+        passes = run.processes.in_step(list(micro_batches(batch, run.fits_one_pass)))
+        found = [(told(run, part.rows, asked, "algorithm.advantage and plugins"), counts) for part, counts in passes]
+    answers = [stats for stats, counts in found if counts]
+    columns = {name: stack_rows([_of(stats, name).detach().cpu() for stats in answers], batch.mask) for name in asked}
     return replace(batch, columns={**batch.columns, **columns})
 
 
@@ -93,10 +95,6 @@ def top_probability(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     tensor([0.5000, 1.0000])
     """
     return (logits.amax(-1) - logits.logsumexp(-1)).exp()
-
-
-def _parts(run: SteppingRun, batch: Batch) -> list[Batch]:
-    return list(micro_batches(batch, run.fits_one_pass))
 
 
 def _of(stats: TokenStats, name: str) -> torch.Tensor:

@@ -9,6 +9,21 @@ from mmrl_core.support.lock import LOCK_FILE, FolderLock, is_held, locked_folder
 from mmrl_core.support.model_paths import local_model
 from mmrl_core.support.parent import end_with_parent
 from mmrl_core.support.processes import Processes, losses_named, make_accelerator, process_lost
+from mmrl_core.support.sharding import (
+    gathered,
+    is_first,
+    is_shared,
+    laid_out_like,
+    load_optimizer,
+    load_whole,
+    local,
+    save_optimizer,
+    shard,
+    sharing_in_words,
+    swap_weights,
+    whole,
+    whole_on_first,
+)
 from mmrl_core.support.stopping import SIGNALS, Interrupted, Stopping
 from mmrl_core.support.weights import describe_weights, finite_norm, refuse_broken
 
@@ -27,8 +42,15 @@ __all__ = [
     "end_with_parent",
     "finite",
     "finite_norm",
+    "gathered",
+    "is_first",
     "is_held",
+    "is_shared",
+    "laid_out_like",
     "lazy_names",
+    "load_optimizer",
+    "load_whole",
+    "local",
     "local_model",
     "locked_folder",
     "losses_named",
@@ -37,7 +59,13 @@ __all__ = [
     "process_lost",
     "refuse_broken",
     "remove_unfinished",
+    "save_optimizer",
+    "shard",
+    "sharing_in_words",
     "stand_ins",
+    "swap_weights",
+    "whole",
+    "whole_on_first",
     "writes_to",
     "written_aside",
 ]

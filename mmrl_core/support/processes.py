@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmrl_core.errors import ProcessLostError
+from mmrl_core.errors import ConfigError, ProcessLostError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+T = TypeVar("T")
+
 
 def make_accelerator(timeout_s: float, **options: Any) -> Accelerator:
-    """An Accelerator whose processes wait `timeout_s` seconds for each other, and not torch's 10 or 30 minutes."""
+    """An Accelerator whose processes wait `timeout_s` seconds for each other, and not torch's 10 or 30 minutes.
+
+    Raises:
+        ConfigError: its launcher is to shard the model itself.
+    """
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
+    for what in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("true", "1"):
+            raise ConfigError(
+                f"accelerate is set up for {what}, which mmrl does not use. Launch with --multi_gpu and without it, and set "
+                "sharding in the task, as configs/hardware/fsdp2_eight_gpus.yaml does."
+            )
     handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))]
     return Accelerator(kwargs_handlers=handlers, **options)
 
@@ -58,10 +71,17 @@ def losses_named() -> Iterator[None]:
 
 
 class Processes:
-    """The processes that train together. All of them call each method equally often and in the same order."""
+    """The processes that train together. All of them call each method equally often and in the same order.
 
-    def __init__(self, accelerator: Any) -> None:
+    Attributes:
+        count: how many they are.
+        index: which of them this is; the first is 0.
+        sharded: whether each has a share of the weights alone, so that a forward pass takes all of them.
+    """
+
+    def __init__(self, accelerator: Any, *, sharded: bool = False) -> None:
         self._accelerator = accelerator
+        self.sharded = sharded and accelerator.num_processes > 1
         self.count: int = accelerator.num_processes
         self.index: int = accelerator.process_index
 
@@ -78,6 +98,18 @@ class Processes:
         for part in self.gather([dict(values)]):
             sums.update(part)
         return dict(sums)
+
+    def in_step(self, passes: Sequence[T]) -> list[tuple[T, bool]]:
+        """Passes, and whether each counts. Where weights are sharded others may have more: the first is then repeated.
+
+        Args:
+            passes: at least one.
+        """
+        counted = [(item, True) for item in passes]
+        if not self.sharded:
+            return counted
+        most = max(self.gather([len(passes)]))
+        return counted + [(passes[0], False)] * (most - len(passes))
 
     def gather(self, items: list[Any]) -> list[Any]:
         """The items of all processes."""

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mmrl_core.errors import NotFiniteError
+from mmrl_core.support.sharding import local, norm_of_shares
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,8 @@ NOT_FINITE = "the weights are not finite"
 def finite_norm(module: nn.Module, step: int) -> float:
     """The 2-norm of the trained weights taken together, 0 if none is trained. It costs what a gradient's norm costs.
 
+    Every process calls it where the weights are sharded.
+
     Args:
         step: after which the weights are as they are, for the message.
 
@@ -27,11 +30,12 @@ def finite_norm(module: nn.Module, step: int) -> float:
     """
     import torch
 
-    trained = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+    trained = [local(parameter.detach()) for parameter in module.parameters() if parameter.requires_grad]
     if not trained:
         return 0.0
     norms = torch._foreach_norm(trained)
     norm = float(torch.stack([norm.float().to(norms[0].device) for norm in norms]).cpu().double().norm())
+    norm = norm_of_shares(module, norm)
     if not math.isfinite(norm):
         hint = "Lower optimizer.lr, and go on from a checkpoint before." if step else "The model is broken."
         raise NotFiniteError(f"after step {step}, {describe_weights(module)}. {hint}")
@@ -54,7 +58,7 @@ def describe_weights(module: nn.Module) -> str:
     """
     largest, where = -1.0, ""
     for name, parameter in module.named_parameters():
-        values = parameter.detach()
+        values = local(parameter.detach())
         if not values.is_floating_point():
             continue
         if num_broken := int((~values.isfinite()).sum()):

@@ -404,17 +404,19 @@ def start_training(tmp_path_factory, surroundings):
 
 @pytest.fixture(scope="session")
 def start_ranks(start_training):
-    """`start_ranks(task file, output, resume=False, **environment)` -> two such processes that train together.
+    """`start_ranks(task file, output, resume=False, count=2, **environment)` -> such processes that train together.
 
     They get what launchers set. What the process of rank R prints is in `<output>.R.log`.
     """
 
-    def start(task, output, resume=False, **environment):
+    def start(task, output, resume=False, count=2, **environment):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        common = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-        ranks = [{"RANK": rank, "LOCAL_RANK": rank, "PROBE_LOG": f"{output}.{rank}.log"} for rank in "01"]
+        common = {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common["WORLD_SIZE"] = str(count)
+        names = map(str, range(count))
+        ranks = [{"RANK": rank, "LOCAL_RANK": rank, "PROBE_LOG": f"{output}.{rank}.log"} for rank in names]
         return [start_training(task, output, resume, **common, **rank, **environment) for rank in ranks]
 
     return start

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmrl_core.cli.opening import evaluate_checkpoint
 from mmrl_core.config import LoraConfig
 from mmrl_core.errors import PolicyError
-from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.runs import read_metrics
 from mmrl_core.starting_model import starting_model

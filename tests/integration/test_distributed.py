@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
+from tests.ranks import PROBE, REWARDS, joined, make_site
 
 NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes", "advantage/abs_mean", "truncated/tokens")
 """Times; work that depends on who has seen a picture before; and means over tokens, of which the processes have unequal
@@ -22,138 +23,6 @@ numbers: what is logged is the mean of their means."""
 
 MEANS_OF_SCORED = ("reward/raises", "reward/hangs")  # of which the processes have unequal numbers too
 TIMES = ("time/", "memory/")
-
-PROBE = '''
-import os
-import signal
-import time
-from dataclasses import replace
-from pathlib import Path
-
-from mmrl_core import hookimpl
-from mmrl_core.conversation import Reply
-from mmrl_core.run import derive_seed
-
-plan = dict(part.split("=") for part in os.environ.get("PROBE_PLAN", "").split())
-
-@hookimpl
-def mmrl_register(registry):
-    registry.add("environment", "echo", "probe_ranks:Echo", "repeats how much was said")
-
-class Echo:
-    def __init__(self, tools, media_root):
-        pass
-
-    def prepare(self, prompt):
-        return prompt
-
-    def begin(self, prompt):
-        return {"turns": 0}
-
-    def reply(self, episodes, texts, ask):
-        replies = []
-        for episode, text in zip(episodes, texts):
-            episode["turns"] += 1
-            said = f"you said {len(text)} letters"
-            replies.append(Reply([{"role": "user", "content": [{"type": "text", "text": said}]}], len(text) % 7 / 7))
-        return replies
-
-    def outcome(self, episode):
-        return dict(episode)
-
-    def split(self, prompt, answer):
-        return [answer]
-
-    def close(self):
-        pass
-
-@hookimpl
-def mmrl_rollout(run, prompts):
-    """What the core does, but prompt by prompt, with seeds that do not depend on the process that has the prompt."""
-    groups, given = [], {} if run.environment is None else {"environment": run.environment}
-    for prompt in prompts:
-        sampling = replace(run.sampling(), seed=derive_seed("probe", run.state.step, prompt.id))
-        strategy = run.stage.rollout.strategy
-        groups += run.call("strategy", strategy, run.policy, [prompt], run.stage.group_size, sampling, **given)
-    return groups
-
-@hookimpl(tryfirst=True)
-def mmrl_shape_rewards(run):
-    """In the middle of a step that the plan names, in the process that it names, something happens."""
-    rank = os.environ.get("RANK")
-    if int(plan.get("step", -1)) != run.state.step + 1 or plan["rank"] not in ("all", "launcher", rank):
-        return
-    if plan["what"] == "raise":
-        raise ValueError("the probe has had enough")
-    number = getattr(signal, plan["what"])
-    if "met" in plan:
-        Path(plan["met"]).write_text(str(time.time()))
-    if plan["rank"] != "launcher":
-        os.kill(os.getpid(), number)
-    elif rank == "0":
-        os.kill(os.getppid(), number)
-    limit = time.monotonic() + 60
-    while run.keeper.stopping.pending != number and time.monotonic() < limit:
-        time.sleep(0.01)
-
-@hookimpl
-def mmrl_evaluated(run):
-    if plan.get("rank") == "evaluates" and run.state.step == int(plan["step"]):
-        os.kill(os.getpid(), getattr(signal, plan["what"]))
-'''
-
-
-def make_site(folder, source):
-    """A folder to put on the path that has the plugin `probe_ranks` installed."""
-    info = folder / "site" / "mmrl_probe_ranks-1.0.dist-info"
-    info.mkdir(parents=True)
-    (folder / "site" / "probe_ranks.py").write_text(source)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mmrl-probe-ranks\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[mmrl]\nprobe_ranks = probe_ranks\n")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def joined(processes, limit_s=120):
-    """Exit codes, and the seconds until the last one had ended."""
-    started = time.monotonic()
-    for process in processes:
-        process.join(limit_s)
-    return [process.exitcode for process in processes], time.monotonic() - started
-
-
-REWARDS = """
-import os
-import time
-
-def spread(completions, samples):
-    return [sum(map(ord, c)) % 97 / 96 for c in completions]
-
-def raises(completions, samples):
-    return [1 / (s["number"] % 2) for s in samples]
-
-def hangs(completions, samples):
-    time.sleep(2.0 if samples[0]["number"] % 4 == 3 else 0)
-    return [1.0] * len(completions)
-
-def raises_on_one(completions, samples):
-    return [1 / (os.environ.get("RANK") != "1") for _ in samples]
-
-def noted(policy, prompts, group_size, sampling, on_group=None):
-    from pathlib import Path
-
-    with open(Path(__file__).with_name("sampled.txt"), "a") as file:
-        file.write(f"{os.environ.get('RANK')} {sampling.temperature:g} {[prompt.id for prompt in prompts]}\\n")
-    return policy.rollout(prompts, group_size, sampling, on_group=on_group)
-
-def hangs_on_one(completions, samples):
-    time.sleep(2.0 if os.environ.get("RANK") == "1" else 0)
-    return [1.0] * len(completions)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +127,13 @@ def test_two_processes_learn_the_same_weights(outputs):
 
 
 # Failing and stopping
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
 
 NUM_STEPS = 7
 FAILING = ("raises_on_one", "hangs_on_one")

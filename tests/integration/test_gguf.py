@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mmrl_core.cli import main
+from mmrl_core.cli.opening import evaluate_checkpoint
 from mmrl_core.config import LoraConfig
 from mmrl_core.errors import MissingPackageError, PolicyError
-from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.language_model import LanguageModelOptions, LanguageModelPolicy, load_model, load_processor
 from mmrl_core.runs import read_metrics
 from mmrl_core.types import Sampling

@@ -10,8 +10,8 @@ import torch
 
 from mmrl_core.batching import pack
 from mmrl_core.cli.dry_run import check_run
+from mmrl_core.cli.opening import evaluate_checkpoint
 from mmrl_core.errors import ConfigError, PolicyError
-from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.loss_inputs import BatchTotals
 from mmrl_core.runs import read_metrics
 from mmrl_core.step import micro_batch_loss

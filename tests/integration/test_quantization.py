@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmrl_core.cli.dry_run import check_run
+from mmrl_core.cli.opening import evaluate_checkpoint
 from mmrl_core.errors import ConfigError
-from mmrl_core.evaluation import evaluate_checkpoint
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.types import Sampling
 

@@ -25,7 +25,11 @@ LOOK_EVERY_DEFAULT = 8
 
 
 class HFEngine:
-    """Samples completions with the model that is trained, or with a copy of it."""
+    """Samples completions with the model that is trained, or with a copy of it.
+
+    Attributes:
+        copies: whether it is a copy.
+    """
 
     def __init__(self, *, copy: bool = False) -> None:
         """
@@ -33,7 +37,7 @@ class HFEngine:
             copy: sample with a copy of the model, which takes over the weights when they are published. Needed where
                 the next step is sampled while this one trains (`rollout.steps_ahead`). It doubles the model's memory.
         """
-        self._copy = copy
+        self.copies = copy
         self._own: LanguageModel | None = None
 
     def generate(
@@ -60,7 +64,7 @@ class HFEngine:
         completions.finish()
 
     def _model(self, policy: Sampler) -> LanguageModel:
-        if not self._copy:
+        if not self.copies:
             return policy.model
         if self._own is None:
             self._own = deepcopy(policy.model)

@@ -1,0 +1,178 @@
+"""Processes that share weights, gradients and optimiser do what one process does with the same global batch."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmrl_core.plugins import load_plugins
+from mmrl_core.runs import read_metrics
+from tests.ranks import PROBE, REWARDS, joined, make_site
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    make_site(folder, PROBE)
+    (folder / "ranks.py").write_text(REWARDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder / "site")
+        load_plugins.cache_clear()
+        yield folder
+        load_plugins.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def task(folder, base_config):
+    """`task(kind, name, stages, **changes)` -> file of a run that imitates, answers once, talks, and compares answers.
+
+    `stages` is the part of these that it has.
+    """
+
+    def written(kind, name, stages, **changes):
+        base = base_config(kind)
+        grpo = {"kind": "grpo", "steps": 2, "prompts_per_step": 4, "group_size": 3, "micro_batch_rows": 3}
+        config = {
+            **base,
+            "plugins": ["probe_ranks"],
+            "rewards": [f"{folder}/ranks.py:spread"],
+            "optimizer": {"lr": 1e-3, "eps": 1e-3, "schedule": "constant"},
+            "algorithm": {
+                "advantage": ["group_mean", "whiten"],
+                "kl": {"coefficient": 0.1},
+                "epochs_per_rollout": 2,
+            },
+            "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 5}},
+            "eval": {"temperatures": [0, 1], "batch_size": 2},
+            "sharding": {},
+            "stages": [
+                {"kind": "sft", "steps": 2, "prompts_per_step": 4, "micro_batch_rows": 1},
+                grpo,
+                {
+                    **grpo,
+                    "name": "talk",
+                    "steps": 1,
+                    "rewards": [f"{folder}/ranks.py:spread", "environment"],
+                    "rollout": {"strategy": {"name": "multi_turn", "max_turns": 3}, "environment": "probe_ranks/echo"},
+                },
+                {
+                    **grpo,
+                    "name": "scores",
+                    "steps": 1,
+                    "algorithm": {"loss": {"name": "text_reasoning/drpo", "max_length": 6}},
+                },
+            ],
+            **changes,
+        }
+        config["model"] = {**base["model"], **changes.get("model", {})}
+        config["stages"] = config["stages"][stages]
+        (folder / f"{name}.yaml").write_text(json.dumps(config))
+        return folder / f"{name}.yaml"
+
+    return written
+
+
+NOT_COMPARED = ("seconds", "elapsed_s", "advantage/abs_mean", "truncated/tokens")
+"""Times; and means over tokens, of which the processes have unequal numbers: logged is the mean of their means."""
+
+GRPO_ALONE = slice(1, 2)
+CASES = {
+    # Rows with and without a picture, whose tower is trained; the processes have unequal numbers of micro-batches.
+    "all": ("qwen2_vl", {"model": {"freeze": []}}, 2, slice(None)),
+    "adapters": ("qwen2", {"model": {"lora": {"rank": 4, "alpha": 8}, "gradient_checkpointing": True}}, 2, GRPO_ALONE),
+    "own_forward": ("qwen2_vl", {"model": {"freeze": [], "attention": "eager"}}, 2, GRPO_ALONE),
+    "halves": ("qwen2", {"sharding": {"processes": 2}}, 4, GRPO_ALONE),
+}
+SAID = {
+    "all": "2 processes share weights, gradients and optimiser; 2 layers are gathered one at a time\n",
+    "own_forward": "2 processes share weights, gradients and optimiser; all weights are gathered for each pass\n",
+}
+
+
+def assert_same_numbers(run, expected):
+    for record, other in zip(read_metrics(run), read_metrics(expected), strict=True):
+        assert record.keys() == other.keys()
+        for name, value in other.items():
+            left_out = name in NOT_COMPARED or name.startswith(("time/", "memory/", "count/"))
+            if isinstance(value, float) and not left_out:
+                assert record[name] == pytest.approx(value, rel=2e-5, abs=2e-6), f"step {record['step']}: {name}"
+
+
+def assert_same_weights(run, expected):
+    last = max(int(path.name.removeprefix("step-")) for path in (expected / "checkpoints").iterdir())
+    (name,) = (path.name for path in (expected / "checkpoints" / f"step-{last}" / "model").glob("*model.safetensors"))
+    found, weights = (load_file(path / "checkpoints" / f"step-{last}" / "model" / name) for path in (run, expected))
+    assert found.keys() == weights.keys()
+    for key, weight in weights.items():
+        torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda m, n=key: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_that_share_weights_learn_what_one_process_learns(name, task, folder, start_training, start_ranks):
+    kind, changes, count, stages = CASES[name]
+    file = task(kind, name, stages, **changes)
+    one, several = folder / f"{name}-one", folder / f"{name}-several"
+    alone = start_training(file, one, ACCELERATE_USE_CPU="true", PROBE_LOG=f"{one}.log")
+    codes = joined([alone, *start_ranks(file, several, count=count)])[0]
+    printed = Path(f"{several}.0.log").read_text()
+    assert not any(codes), printed + Path(f"{several}.1.log").read_text()
+    assert SAID.get(name, "2 processes share weights") in printed
+    assert_same_numbers(several, one)
+    assert_same_weights(several, one)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(task, folder, start_training, start_ranks):
+    """Saved by one process, two and four, and gone on with by others: what one process learns that nothing stopped."""
+
+    def ended(output, count, resume=False):
+        if count == 1:
+            processes = [start_training(file, output, resume, ACCELERATE_USE_CPU="true", PROBE_LOG=f"{output}.0.log")]
+        else:
+            processes = start_ranks(file, output, resume, count=count)
+        assert not any(joined(processes)[0]), Path(f"{output}.0.log").read_text()
+
+    file = task("qwen2", "going_on", GRPO_ALONE)
+    values = json.loads(file.read_text())
+    values["stages"][0]["steps"] = 3
+    file.write_text(json.dumps(values))
+    ended(folder / "whole", 1)
+    values["stages"][0]["steps"] = 1
+    file.write_text(json.dumps(values))
+    for count in (1, 2):
+        ended(folder / f"saved-by-{count}", count)
+    values["stages"][0]["steps"] = 3
+    file.write_text(json.dumps(values))
+    for before, after in ((1, 2), (2, 1), (2, 4)):
+        output = folder / f"from-{before}-to-{after}"
+        shutil.copytree(folder / f"saved-by-{before}", output)
+        ended(output, after, resume=True)
+        assert_same_weights(output, folder / "whole")
+
+
+def test_signals_and_lost_processes(task, folder, start_ranks, without_times):
+    """A signal in a step or an evaluation saves; a process that is lost ends the others, and the run goes on."""
+    file = task("qwen2", "stopped", GRPO_ALONE, checkpoint={"every_steps": 1}, eval={"every_steps": 1})
+    values = json.loads(file.read_text())
+    values["stages"][0]["steps"] = 4
+    file.write_text(json.dumps(values))
+    assert joined(start_ranks(file, folder / "never-stopped"))[0] == [0, 0]
+    output = folder / "stopped"
+    for number, (plan, codes, saved) in enumerate(
+        [
+            ("what=SIGTERM step=1 rank=all", [143, 143], 1),
+            ("what=SIGTERM step=1 rank=evaluates", [143, 143], 2),
+            ("what=SIGKILL step=4 rank=1", [2, -9], None),
+        ]
+    ):
+        found, seconds = joined(start_ranks(file, output, resume=number > 0, PROBE_PLAN=plan))
+        printed = Path(f"{output}.0.log").read_text()
+        assert found == codes and seconds < 60, printed
+        assert saved is None or f"saved step {saved}; go on from it with --resume\n" in printed
+    assert joined(start_ranks(file, output, resume=True))[0] == [0, 0]
+    records, expected = (
+        [without_times(record) for record in read_metrics(run)] for run in (output, folder / "never-stopped")
+    )
+    assert records == expected
