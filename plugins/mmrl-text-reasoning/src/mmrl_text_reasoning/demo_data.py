@@ -8,7 +8,7 @@ order matter, so that a small transformer errs on a long word; it writes squares
 
 One button a step is safe and long, two or three at once are short and err more often: the length of its chain is the
 policy's own choice. The number of buttons is the difficulty. A chain may begin with a letter that says how long it will
-be, for methods that learn when to reason at length: `tF6A3B2E4` thinks, `sFAB1E3` is short.
+be, for methods that learn when to reason at length: `tF6A3B1E3` thinks, `sFA3BE3` is short.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOVES = {"A": -3, "B": -2, "C": -1, "D": 1, "E": 2, "F": 3}
 BUTTONS = "".join(MOVES)
 NUM_SQUARES = 10
 SHORT, THINK = "s", "t"
-"""What a chain of three buttons a step and one of one button a step begin with, in data of two modes."""
+"""What a chain of two buttons a step and one of one button a step begin with, in data of two modes."""
 
 _CHAIN = re.compile(rf"[{SHORT}{THINK}]?([{BUTTONS}]+\d)+")
 
@@ -54,7 +54,7 @@ def walks(
     Returns:
         Rows with `problem`, `solution` (the square at the end), `length` (of the word), `careful` (the chain of one
         button a step), `demonstration` (the chain of random strides) and `two_modes` (a chain that begins with `t` and
-        takes one button a step or, equally often, with `s` and takes three).
+        takes one button a step or, equally often, with `s` and takes two).
 
     Raises:
         TaskDataError: an option is out of range.
@@ -190,7 +190,7 @@ class _Walks:
         while (left := len(word) - sum(taken)) > 0:
             taken.append(min(left, rng.choices((1, 2, 3), self.strides)[0]))
         careful = chain(square, word, [1] * len(word))
-        short = chain(square, word, [min(3, len(word) - at) for at in range(0, len(word), 3)])
+        short = chain(square, word, [min(2, len(word) - at) for at in range(0, len(word), 2)])
         return {
             "problem": f"{square} {word}",
             "solution": str(walked(square, word)),
