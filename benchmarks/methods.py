@@ -43,9 +43,10 @@ MORE_SEEDS = "needs more seeds"
 
 BEGIN, END = "<!-- benchmarks/methods.py: begin -->", "<!-- benchmarks/methods.py: end -->"
 GREEDY, PASS_1, PASS_4, LENGTH = "greedy/right", "t1/pass@1", "t1/pass@4", "greedy/steps_per_button"
-THINK = "greedy/think"
-QUANTITIES = (GREEDY, PASS_1, PASS_4, LENGTH, THINK)
+RIGHT_LENGTH, THINK = "greedy/right_steps_per_button", "greedy/think"
+QUANTITIES = (GREEDY, PASS_1, PASS_4, LENGTH, RIGHT_LENGTH, THINK)
 NAMES = {GREEDY: "greedy", PASS_1: "pass@1", PASS_4: "pass@4", LENGTH: "steps a button", THINK: "long mode"}
+NAMES[RIGHT_LENGTH] = "steps a button of right chains"
 TITLES = ["method", "claim", "claimed quantity", "compared with", "verdict", "greedy", "pass@1", "pass@4"]
 TITLES += ["steps a button", "entropy", "sampled tokens", "trained tokens", "seconds"]
 BUDGET = {"kind": "grpo", "steps": 160, "prompts_per_step": 16, "group_size": 8}
@@ -144,13 +145,13 @@ VARIANTS = {
     "open_rs": Variant(
         "grpo",
         "shorter right answers at equal accuracy",
-        ((LENGTH, "below"), (GREEDY, "not below")),
+        ((RIGHT_LENGTH, "below"), (GREEDY, "not below")),
         (NO_KL, OPEN_RS % (COSINE % "unit: tokens, max_length: 32", COUNTED), PASSES),
     ),
     "open_rs_code": Variant(
         "grpo",
         "the same, lengths and signs of its code",
-        ((LENGTH, "below"), (GREEDY, "not below")),
+        ((RIGHT_LENGTH, "below"), (GREEDY, "not below")),
         (NO_KL, OPEN_RS % (COSINE % "max_length: 2.5, clamp: false, wrong: [0.0, -0.5]", COUNTED), PASSES),
     ),
     "grpo_modes": Variant(

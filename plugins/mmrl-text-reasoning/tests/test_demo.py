@@ -60,6 +60,7 @@ def test_shares_are_by_length():
     said = [row["careful"] for row in rows[:4]] + ["A1"] * 4
     numbers = walk_shares(said, rows)
     assert (numbers["right"], numbers["right/02"], numbers["right/03"]) == (0.5, 1.0, 0.0)
+    assert numbers["right_steps_per_button"] == 1.0 and numbers["steps_per_button"] < 1.0
 
 
 @pytest.mark.parametrize("options", [{"length": [0, 3]}, {"length": [3, 2]}, {"strides": [0, 0, 0]}, {"num_rows": 0}])

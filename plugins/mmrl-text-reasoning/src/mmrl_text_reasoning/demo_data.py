@@ -150,22 +150,24 @@ def walk_shares(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]
     """Share of right chains in all and by length of the word, and how many steps they write for each button.
 
     Returns:
-        "right", "right/07" for words of seven buttons, ..., "steps_per_button", 1 where each button is a step, and
-        "think", the share that begins with the letter of the long mode.
-        Rows without gold are left out; a number that no row defines is NaN.
+        "right", "right/07" for words of seven buttons, ..., "steps_per_button", 1 where each button is a step,
+        "right_steps_per_button", the same over right chains, and "think", the share that begins with the letter of the
+        long mode. Rows without gold are left out; a number that no row defines is NaN.
     """
     by_length: dict[int, list[float]] = defaultdict(list)
-    steps, thinks = [], []
+    steps, right_steps, thinks = [], [], []
     for completion, sample, score in zip(completions, samples, right(completions, samples), strict=True):
         if score is None or not sample.get("length"):
             continue
         by_length[int(sample["length"])].append(score)
         steps.append(len(re.findall(r"\d", completion)) / int(sample["length"]))
+        right_steps.extend(steps[-1:] if score else [])
         thinks.append(float(completion.lstrip().startswith(THINK)))
     scores = [score for part in by_length.values() for score in part]
     return {
         "right": sum(scores) / len(scores) if scores else math.nan,
         "steps_per_button": sum(steps) / len(steps) if steps else math.nan,
+        "right_steps_per_button": sum(right_steps) / len(right_steps) if right_steps else math.nan,
         "think": sum(thinks) / len(thinks) if thinks else math.nan,
         **{f"right/{length:02d}": sum(part) / len(part) for length, part in sorted(by_length.items())},
     }
