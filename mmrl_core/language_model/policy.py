@@ -30,10 +30,10 @@ from mmrl_core.language_model.preview import PromptPreview
 from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
-from mmrl_core.language_model.towers import FeatureCache, towers_frozen
+from mmrl_core.language_model.towers import FeatureCache, TowerUse, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
-from mmrl_core.support import load_whole, refuse_broken, shard, sharing_in_words
+from mmrl_core.support import Processes, load_whole, refuse_broken, shard, sharing_in_words
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
@@ -116,9 +116,14 @@ class LanguageModelPolicy(PolicyBase):
         if not isinstance(self.engine, HFEngine) or self.engine.copies:
             raise PolicyError("sharding: rollouts use the sharded weights themselves. Set rollout.engine to hf.")
         shares_prompts = self.model.plain_reason is None
+        self._tower_use = TowerUse(self.model.base)
         layers = list(getattr(self.model.base.get_decoder(), "layers", [])) if shares_prompts else []
         computed = torch.bfloat16 if self._mixed else None
         shard(self.model, layers, computed=computed, processes=settings.processes)
+
+    def before_update(self, processes: Processes) -> None:
+        if processes.sharded:
+            self._tower_use.drop_unused(processes)
 
     def publish_weights(self) -> None:
         self.engine.weights_changed(self)

@@ -4,17 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 from tests.ranks import PROBE, REWARDS, joined, make_site
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, start_training):  # which changes the path for longer
     folder = tmp_path_factory.mktemp("sharded")
     make_site(folder, PROBE)
     (folder / "ranks.py").write_text(REWARDS)
@@ -176,3 +178,44 @@ def test_signals_and_lost_processes(task, folder, start_ranks, without_times):
         [without_times(record) for record in read_metrics(run)] for run in (output, folder / "never-stopped")
     )
     assert records == expected
+
+
+@pytest.mark.parametrize("what", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_would_shard_the_model_itself_is_refused(what, task, make_trainer, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{what}", "true")
+    values = json.loads(task("qwen2", "refused", GRPO_ALONE).read_text())
+    with pytest.raises(ConfigError, match=f"accelerate is set up for {what}.* set sharding in the task"):
+        make_trainer(values)
+
+
+def test_an_engine_that_copies_the_weights_is_refused(task, folder, start_ranks):
+    file = task("qwen2", "copies", GRPO_ALONE, rollout={"max_tokens": 6, "engine": {"name": "hf", "copy": True}})
+    assert joined(start_ranks(file, folder / "copies"))[0] == [2, 2]
+    assert "sharding: rollouts use the sharded weights themselves" in Path(f"{folder}/copies.0.log").read_text()
+
+
+@pytest.mark.parametrize("sharding", [None, {}])
+def test_a_process_without_pictures_trains_the_tower_with_the_other(
+    sharding, folder, base_config, data_files, start_training, start_ranks
+):
+    """Half of the rows have a picture, so that in some steps one process has none; with copies and with shares."""
+    rows = pandas.read_parquet(data_files / "pictures.parquet")
+    rows.loc[rows.index % 2 == 1, "image"] = None
+    rows.to_parquet(data_files / "half.parquet")
+    base = base_config("qwen2_vl")
+    config = {
+        **base,
+        "model": {**base["model"], "freeze": []},
+        "plugins": ["probe_ranks"],
+        "rewards": [f"{folder}/ranks.py:spread"],
+        "optimizer": {"lr": 1e-3, "eps": 1e-3},
+        "data": {"train": {"name": "rows", "path": str(data_files / "half.parquet")}},
+        "sharding": sharding,
+        "stages": [{"kind": "grpo", "steps": 5, "prompts_per_step": 2, "group_size": 3, "micro_batch_rows": 2}],
+    }
+    kind = "copies" if sharding is None else "shares"
+    file, one, two = folder / f"half-{kind}.yaml", folder / f"half-{kind}-one", folder / f"half-{kind}-two"
+    file.write_text(json.dumps(config))
+    alone = start_training(file, one, ACCELERATE_USE_CPU="true", PROBE_LOG=f"{one}.log")
+    assert joined([alone, *start_ranks(file, two)])[0] == [0, 0, 0], Path(f"{two}.0.log").read_text()
+    assert_same_weights(two, one)
