@@ -100,7 +100,7 @@ def assert_same_numbers(run, expected):
         for name, value in other.items():
             left_out = name in NOT_COMPARED or name.startswith(("time/", "memory/", "count/"))
             if isinstance(value, float) and not left_out:
-                assert record[name] == pytest.approx(value, rel=2e-5, abs=2e-6), f"step {record['step']}: {name}"
+                assert record[name] == pytest.approx(value, rel=5e-4, abs=2e-6), f"step {record['step']}: {name}"
 
 
 def newest(run):
