@@ -135,6 +135,7 @@ class Host:
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        self._llm.apply_model(repack_tied_layers)
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
         self._llm.reset_prefix_cache()
@@ -176,6 +177,17 @@ class Host:
         self._folder.cleanup()
         del llm
         gc.collect()
+
+
+def repack_tied_layers(model: torch.nn.Module) -> None:
+    """Pack output layers anew that share the embedding's weights, after these have changed.
+
+    On a CPU vLLM computes with a packed copy, which it makes when weights of the layer itself are loaded.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "cpu_linear") and hasattr(layer, "num_embeddings"):
+            layer.quant_method.process_weights_after_loading(layer)
 
 
 def num_processes() -> int:
