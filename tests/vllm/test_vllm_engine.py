@@ -281,6 +281,8 @@ def test_what_vllm_cannot_start_with_is_an_error(make_policy, prompts):
     [
         ({"mode": "colocate"}, "no mode 'colocate'; modes: colocated, server"),
         ({"gpus": "1"}, "belong to mode 'server'"),
+        ({"sync": "adapter"}, "belong to mode 'server'"),
+        ({"mode": "server", "address": ["127.0.0.1:1", "here"]}, "address 'here' must be host:port"),
         ({"mode": "server", "gpus": "1", "address": "127.0.0.1:1"}, "leave 'gpus' out"),
     ],
 )
