@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from mmrl_core.errors import PolicyError
 from mmrl_core.language_model import VLLMEngine
 from mmrl_core.language_model.engines.vllm_host import ServerLostError
 from mmrl_core.language_model.engines.vllm_http import Server
+from mmrl_core.language_model.engines.vllm_plugin import EmptyLoader, WorkerExtension
 from mmrl_core.types import Sampling
 
 TOLERANCE = 1e-4  # as in test_vllm_engine.py
@@ -274,6 +276,24 @@ def test_what_cannot_be_used_as_a_server_is_an_error(make_policy, prompts, progr
         policy = make_policy("qwen2", VLLMEngine(mode="server", address=address))
         with pytest.raises(PolicyError, match=f"no vLLM server can be used at {address}: .*{advice}"):
             policy.rollout(prompts("qwen2"), 2, Sampling(4))
+
+
+def test_a_parameter_without_weights_is_noted():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, bias=False)
+
+        def load_weights(self, weights):
+            return {name for name, _ in weights}
+
+    model = Model()
+    EmptyLoader(None).load_weights(model, None)
+    assert all((parameter == 0).all() for parameter in model.parameters())
+    model.load_weights([("first.weight", torch.zeros(2, 2))])
+    worker = WorkerExtension()
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)
+    assert worker.mmrl_missing() == {"missing": ["first.bias", "second.weight"]}
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,10 @@ class Server:
     def __init__(self, address: str) -> None:
         self.address = address
         local = address.startswith("/")
-        # Any number of requests at once, each for as long as sampling takes.
-        transport = httpx.HTTPTransport(uds=address if local else None, limits=httpx.Limits())
+        # Any number of requests at once, each for as long as sampling takes, and each on a connection of its own: a
+        # server closes one that was idle, or that an error went over, just when it is used again.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        transport = httpx.HTTPTransport(uds=address if local else None, limits=limits)
         self._client = httpx.Client(
             transport=transport, base_url="http://localhost" if local else f"http://{address}", timeout=None
         )
@@ -72,7 +74,7 @@ class Server:
             for found in self.call("/collective_rpc", {"method": "mmrl_prepare"})["results"]:
                 if "error" in found:
                     raise PolicyError(found["error"])
-        except PolicyError as error:
+        except (ServerLostError, PolicyError) as error:
             raise PolicyError(
                 f"{where}: {first_line(error)}. Start it as docs/vllm.md says: with VLLM_SERVER_DEV_MODE=1, in an "
                 "environment that mmrl is installed in, and with our --worker-extension-cls."
