@@ -211,7 +211,7 @@ def test_a_launcher_that_would_shard_the_model_itself_is_refused(what, task, mak
 def test_an_engine_that_copies_the_weights_is_refused(task, folder, start_ranks):
     file = task("qwen2", "copies", GRPO_ALONE, rollout={"max_tokens": 6, "engine": {"name": "hf", "copy": True}})
     assert joined(start_ranks(file, folder / "copies"))[0] == [2, 2]
-    assert "sharding: rollouts use the sharded weights themselves" in Path(f"{folder}/copies.0.log").read_text()
+    assert "sharding: no process can copy all weights" in Path(f"{folder}/copies.0.log").read_text()
 
 
 @pytest.mark.parametrize("sharding", [None, {}])

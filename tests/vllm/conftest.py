@@ -17,6 +17,7 @@ from PIL import Image
 
 from mmrl_core.conversation import Reply, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
+from mmrl_core.support import laid_out_like
 from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt, Sampling
 
@@ -203,7 +204,8 @@ def change_weights(policy, scale=0.05, seed=0):
     with torch.no_grad():
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter += scale * laid_out_like(noise, parameter)
 
 
 def told_of_rank(policy, rank):

@@ -1,4 +1,7 @@
-"""One of several training processes that sample through one server: `python ranks.py MODEL OUTPUT`, with RANK set."""
+"""One of several training processes that sample through one server: `python ranks.py MODEL OUTPUT KIND`.
+
+RANK is set. KIND says what of the weights each process has: "copies" or "shares".
+"""
 
 import json
 import os
@@ -9,14 +12,17 @@ import torch
 import torch.distributed as dist
 from conftest import Helpers
 
+from mmrl_core.config.schema import ShardingConfig
 from mmrl_core.language_model import LanguageModelPolicy, VLLMEngine
 
 
-def main(model, output):
+def main(model, output, kind):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     policy = LanguageModelPolicy(model, engine=VLLMEngine(mode="server", memory_gib=0.05), max_prompt_tokens=600)
+    if kind == "shares":
+        policy.shard(ShardingConfig())
     policy.check_start(12)
     before = Helpers.told_of_rank(policy, rank)
     Helpers.change_weights(policy)

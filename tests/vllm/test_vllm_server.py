@@ -161,7 +161,8 @@ def test_a_refused_prompt_is_an_error_and_not_the_end(served, prompts, helpers):
     assert helpers.largest_difference(served, helpers.rows_of(roll_out(served, prompts, Sampling(12)))) < TOLERANCE
 
 
-def test_two_processes_sample_through_one_server(served, tiny_model, helpers, tmp_path):
+@pytest.mark.parametrize("kind", ["copies", "shares"])
+def test_two_processes_sample_through_one_server(kind, served, tiny_model, helpers, tmp_path):
     """The first one starts it and sends the weights; each gets what a process by itself gets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -173,6 +174,7 @@ def test_two_processes_sample_through_one_server(served, tiny_model, helpers, tm
                 str(Path(__file__).with_name("ranks.py")),
                 str(tiny_model("qwen2_5_vl")),
                 tmp_path / "found",
+                kind,
             ],
             env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
         )

@@ -29,7 +29,7 @@ from mmrl_core.language_model.engines.vllm_host import (
     first_line,
     num_processes,
 )
-from mmrl_core.language_model.engines.vllm_weights import computed_dtype, model_files, sent_weights
+from mmrl_core.language_model.engines.vllm_weights import computed_dtype, held_weights, model_files, sent_weights
 from mmrl_core.language_model.observations import Continuation, Observation, whole
 from mmrl_core.media import resample_audio
 from mmrl_core.types import Prompt, Sampling
@@ -206,7 +206,7 @@ class VLLMEngine:
             return
         try:
             self._wake("weights")
-            self._host.load_weights(partial(sent_weights, policy))
+            self._host.load_weights(self._weights(policy))
         except ServerLostError as error:
             self._report_lost(error)
 
@@ -230,7 +230,7 @@ class VLLMEngine:
     def _awake(self, policy: Sampler) -> AnyHost:
         """vLLM with the last published weights, started if it was not yet."""
         if self._host is None:
-            weights: Weights = partial(sent_weights, policy)
+            weights = self._weights(policy)
             if self._mode == "colocated":
                 self._host = Host(Start(model_files(policy), self._llm_arguments(policy)), weights)
             else:
@@ -238,6 +238,10 @@ class VLLMEngine:
         self._wake("weights")
         self._wake("kv_cache")
         return self._host
+
+    def _weights(self, policy: Sampler) -> Weights:
+        """A server gets the weights from one process, so they are gathered before; else each process takes them all."""
+        return partial(sent_weights, policy, held=held_weights(policy) if self._mode == "server" else None)
 
     def _wake(self, part: str) -> None:
         if self._host is not None and part in self._asleep:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,16 @@ from torch import Tensor
 
 from mmrl_core.errors import PolicyError
 from mmrl_core.language_model.engines.base import Sampler
+from mmrl_core.support import is_shared, whole, whole_on_first
 
 
-def merged_weights(policy: Sampler, *, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(
+    policy: Sampler, *, adapters: bool = True, held: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """The policy's weights under the names they are saved with, adapters merged into copies or left out, one at a time.
+
+    Args:
+        held: all weights, where processes share them; default: those of the model, each gathered when its turn comes.
 
     Raises:
         PolicyError: an adapter belongs to weights that are saved in another form.
@@ -25,7 +31,7 @@ def merged_weights(policy: Sampler, *, adapters: bool = True) -> Iterator[tuple[
     base = policy.model.base
     weights: dict[str, Tensor] = {}
     adapted: dict[Tensor, Any] = {}  # weight -> the layer that adapts it; a tensor is equal to itself only as a key
-    for name, weight in base.state_dict().items():
+    for name, weight in (base.state_dict() if held is None else held).items():
         layer_name, inner, rest = name.rpartition(".base_layer.")
         if inner:
             name = f"{layer_name}.{rest}"
@@ -47,13 +53,21 @@ def merged_weights(policy: Sampler, *, adapters: bool = True) -> Iterator[tuple[
             with torch.no_grad():
                 weight = weight + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
         # transformers saves Qwen2-Audio with one "model." too many, where the published weights have none.
-        yield name.replace("language_model.model.model.", "language_model.model."), weight
+        yield name.replace("language_model.model.model.", "language_model.model."), whole(weight)
 
 
-def sent_weights(policy: Sampler, *, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+def sent_weights(
+    policy: Sampler, *, adapters: bool = True, held: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """`merged_weights` in the type that the policy computes in."""
     dtype = computed_dtype(policy)
-    return ((name, weight.to(dtype)) for name, weight in merged_weights(policy, adapters=adapters))
+    return ((name, weight.to(dtype)) for name, weight in merged_weights(policy, adapters=adapters, held=held))
+
+
+def held_weights(policy: Sampler) -> dict[str, Tensor] | None:
+    """Where processes share the weights, all of them in the first one's memory; every process asks. None elsewhere."""
+    weights = policy.model.base.state_dict(keep_vars=True)
+    return whole_on_first(weights) if any(map(is_shared, weights.values())) else None
 
 
 def computed_dtype(policy: Sampler) -> torch.dtype:
