@@ -11,8 +11,7 @@ from mmrl_core.cli import main
 from mmrl_core.config import LoraConfig
 from mmrl_core.config.schema import ShardingConfig
 from mmrl_core.errors import MissingPackageError, PolicyError
-from mmrl_core.language_model import LanguageModelPolicy, VLLMEngine
-from mmrl_core.language_model.engines.hf import HFEngine
+from mmrl_core.language_model import HFEngine, LanguageModelPolicy, VLLMEngine
 from mmrl_core.runs import read_metrics
 from mmrl_core.types import Sampling
 
@@ -169,6 +168,14 @@ def test_a_run_goes_on_bit_for_bit_and_its_adapter_fits_the_plain_model(
     (_, quantised), (_, plain), (_, merged) = found
     assert 1e-4 < (quantised - plain).abs().max() < 1  # the rounding of the weights
     torch.testing.assert_close(merged, plain, rtol=0, atol=1e-4)
+
+
+def test_the_preset_for_a_small_gpu_trains(values, run):
+    values |= {"extends": ["hardware/one_small_gpu"], "rollout": {"max_tokens": 6}}
+    values["stages"][0]["steps"] = 2
+    trainer, steps = run(values)
+    assert len(quantised_layers(trainer.policy)) == 14 and trainer.policy.precision == "bfloat16"
+    assert len(steps) == 2 and all(step["grad_norm"] > 0 for step in steps)
 
 
 @pytest.mark.parametrize("bits", BITS)
