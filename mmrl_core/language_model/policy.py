@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +31,10 @@ from mmrl_core.language_model.preview import PromptPreview
 from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
-from mmrl_core.language_model.towers import FeatureCache, towers_frozen
+from mmrl_core.language_model.towers import FeatureCache, TowerUse, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
-from mmrl_core.support import load_whole, refuse_broken, shard, sharing_in_words
+from mmrl_core.support import Processes, gathered, load_whole, refuse_broken, shard, sharing_in_words
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
@@ -119,12 +120,25 @@ class LanguageModelPolicy(PolicyBase):
         """
         if self.options.quantization is not None:
             raise PolicyError("sharding: quantised weights cannot be shared. Take sharding or model.quantization out.")
-        if not isinstance(self.engine, HFEngine) or self.engine.copies:
-            raise PolicyError("sharding: rollouts use the sharded weights themselves. Set rollout.engine to hf.")
+        if isinstance(self.engine, HFEngine) and self.engine.copies:
+            raise PolicyError(
+                "sharding: no process can copy all weights. Take rollout.engine.copy and steps_ahead out."
+            )
+        if self.options.lora is not None and isinstance(self.engine, OtherProgram):
+            raise PolicyError("sharding: an adapter in shares cannot be merged for vLLM. Set rollout.engine to hf.")
         shares_prompts = self.model.plain_reason is None
+        self._tower_use = TowerUse(self.model.base)
         layers = list(getattr(self.model.base.get_decoder(), "layers", [])) if shares_prompts else []
         computed = torch.bfloat16 if self._mixed else None
         shard(self.model, layers, computed=computed, processes=settings.processes)
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Each process has all weights inside, unless the engine has its own."""
+        return nullcontext() if isinstance(self.engine, OtherProgram) else super().acting()
+
+    def before_update(self, processes: Processes) -> None:
+        if processes.sharded:
+            self._tower_use.drop_unused(processes)
 
     def publish_weights(self) -> None:
         self.engine.weights_changed(self)
@@ -237,7 +251,8 @@ class LanguageModelPolicy(PolicyBase):
             return found
         self.engine.start(self, max_tokens)
         kinds = [kind for kind in self.proof.seen if kind not in self.encoder.blind]
-        self.engine_proof = prove_engine(self, self.engine, kinds)
+        with gathered(self.model):
+            self.engine_proof = prove_engine(self, self.engine, kinds)
         if self.options.blind_check == "on":
             self.encoder.blind |= self.engine_proof.blind
         return found | self.engine_proof.numbers()
