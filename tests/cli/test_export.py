@@ -114,7 +114,7 @@ def test_the_card_says_what_was_trained_on_what_and_how_well(here, capsys):
 
 
 def test_a_folder_for_llama_cpp_has_all_that_its_converter_needs(here, capsys):
-    """Each weight has a name in GGUF. The converter itself is no package; docs/models.md says what it was seen to take."""
+    """Each weight has a name in GGUF. The converter itself is no package; docs/models.md says what it took."""
     import gguf
 
     (here / "models/tiny/tokenizer.model").write_bytes(b"of sentencepiece")
