@@ -71,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.environ.setdefault(name, value)
         # Where torchao is installed transformers imports it, and torch warns of what it does there.
         logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+        # Where bitsandbytes is installed peft imports it, and it says which faster kernel of the hub it has not got.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         return arguments.run(arguments) or 0
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a usage error
         return stop.code if isinstance(stop.code, int) else 1

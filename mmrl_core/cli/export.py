@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from mmrl_core.cli.command import Command
 from mmrl_core.cli.evaluated import find_evaluated
+from mmrl_core.cli.gguf_ready import add_sentencepiece, check_gguf_ready, converter_command
+from mmrl_core.cli.hub import check_login, push
 from mmrl_core.cli.model_card import model_card
 from mmrl_core.errors import MMRLError
 from mmrl_core.support import written_aside
@@ -35,6 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="type of the weights of a whole model (default: as they were trained)"
     )
+    parser.add_argument(
+        "--gguf-ready",
+        action="store_true",
+        help="see to it that llama.cpp's convert_hf_to_gguf.py takes the folder, or refuse; an adapter needs --merge",
+    )
+    parser.add_argument(
+        "--push",
+        metavar="NAME",
+        help="send the folder to the hub as NAME, owner/name, where you are logged in; a new model there is private",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -53,6 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise MMRLError(f"{weights} is no LoRA adapter, so there is nothing to merge. Leave out --merge.")
     if arguments.precision and is_adapter and not arguments.merge:
         raise MMRLError("--precision is for whole models, and this is a LoRA adapter. Add --merge, or leave it out.")
+    if arguments.gguf_ready and is_adapter and not arguments.merge:
+        raise MMRLError("--gguf-ready is for whole models, and this is a LoRA adapter. Add --merge, or leave it out.")
+    if arguments.push is not None:
+        check_login(arguments.push)
     own = str(evaluated.run / "config.yaml")
     config = load_config(own)
     if output.is_dir():
@@ -60,14 +76,21 @@ def run(arguments: argparse.Namespace) -> None:
     with written_aside(output) as aside:
         if arguments.merge or arguments.precision:
             aside.mkdir(exist_ok=True)
-            overrides = ["stages=[]", *(["model.lora=null"] if is_adapter else [])]
+            # An adapter on quantised weights is merged into the plain ones.
+            overrides = ["stages=[]", *(["model.lora=null", "model.quantization=null"] if is_adapter else [])]
             overrides += [f"model.precision={arguments.precision}"] if arguments.precision else []
             _write_whole(load_config(own, overrides), weights, aside)
         else:
             shutil.copytree(weights, aside, dirs_exist_ok=True)
+        if arguments.gguf_ready:
+            _make_gguf_ready(config, aside)
         card = model_card(evaluated.run, checkpoint.name, config, architecture=_architecture(aside))
         (aside / "README.md").write_text(card, encoding="utf-8")
     print(f"{checkpoint.name} of {evaluated.run} written to {output}")
+    if arguments.gguf_ready:
+        print(f"for llama.cpp: {converter_command(output)}")
+    if arguments.push is not None:
+        print(f"sent to {push(output, arguments.push, f'{checkpoint.name} of {config.name}')}")
 
 
 def _write_whole(config: RunConfig, weights: Path, folder: Path) -> None:
@@ -82,6 +105,16 @@ def _write_whole(config: RunConfig, weights: Path, folder: Path) -> None:
             policy.save(folder)
         finally:
             policy.close()
+
+
+def _make_gguf_ready(config: RunConfig, folder: Path) -> None:
+    from mmrl_core.plugins import load_plugins
+    from mmrl_core.starting_model import starting_model
+
+    if not _architecture(folder):
+        raise MMRLError("--gguf-ready is for models of transformers, which this is not. Leave it out.")
+    add_sentencepiece(folder, starting_model(config, load_plugins().registry))
+    check_gguf_ready(folder)
 
 
 def _architecture(folder: Path) -> str | None:

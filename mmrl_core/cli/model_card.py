@@ -8,10 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmrl_core.errors import PolicyError
+
 if TYPE_CHECKING:
     from mmrl_core.config import PartConfig, RunConfig, StageConfig
 
 PACKAGES = ("mmrl-core", "torch", "transformers", "peft")
+
+LICENSE = (
+    "None is set here. Those of the starting model and of the data say what may be done with this one; write yours as "
+    "`license` at the top of this file."
+)
 
 
 def model_card(run: Path, checkpoint: str, config: RunConfig, *, architecture: str | None) -> str:
@@ -33,19 +40,23 @@ def model_card(run: Path, checkpoint: str, config: RunConfig, *, architecture: s
         record for record in read_metrics(run) if record.get("kind") == "eval" and record.get("step", 0) <= step
     ]
     built = f"a model that `{config.model.build.name}` builds" if config.model.build else "an unknown model"
-    base = f"`{config.model.path}`" if config.model.path else built
+    hub_name = _hub_name(config.model.path)
+    base = f"`{hub_name or Path(config.model.path).name}`" if config.model.path else built
     lines = ["---", f"library_name: {'peft' if adapter else 'transformers'}"]
-    lines += [f"base_model: {config.model.path}"] if config.model.path and not Path(base).exists() else []
+    if hub_name is not None:
+        lines += [f"base_model: {hub_name}", f"base_model_relation: {'adapter' if adapter else 'finetune'}"]
     lines += ["tags: [mmrl, reinforcement-learning]", "---", "", f"# {config.name}", ""]
     lines += [config.description, ""] if config.description else []
     kind = "A LoRA adapter for" if adapter else "Trained from"
-    lines += [f"{kind} {base}, with mmrl; this is {checkpoint}.", "", "## Training", ""]
+    lines += [f"{kind} {base}, with mmrl, on the task `{config.name}`; this is {checkpoint}.", "", "## Training", ""]
     lines += _table(("stage", "steps", "prompts a step", "completions a prompt", "rewards"), map(_stage, config.stages))
+    lines += _adapters(config.model.policy.options, merged=not adapter)
     lines += ["", f"Seed {config.seed}. Data: {'; '.join(map(_data, parts_of(config)))}.", ""]
     if evaluations:
         lines += ["## Held-out results", "", *_results(evaluations), ""]
     if architecture != "":
         lines += ["## Use", "", f"`{_loading(architecture)}`; or `mmrl sample FOLDER QUESTION`.", ""]
+    lines += ["## License", "", LICENSE, ""]
     lines += [f"Exported with {', '.join(_versions())}."]
     return "\n".join(lines) + "\n"
 
@@ -54,6 +65,25 @@ def _loading(architecture: str | None) -> str:
     if architecture is None:
         return "peft.PeftModel.from_pretrained(model, folder)"
     return f"transformers.{architecture}.from_pretrained(folder)"
+
+
+def _hub_name(path: str | None) -> str | None:
+    """The starting model's name on the hub; None for one that was in a folder, whose path says nothing elsewhere."""
+    from mmrl_core.support import local_model
+
+    try:
+        return path if path is None or local_model(path) is None else None
+    except PolicyError:  # a folder that is not here any more
+        return None
+
+
+def _adapters(options: Mapping[str, Any], *, merged: bool) -> list[str]:
+    """What was trained instead of the weights, and on which."""
+    if options.get("lora") is None:
+        return []
+    of_base = f" over weights quantised as {bits}" if (bits := options.get("quantization")) else ""
+    end = "; it is merged into the plain weights here" if merged else ""
+    return ["", f"A LoRA adapter was trained{of_base}{end}."]
 
 
 def _stage(stage: StageConfig) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ def target_layers(model: Any, wanted: str | list[str]) -> set[str]:
     found: set[str] = set()
     for item in [wanted] if isinstance(wanted, str) else wanted:
         if item in (ALL_LINEAR, *PARTS):
-            named = _linear_layers(model, "language" if item == ALL_LINEAR else item)
+            named = linear_layers(model, "language" if item == ALL_LINEAR else item)
         elif isinstance(wanted, str):
             try:
                 named = {name for name in layers if re.fullmatch(wanted, name)}
@@ -106,8 +106,8 @@ def target_layers(model: Any, wanted: str | list[str]) -> set[str]:
     return found
 
 
-def _linear_layers(model: Any, part: str) -> set[str]:
-    """Names of the linear layers of a part, without the head."""
+def linear_layers(model: Any, part: str) -> set[str]:
+    """Names of the linear layers of a part of a transformers model, one of `PARTS`, without the head."""
     weights, head = part_parameters(model, part), model.get_output_embeddings()
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     return {
@@ -118,7 +118,7 @@ def _linear_layers(model: Any, part: str) -> set[str]:
 
 
 def _nothing_named(model: Any, item: str, layers: Iterable[str]) -> str:
-    parts = [part for part in PARTS if _linear_layers(model, part)]
+    parts = [part for part in PARTS if linear_layers(model, part)]
     ends = sorted({".".join(name.split(".")[-2:]) if name[-1].isdigit() else name.split(".")[-1] for name in layers})
     return (
         f"model.lora.target_modules: {item!r} names no layer that an adapter can go on. Parts: {ALL_LINEAR}, "

@@ -101,8 +101,6 @@ def load_model(
         if "audio" in kinds:
             loader = AutoModelForMultimodalLM
         place, arguments = _place_and_arguments(path, options, revision)
-        if options.quantization == "int8":
-            arguments["quantization_config"] = _int8_weights()
         try:
             model = loader.from_pretrained(place, dtype=dtype, attn_implementation=options.attention, **arguments)
         except ValueError as error:
@@ -153,17 +151,6 @@ def _settings(path: str | Path, options: LanguageModelOptions, revision: str | N
 def _media_kinds(settings: Any) -> set[str]:
     """Which of "vision" and "audio" the model takes besides text."""
     return {kind for kind in ("vision", "audio") if hasattr(settings, f"{kind}_config")}
-
-
-def _int8_weights() -> Any:
-    """Weights of linear layers as 8 bits and a scale for each row, by torchao, which runs on CPU and GPU."""
-    from transformers import TorchAoConfig
-
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig
-    except ImportError as error:
-        raise ImportError(f"model.quantization needs torchao ({error}). Try: pip install torchao") from error
-    return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
 
 
 def _place_and_arguments(

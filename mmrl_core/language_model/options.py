@@ -23,8 +23,10 @@ class LanguageModelOptions(Strict):
         "auto",
         description="auto: float32 on CPU; float32 weights with bfloat16 autocast on GPU. float16 is for `mmrl eval`",
     )
-    quantization: Literal["int8"] | None = Field(
-        None, description="for `mmrl eval`: linear layers with weights of 8 bits, by torchao; others keep the precision"
+    quantization: Literal["int8", "nf4"] | None = Field(
+        None,
+        description="linear layers with weights of 8 bits (torchao) or 4 (bitsandbytes), others keep the precision: "
+        "those of the text decoder under lora, which is trained; those of towers too in an evaluation without",
     )
     attention: str = Field("sdpa", description="attention implementation of transformers")
     chat_template: str | None = Field(
@@ -55,8 +57,6 @@ class LanguageModelOptions(Strict):
     def _whole_or_adapted(self) -> Self:
         if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
-        if self.quantization is not None and self.lora is not None:
-            raise ValueError("'quantization' is of whole models; take 'lora' out, or merge the adapter first")
         return self
 
 
@@ -69,9 +69,10 @@ def check_trainable(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names the option.
     """
-    if options.get("quantization") is not None:
+    if options.get("quantization") is not None and options.get("lora") is None:
         raise ConfigError(
-            "model.quantization: weights of 8 bits cannot be trained. It is for `mmrl eval`; take it out."
+            "model.quantization: quantised weights cannot be trained. It is for `mmrl eval`, or for adapters on them: "
+            "set model.lora, or take it out."
         )
     if options.get("precision") == "float16":
         raise ConfigError(

@@ -81,6 +81,10 @@ class LanguageModelPolicy(PolicyBase):
         self.options = LanguageModelOptions(**options)
         self.path, adapter = base_and_adapter(path)
         self.engine = engine or HFEngine()
+        if self.options.quantization is not None and isinstance(self.engine, OtherProgram):
+            raise PolicyError(
+                "model.quantization: another program would sample with other weights. Set rollout.engine to hf."
+            )
         device = torch.device(device)
         self.precision = chosen_precision(self.options, device)
         self._mixed = self.precision == "bfloat16_mixed"
@@ -112,8 +116,10 @@ class LanguageModelPolicy(PolicyBase):
         A model that runs its own forward calls its layers as often as its rows differ, so it is gathered whole.
 
         Raises:
-            PolicyError: the rollout engine has no way to these weights.
+            PolicyError: the weights are quantised, or the rollout engine has no way to them.
         """
+        if self.options.quantization is not None:
+            raise PolicyError("sharding: quantised weights cannot be shared. Take sharding or model.quantization out.")
         if isinstance(self.engine, HFEngine) and self.engine.copies:
             raise PolicyError(
                 "sharding: no process can copy all weights. Take rollout.engine.copy and steps_ahead out."
@@ -328,7 +334,7 @@ class LanguageModelPolicy(PolicyBase):
 
     @classmethod
     def check_trainable(cls, options: Mapping[str, Any]) -> None:
-        """Refuse quantized and float16 weights. See `Policy.check_trainable`."""
+        """Refuse float16 weights, and quantised ones without adapters. See `Policy.check_trainable`."""
         check_trainable(options)
 
     @classmethod

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.language_model.adapter import add_lora, load_adapter
+from mmrl_core.language_model.adapter import add_lora, linear_layers, load_adapter
 from mmrl_core.language_model.attention import share_prefix
 from mmrl_core.language_model.decode_step import steps_alike
 from mmrl_core.language_model.loading import load_model
 from mmrl_core.language_model.module import LanguageModel
 from mmrl_core.language_model.options import LanguageModelOptions
+from mmrl_core.language_model.quantizing import quantize
 from mmrl_core.language_model.router import RouterBalance
 from mmrl_core.language_model.saving import check_writable
-from mmrl_core.language_model.towers import freeze_parameters, project_patches
+from mmrl_core.language_model.towers import PARTS, freeze_parameters, project_patches
 
 WEIGHT_TYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Precision -> type of the weights, where it is not float32."""
+
+COMPUTED = {"bfloat16_mixed": torch.bfloat16}
+"""Precision -> type that products are computed in, where it is not that of the weights."""
 
 
 def chosen_precision(options: LanguageModelOptions, device: torch.device) -> str:
@@ -51,15 +56,18 @@ def prepared_model(
         PolicyError: the model cannot be loaded, or the options do not fit it.
     """
     dtype = WEIGHT_TYPES.get(chosen_precision(options, device), torch.float32)
-    model = load_model(path, options, dtype, revision=revision)
+    base = load_model(path, options, dtype, revision=revision)
     if adapter is not None and options.lora is None:
-        model = load_adapter(model, adapter).merge_and_unload().requires_grad_(True)
-    plain_reason = share_prefix(model)
-    lean_decoding = plain_reason is None and steps_alike(model)
-    project_patches(model)
-    freeze_parameters(model, options.freeze)
-    if options.lora is not None:
-        model = add_lora(model, options, adapter, revision)
+        base = load_adapter(base, adapter).merge_and_unload().requires_grad_(True)
+    project_patches(base)
+    freeze_parameters(base, options.freeze)
+    of_quantised = ["language"] if options.lora is not None else PARTS
+    layers = [base.get_submodule(name) for part in of_quantised for name in linear_layers(base, part)]
+    model = base if options.lora is None else add_lora(base, options, adapter, revision)
+    if options.quantization is not None:  # last: adapters are put on plain layers, and merged into them
+        quantize(model, layers, options.quantization, COMPUTED.get(chosen_precision(options, device), dtype))
+    plain_reason = share_prefix(base)
+    lean_decoding = plain_reason is None and steps_alike(base)
     if options.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -68,9 +76,12 @@ def prepared_model(
     _disable_dropout(model)
     if device.type == "cpu":
         _lay_out_by_columns(model)
-    if options.quantization is None:
+    if options.quantization is None or options.lora is not None:
         check_writable(model)
     prepared = LanguageModel(model, plain_reason=plain_reason, lean_decoding=lean_decoding).to(device)
+    if options.quantization is not None:  # each process has them from the same file, and they are not to be sent
+        fixed = [name for name, parameter in prepared.named_parameters() if not parameter.requires_grad]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(prepared, fixed)
     if options.router_aux_loss:
         prepared.router = RouterBalance(prepared.base, options.router_aux_loss)
     return prepared

@@ -20,11 +20,12 @@ def writable(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     weights are written from where they are.
     """
     weights = model.state_dict()
-    names = Counter(weight.data_ptr() for weight in weights.values())
-    if all(weight.is_contiguous() for weight in weights.values() if names[weight.data_ptr()] > 1):
+    plain = {name: weight for name, weight in weights.items() if type(weight) is Tensor}  # quantised ones have no place
+    names = Counter(weight.data_ptr() for weight in plain.values())
+    if all(weight.is_contiguous() for weight in plain.values() if names[weight.data_ptr()] > 1):
         return {}
     by_rows: dict[int, Tensor] = {}  # each of them once, so that the names still share it
-    for name, weight in weights.items():
+    for name, weight in plain.items():
         if names[weight.data_ptr()] > 1:
             place = weight.data_ptr()
             by_rows[place] = weights[name] = by_rows[place] if place in by_rows else weight.contiguous()

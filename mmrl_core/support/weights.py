@@ -56,10 +56,12 @@ def describe_weights(module: nn.Module) -> str:
 
     It looks at every weight, so it is for messages.
     """
+    import torch
+
     largest, where = -1.0, ""
     for name, parameter in module.named_parameters():
         values = local(parameter.detach())
-        if not values.is_floating_point():
+        if type(values) is not torch.Tensor or not values.is_floating_point():  # such as quantised ones
             continue
         if num_broken := int((~values.isfinite()).sum()):
             return f"{NOT_FINITE}, first in {name!r} ({num_broken} of {values.numel()} numbers are NaN or infinite)"

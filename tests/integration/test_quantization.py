@@ -1,4 +1,4 @@
-"""Evaluation with weights of 8 bits or of float16: what is computed, what it takes in memory, what is refused."""
+"""Evaluation with weights of 4 or 8 bits or of float16: what is computed, what it takes in memory, what is refused."""
 
 import pytest
 import torch
@@ -54,6 +54,7 @@ def test_eval_tells_the_memory_of_the_weights(make_config, base_config, tiny_mod
         "float32": {},
         "float16": {"precision": "float16"},
         "int8": {"quantization": "int8"},
+        "nf4": {"quantization": "nf4"},
         "both": {"precision": "float16", "quantization": "int8"},
     }.items():
         config = make_config(values | {"model": {"path": str(path), **settings}})
@@ -63,7 +64,9 @@ def test_eval_tells_the_memory_of_the_weights(make_config, base_config, tiny_mod
     others = sum(weight.numel() for weight in weights.values()) - sum(weight.numel() for weight in quantized.values())
     int8 = sum(weight.numel() + 4 * len(weight) for weight in quantized.values())  # a float32 scale for each row
     total = others + sum(weight.numel() for weight in quantized.values())
+    nf4 = sum(weight.numel() for weight in quantized.values()) / 2  # their scales are left out
     expected = {"float32": 4 * total, "float16": 2 * total, "int8": 4 * others + int8, "both": 2 * others + int8}
+    expected["nf4"] = 4 * others + nf4
     for name, num_bytes in expected.items():
         # Buffers, such as rotary frequencies and the zero points of scales, come on top.
         assert num_bytes <= found[name]["memory/weights_mib"] * 2**20 < num_bytes + 0.05 * expected["float32"], name
@@ -73,7 +76,7 @@ def test_eval_tells_the_memory_of_the_weights(make_config, base_config, tiny_mod
 def test_what_cannot_be_trained_is_refused(make_config, make_trainer, base_config):
     values = base_config("qwen2") | {"rewards": [], "stages": [{"kind": "sft", "steps": 1}]}
     for settings, message in (
-        ({"quantization": "int8"}, r"model\.quantization: weights of 8 bits cannot be trained"),
+        ({"quantization": "int8"}, r"model\.quantization: quantised weights cannot be trained"),
         ({"precision": "float16"}, r"model\.precision: gradients and updates of float16 weights vanish"),
     ):
         refused = values | {"model": values["model"] | settings}
@@ -81,5 +84,3 @@ def test_what_cannot_be_trained_is_refused(make_config, make_trainer, base_confi
             make_trainer(refused)
         with pytest.raises(ConfigError, match=message):
             check_run(make_config(refused))
-    with pytest.raises(ConfigError, match="'quantization' is of whole models; take 'lora' out"):
-        make_config(values | {"model": values["model"] | {"quantization": "int8", "lora": {"rank": 2}}})

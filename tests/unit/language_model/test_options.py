@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from mmrl_core.errors import ConfigError
-from mmrl_core.language_model import LanguageModelOptions, LanguageModelPolicy
+from mmrl_core.language_model import LanguageModelPolicy
 
 
 @pytest.mark.parametrize(("key", "value"), [("quantization", "int8"), ("precision", "float16")])
@@ -16,11 +16,7 @@ def test_options_that_only_evaluation_can_use_cannot_be_trained_with(key, value)
 def test_other_options_can_be_trained_with():
     LanguageModelPolicy.check_trainable({})
     LanguageModelPolicy.check_trainable({"quantization": None, "precision": "bfloat16", "lora": {"rank": 2}})
-
-
-def test_a_quantized_model_takes_no_adapter():
-    with pytest.raises(ValidationError, match="take 'lora' out, or merge the adapter first"):
-        LanguageModelOptions(quantization="int8", lora={"rank": 2})
+    LanguageModelPolicy.check_trainable({"quantization": "nf4", "lora": {"rank": 2}})
 
 
 def test_unknown_options_are_refused_before_the_model_is_loaded():
