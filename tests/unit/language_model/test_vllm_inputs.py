@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmrl_core.language_model import LanguageModelOptions, PromptEncoder, load_processor
-from mmrl_core.language_model.engines import vllm
+from mmrl_core.language_model.engines import vllm_inputs
 from mmrl_core.language_model.observations import Encoded
 from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
@@ -40,8 +40,8 @@ def resampled(monkeypatch):
 def test_an_audio_is_resampled_once_for_all_prompts_that_hold_it(resampled):
     audios = [np.arange(8, dtype=np.float32), np.ones(8, dtype=np.float32)]
     prompts = [asking({"type": "audio", "audio": audios[i], "sampling_rate": 2 * RATE_HZ}) for i in (0, 1, 0, 0)]
-    converted = vllm._Converted(RATE_HZ)
-    media = [vllm._inputs(POLICY, prompt, ENCODED, converted)["multi_modal_data"]["audio"] for prompt in prompts]
+    converted = vllm_inputs.Converted(RATE_HZ)
+    media = [vllm_inputs.inputs_of(POLICY, prompt, ENCODED, converted)["multi_modal_data"]["audio"] for prompt in prompts]
     (first, rate_hz), (other, _) = media[0][0], media[1][0]
     assert first.tolist() == [0, 2, 4, 6] and other.tolist() == [1, 1, 1, 1] and rate_hz == RATE_HZ
     assert all(same[0][0] is first for same in media[2:])
@@ -51,8 +51,8 @@ def test_an_audio_is_resampled_once_for_all_prompts_that_hold_it(resampled):
 def test_frames_have_their_channels_last_and_are_the_same_object_in_all_prompts():
     frames = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).view(2, 3, 4, 5)
     prompts = [asking({"type": "video", "video": frames, "metadata": {"fps": 2}}) for _ in range(2)]
-    converted = vllm._Converted(None)
-    inputs = [vllm._inputs(POLICY, prompt, ENCODED, converted) for prompt in prompts]
+    converted = vllm_inputs.Converted(None)
+    inputs = [vllm_inputs.inputs_of(POLICY, prompt, ENCODED, converted) for prompt in prompts]
     ((given, metadata),) = inputs[0]["multi_modal_data"]["video"]
     assert given.shape == (2, 4, 5, 3) and given[1, 2, 3, 0] == frames[1, 0, 2, 3]
     assert metadata == {"fps": 2, "do_sample_frames": False}
@@ -67,14 +67,14 @@ def test_a_prompt_with_media_is_given_as_the_text_that_the_trainer_encodes_prefi
     picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
     prompt = replace(asking(picture), prefix="<think>\n", template={"quiet": True})
     observation = encoder.encode(prompt)
-    given = vllm._inputs(SimpleNamespace(encoder=encoder), prompt, observation, vllm._Converted(None))["prompt"]
+    given = vllm_inputs.inputs_of(SimpleNamespace(encoder=encoder), prompt, observation, vllm_inputs.Converted(None))["prompt"]
     assert given.endswith("assistant\n[quiet]<think>\n")
     assert processor(text=[given], images=[picture["image"]])["input_ids"][0] == observation.input_ids.tolist()
     text = replace(prompt, messages=asking({"type": "text", "text": "a question"}).messages)
-    ids = vllm._inputs(SimpleNamespace(encoder=encoder), text, encoder.encode(text), vllm._Converted(None))
+    ids = vllm_inputs.inputs_of(SimpleNamespace(encoder=encoder), text, encoder.encode(text), vllm_inputs.Converted(None))
     assert encoder.tokenizer.decode(ids["prompt_token_ids"]).endswith("assistant\n[quiet]<think>\n")
 
 
 def test_a_prompt_of_text_is_given_as_the_tokens_of_the_trainer():
     prompt = asking({"type": "text", "text": "a question"})
-    assert vllm._inputs(POLICY, prompt, ENCODED, vllm._Converted(None)) == {"prompt_token_ids": [0, 1, 2, 3]}
+    assert vllm_inputs.inputs_of(POLICY, prompt, ENCODED, vllm_inputs.Converted(None)) == {"prompt_token_ids": [0, 1, 2, 3]}
