@@ -29,11 +29,12 @@ from mmrl_core.language_model.preparing import chosen_precision, prepared_model
 from mmrl_core.language_model.preview import PromptPreview
 from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
+from mmrl_core.language_model.sizes import model_sizes
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
 from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
-from mmrl_core.support import load_whole, refuse_broken, shard, sharing_in_words
+from mmrl_core.support import ModelSizes, load_whole, refuse_broken, shard, sharing_in_words
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
@@ -320,6 +321,13 @@ class LanguageModelPolicy(PolicyBase):
     def preview(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> PromptPreview:
         """Texts and lengths of prompts without the model's weights. The arguments are those of the policy."""
         return PromptPreview(base_and_adapter(path)[0], LanguageModelOptions(**options), revision=revision)
+
+    @classmethod
+    def sizes(
+        cls, path: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None, **options: Any
+    ) -> ModelSizes:
+        """What an estimate of memory needs to know of the model, without its weights. Arguments are the policy's."""
+        return model_sizes(path, LanguageModelOptions(**options), torch.device(device), revision=revision)
 
     @staticmethod
     def needs_base(directory: Path) -> bool:
