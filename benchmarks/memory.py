@@ -81,9 +81,16 @@ QUESTION = "Say what is there, and how many of each kind. " * 6
 def build(medium: str, folder: Path) -> tuple[Path, Path]:
     """A tiny model of a kind, and one with its larger matrices and more tokens."""
     import torch
-    from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoProcessor,
+        AutoTokenizer,
+        GenerationConfig,
+    )
 
-    from mmrl_core.language_model import loading
     from mmrl_core.testing import build_tiny
 
     kind, larger = MODELS[medium]
@@ -93,7 +100,8 @@ def build(medium: str, folder: Path) -> tuple[Path, Path]:
     for key, value in larger.items():
         settings[key] = {**settings[key], **value} if isinstance(value, Mapping) and key != "rope_parameters" else value
     config = AutoConfig.for_model(**settings)
-    model = loading._loader(loading._media_kinds(config)).from_config(config, dtype=torch.float32)
+    loader = {"text": AutoModelForCausalLM, "image": AutoModelForImageTextToText, "audio": AutoModelForMultimodalLM}
+    model = loader[medium].from_config(config, dtype=torch.float32)
     model.generation_config = GenerationConfig.from_pretrained(tiny)
     model.save_pretrained(large)
     processor = (AutoTokenizer if medium == "text" else AutoProcessor).from_pretrained(tiny)
@@ -169,7 +177,7 @@ def measure(task: Path, output: Path) -> float:
 
 def run_case(case: str) -> dict[str, Any]:
     """Estimate and measure a case in this process."""
-    from mmrl_core.cli.memory import estimate, longest_prompt, sizes_of
+    from mmrl_core.cli import estimate, longest_prompt, sizes_of
     from mmrl_core.config import load_config
     from mmrl_core.plugins import load_plugins
 
@@ -199,7 +207,7 @@ def run_case(case: str) -> dict[str, Any]:
 
 def print_sizes() -> None:
     """GiB of one of 80 GB: 8 prompts of 1,000 tokens for each device, 8 completions of up to 512 tokens each."""
-    from mmrl_core.cli.memory import estimate, num_processes, sizes_of
+    from mmrl_core.cli import estimate, num_processes, sizes_of
     from mmrl_core.config import load_config
     from mmrl_core.plugins import load_plugins
     from mmrl_core.support import PromptSizes

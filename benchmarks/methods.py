@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/methods.py --methods grpo,trpa,drpo,d3s --seeds 0 1 2 3 4
 
-The cold start of `text_reasoning/demo_walks` is trained once. Each method then trains from it with the same steps,
-prompts, group size and optimiser; a seed draws the order of the data and the sampling. A run that is done has a line in
-`runs.jsonl` and is not repeated, an interrupted one goes on. The table is written between two marks of `--results`.
+The cold start of `text_reasoning/demo_walks` is trained once, and once more for methods that need another. Each method
+then trains from it with the same steps, prompts, group size and optimiser; a seed draws the order of the data and the
+sampling. A run that is done has a line in `runs.jsonl` and is not repeated, an interrupted one goes on. The table is
+written between two marks of `--results`; rows of methods that this command does not name stay there as they are.
 
 A verdict compares means over seeds, with SE the standard error of their difference: "reproduced" if it is as claimed by
 more than two SE, "contradicted" if it is the opposite by more than two SE, else "not seen". Where a method is only
@@ -15,6 +16,7 @@ of as much is certain by two SE. A claim of several parts is reproduced if all a
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import threading
@@ -41,7 +43,12 @@ MORE_SEEDS = "needs more seeds"
 
 BEGIN, END = "<!-- benchmarks/methods.py: begin -->", "<!-- benchmarks/methods.py: end -->"
 GREEDY, PASS_1, PASS_4, LENGTH = "greedy/right", "t1/pass@1", "t1/pass@4", "greedy/steps_per_button"
-NAMES = {GREEDY: "greedy", PASS_1: "pass@1", PASS_4: "pass@4", LENGTH: "steps a button", "entropy": "entropy"}
+RIGHT_LENGTH, THINK = "greedy/right_steps_per_button", "greedy/think"
+QUANTITIES = (GREEDY, PASS_1, PASS_4, LENGTH, RIGHT_LENGTH, THINK)
+NAMES = {GREEDY: "greedy", PASS_1: "pass@1", PASS_4: "pass@4", LENGTH: "steps a button", THINK: "long mode"}
+NAMES[RIGHT_LENGTH] = "steps a button of right chains"
+TITLES = ["method", "claim", "claimed quantity", "compared with", "verdict", "greedy", "pass@1", "pass@4"]
+TITLES += ["steps a button", "entropy", "sampled tokens", "trained tokens", "seconds"]
 BUDGET = {"kind": "grpo", "steps": 160, "prompts_per_step": 16, "group_size": 8}
 OPTIMIZER = {"lr": 5e-4, "betas": [0.9, 0.98], "warmup_steps": 3, "schedule": "linear", "final_lr_ratio": 0.1}
 STALE = {"steps": 40, "prompts_per_step": 64, "algorithm": {"updates_per_rollout": 4}}
@@ -61,7 +68,8 @@ class Variant:
         parts: quantity and how it compares with the baseline's, or for "rises" with the cold start's.
         settings: overrides, which say what the proving ground needs; as few as can be.
         stage: keys of the stage that are not the common ones.
-        against: the variant that is compared with.
+        cold_start: overrides of the cold start.
+        against: the variant that is compared with, of the same cold start.
     """
 
     preset: str
@@ -69,10 +77,22 @@ class Variant:
     parts: tuple[tuple[str, Relation], ...] = ((GREEDY, "not below"),)
     settings: tuple[str, ...] = ()
     stage: Mapping[str, Any] | None = None
+    cold_start: tuple[str, ...] = ()
     against: str = BASELINE
 
 
 NO_KL = "algorithm.kl.coefficient=0"
+# What is trained on, and beside it the share of right chains, which evaluations count.
+COUNTED = "{name: text_reasoning/walk, label: right, weight: 0}"
+PASSES = "eval.pass_reward=right"
+COSINE = "{name: text_reasoning/cosine, weight: 2, reward: text_reasoning/walk, %s}"
+OPEN_RS = "rewards=[{name: text_reasoning/walk_form, label: form}, %s, %s]"
+TWO_MODES = ("stages.sft.target='{two_modes}'",)
+MODES_PAID = (
+    "rewards=[{name: text_reasoning/thinkless, label: thinkless, reward: text_reasoning/walk, short: s, think: t}, "
+    f"{COUNTED}]",
+    PASSES,
+)
 HUNDREDFOLD = "rewards=[{name: text_reasoning/walk, label: right, weight: 100}]"
 VARIANTS = {
     # Without the KL penalty of its first publication, which most of the others do not have.
@@ -88,8 +108,22 @@ VARIANTS = {
     ),
     "d3s": Variant("d3s", "higher pass@1 on fewer trained tokens", ((PASS_1, "above"),)),
     # Drawing again until groups vary would sample more than the others.
+    # Its preset has a KL penalty: each is compared with GRPO of as much penalty.
+    "grpo_kl": Variant(
+        "grpo", "the baseline of the next, KL penalty 0.1", ((GREEDY, "rises"),), ("algorithm.kl.coefficient=0.1",)
+    ),
     "unlikeliness": Variant(
-        "unlikeliness", "pass@k rises where GRPO sharpens", ((PASS_4, "above"),), ("algorithm.dynamic_sampling=null",)
+        "unlikeliness",
+        "pass@k rises where GRPO sharpens",
+        ((PASS_4, "above"),),
+        ("algorithm.dynamic_sampling=null",),
+        against="grpo_kl",
+    ),
+    "unlikeliness_no_kl": Variant(
+        "unlikeliness",
+        "the same, no KL penalty",
+        ((PASS_4, "above"),),
+        ("algorithm.dynamic_sampling=null", NO_KL),
     ),
     "rec_one_side": Variant("rec_one_side", "as good without importance weights"),
     "opmd": Variant("opmd", "as good without ratios"),
@@ -104,16 +138,65 @@ VARIANTS = {
         ((GREEDY, "above"),),
         (),
         STALE,
-        "no_mask_stale",
+        against="no_mask_stale",
+    ),
+    # GRPO with other rewards: the documented ones, and those of the published code, 1000 characters in 3584 tokens,
+    # which is 2.5 of 32 tokens of one character each.
+    "open_rs": Variant(
+        "grpo",
+        "shorter right answers at equal accuracy",
+        ((RIGHT_LENGTH, "below"), (GREEDY, "not below")),
+        (NO_KL, OPEN_RS % (COSINE % "unit: tokens, max_length: 32", COUNTED), PASSES),
+    ),
+    "open_rs_code": Variant(
+        "grpo",
+        "the same, lengths and signs of its code",
+        ((RIGHT_LENGTH, "below"), (GREEDY, "not below")),
+        (NO_KL, OPEN_RS % (COSINE % "max_length: 2.5, clamp: false, wrong: [0.0, -0.5]", COUNTED), PASSES),
+    ),
+    "grpo_modes": Variant(
+        "grpo", "the baseline of the next, two modes", ((GREEDY, "rises"),), (NO_KL,), cold_start=TWO_MODES
+    ),
+    "thinkless": Variant(
+        "thinkless",
+        "fewer long chains at equal accuracy",
+        ((THINK, "below"), (GREEDY, "not below")),
+        MODES_PAID,
+        cold_start=TWO_MODES,
+        against="grpo_modes",
+    ),
+    # The weight 0.001 was chosen for chains of about a hundred times as many tokens.
+    "thinkless_alpha": Variant(
+        "thinkless",
+        "the same, alpha 0.1",
+        ((THINK, "below"), (GREEDY, "not below")),
+        (*MODES_PAID, "algorithm.loss.alpha=0.1"),
+        cold_start=TWO_MODES,
+        against="grpo_modes",
+    ),
+    "grpo_modes_paid": Variant(
+        "grpo",
+        "GRPO's loss with the reward of Thinkless",
+        ((THINK, "below"), (GREEDY, "not below")),
+        (NO_KL, *MODES_PAID),
+        cold_start=TWO_MODES,
+        against="grpo_modes",
     ),
 }
 
 
-def cold_start(output: Path, settings: Sequence[str]) -> Path:
-    """The model after the supervised stage; the stage after it is cut to the one step that a stage has at least."""
-    overrides = ["seed=0", "stages.grpo.steps=1", *settings]
+def cold_start(output: Path, own: Sequence[str], settings: Sequence[str]) -> Path:
+    """The model after the supervised stage; the stage after it is cut to the one step that a stage has at least.
+
+    Args:
+        output: gets a folder for each distinct set of overrides of variants.
+        own: overrides of a variant.
+        settings: overrides of the command.
+    """
+    overrides = ["seed=0", "stages.grpo.steps=1", *own, *settings]
     sft = load_config(TASK, overrides).stages[0]
-    folder = output / "cold_start"
+    digest = hashlib.sha256(json.dumps(own).encode()).hexdigest()[:8]
+    folder = output / (f"cold_start_{digest}" if own else "cold_start")
     train(TASK, folder, overrides)
     return folder / "checkpoints" / f"step-{sft.steps}" / "model"
 
@@ -139,8 +222,8 @@ def run_variant(name: str, seed: int, model: Path, output: Path, settings: Seque
     last = steps[-10:]
     return {
         **key_of(name, seed, settings),
-        "before": {quantity: before[quantity] for quantity in (GREEDY, PASS_1, PASS_4, LENGTH)},
-        **{quantity: after[quantity] for quantity in (GREEDY, PASS_1, PASS_4, LENGTH)},
+        "before": {quantity: before[quantity] for quantity in QUANTITIES},
+        **{quantity: after[quantity] for quantity in QUANTITIES},
         "entropy": mean(record["entropy"] for record in last),
         "sampled_tokens": sum(record["count/decode_tokens"] for record in steps),
         "trained_tokens": sum(record["count/update_tokens"] for record in steps),
@@ -168,10 +251,12 @@ def collect(arguments: argparse.Namespace, names: Sequence[str]) -> list[Record]
     keys = [key_of(name, seed, arguments.set) for name, seed in wanted]
     done = {index: record for index, key in enumerate(keys) for record in known if key.items() <= record.items()}
     missing = [index for index in range(len(wanted)) if index not in done]
-    model = cold_start(arguments.output, arguments.cold_start) if missing else Path()
+    starts = {VARIANTS[wanted[index][0]].cold_start for index in missing}
+    models = {own: cold_start(arguments.output, own, arguments.cold_start) for own in sorted(starts)}
 
     def run(index: int) -> None:
-        record = run_variant(*wanted[index], model, arguments.output, arguments.set)
+        name, seed = wanted[index]
+        record = run_variant(name, seed, models[VARIANTS[name].cold_start], arguments.output, arguments.set)
         with lock:
             done[index] = record
             with path.open("a") as file:
@@ -228,12 +313,10 @@ def with_spread(values: Sequence[float]) -> str:
     return f"{mean(values):.3f}{spread}"
 
 
-def table(records: Sequence[Record]) -> str:
-    """Markdown: a row for each method, in the order of `VARIANTS`."""
+def rows(records: Sequence[Record]) -> dict[str, str]:
+    """A row of the table for each method that has records, by name."""
     by_name = {name: [record for record in records if record["method"] == name] for name in VARIANTS}
-    titles = ["method", "claim", "claimed quantity", "compared with", "verdict", "greedy", "pass@1", "pass@4"]
-    titles += ["steps a button", "entropy", "sampled tokens", "trained tokens", "seconds"]
-    lines = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    made = {}
     for name, runs in by_name.items():
         if not runs:
             continue
@@ -247,19 +330,46 @@ def table(records: Sequence[Record]) -> str:
         cells = [f"`{name}`", variant.claim, "; ".join(claimed), "; ".join(against), verdict(variant, runs, others)]
         cells += [with_spread([run[q] for run in runs]) for q in (GREEDY, PASS_1, PASS_4, LENGTH, "entropy")]
         cells += [f"{mean(run[q] for run in runs):.0f}" for q in ("sampled_tokens", "trained_tokens", "seconds")]
-        lines.append("| " + " | ".join(cells) + " |")
-    seeds = sorted({record["seed"] for record in records})
-    return f"{chr(10).join(lines)}\n\nSeeds {', '.join(map(str, seeds))}; mean ± standard deviation over them."
+        made[name] = f"| {' | '.join(cells)} |"
+    return made
 
 
-def write_between_marks(path: Path, text: str) -> None:
-    """Raises SystemExit if a file lacks the marks."""
+def table(records: Sequence[Record], page: str = "") -> str:
+    """Markdown: a row for each method, in the order of `VARIANTS`.
+
+    Args:
+        records: of the methods whose rows are made.
+        page: a table of the same columns, whose rows of other methods are kept.
+
+    Raises:
+        SystemExit: the page has a table of other columns.
+    """
+    head = f"| {' | '.join(TITLES)} |"
+    kept = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    if kept and head not in page.splitlines():
+        raise SystemExit("the page has a table of other columns, so none of its rows can be kept: take it out first")
+    made = rows(records)
+    lines = [(kept | made)[name] for name in VARIANTS if name in kept or name in made]
+    seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in records}))
+    note = f"Seeds {seeds}; mean ± standard deviation over them."
+    if kept.keys() - made.keys():
+        note += " Some rows are kept from earlier commands."
+    return "\n".join([head, "|" + " --- |" * len(TITLES), *lines, "", note])
+
+
+def write_between_marks(path: Path, records: Sequence[Record]) -> None:
+    """Write the table into a page, where rows of other methods stay.
+
+    Raises:
+        SystemExit: the page lacks the marks, or has a table of other columns.
+    """
     page = path.read_text(encoding="utf-8")
     if BEGIN not in page or END not in page:
         raise SystemExit(f"{path} has no lines {BEGIN!r} and {END!r} for the table")
     before, _, rest = page.partition(BEGIN)
+    old, _, after = rest.partition(END)
     with written_aside(path) as aside:
-        aside.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        aside.write_text(f"{before}{BEGIN}\n\n{table(records, old)}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -276,10 +386,10 @@ def main() -> None:
     if unknown := [name for name in names if name not in VARIANTS]:
         parser.error(f"no method {unknown[0]!r}; methods: {', '.join(VARIANTS)}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    text = table(collect(arguments, names))
-    print(text)
+    records = collect(arguments, names)
+    print(table(records))
     if arguments.results is not None:
-        write_between_marks(arguments.results, text)
+        write_between_marks(arguments.results, records)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mmrl_core.config.schema import RunConfig, ShardingConfig
     from mmrl_core.plugins.registry import Registry
+    from mmrl_core.support import Processes
 
 
 REFERENCE = "reference"
@@ -63,6 +64,10 @@ class Policy(Protocol):
 
     def shard(self, settings: ShardingConfig) -> None:
         """Leave each process its share of the weights; called once, by all of them, before anything is trained."""
+        ...
+
+    def before_update(self, processes: Processes) -> None:
+        """Between the passes of an update and the optimiser's step; every process calls it."""
         ...
 
     def acting(self) -> AbstractContextManager[None]:
@@ -264,6 +269,9 @@ class PolicyBase:
     def shard(self, settings: ShardingConfig) -> None:
         """All weights are gathered together, for each pass."""
         shard(self.module, [], processes=settings.processes)
+
+    def before_update(self, processes: Processes) -> None:
+        """Gradients are as they should be."""
 
     def acting(self) -> AbstractContextManager[None]:
         """Each process has all weights inside."""

@@ -47,6 +47,7 @@ from mmrl_core.support import (
     losses_named,
     make_accelerator,
     process_lost,
+    share_weights,
     whole,
 )
 from mmrl_core.types import Batch, Prompt, RolloutGroup, Row, Sampling, Scores
@@ -112,10 +113,7 @@ class Trainer:
         self.recorder = Recorder(config, output, self.accelerator, self.processes)
         self.counts: Counter[str] = Counter()
         self.policy = load_policy(config, self.plugins.registry, self.accelerator, self.recorder.print)
-        if self.processes.sharded and config.sharding is not None:
-            self.policy.shard(config.sharding)
-        else:
-            self.policy.module = self.accelerator.prepare(self.policy.module)
+        share_weights(self.policy, config.sharding, self.accelerator)
         self.optimizer: Any = None  # of the stage
         self.environment: Environment | None = None
         self.sampler: GroupSampler | None = None
@@ -299,6 +297,7 @@ class Trainer:
         return self.policy.num_tokens(rows) <= self.stage.micro_batch_tokens
 
     def optimize(self) -> float:
+        self.policy.before_update(self.processes)
         parameters = [parameter for parameter in self.policy.module.parameters() if parameter.requires_grad]
         limit = self.stage.optimizer.max_grad_norm
         norm = float(whole(self.accelerator.clip_grad_norm_(parameters, math.inf if limit is None else limit)))

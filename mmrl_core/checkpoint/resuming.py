@@ -38,6 +38,7 @@ MAY_CHANGE = (
     ("*.rollout.engine.max_length", "memory of the engine"),
     ("*.rollout.engine.gpus", "devices of the engine"),
     ("*.rollout.engine.address", "where the engine runs"),
+    ("*.rollout.engine.transfer", "how weights get to the engine"),
     ("eval.every_steps", "when held-out rows are scored"),
     ("eval.batch_size", "memory of an evaluation"),
     ("checkpoint.*", "when checkpoints are written, and how many are kept"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from mmrl_core.cli.memory import memory_lines
+from mmrl_core.cli.memory_report import memory_lines
 from mmrl_core.config import (
     RunConfig,
     StageConfig,

@@ -92,6 +92,15 @@ class PromptEncoder:
         """The prompt's text with the chat template applied and placeholders for media."""
         return self.chat.render(prompt)
 
+    def tokens(self, text: str) -> list[int]:
+        """Tokens of a rendered prompt with media, each placeholder as the chat template wrote it: not yet expanded."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=not self._is_opened(text))["input_ids"]
+        return ids
+
+    def _is_opened(self, text: str) -> bool:
+        opening = self.tokenizer.bos_token
+        return opening is not None and text.startswith(opening)
+
     def encode(self, prompt: Prompt) -> Encoded:
         """Tokenise a prompt and process its media. The same content gives the same object while it is cached.
 
@@ -191,8 +200,7 @@ class PromptEncoder:
                     f"{self.blind[kind[:-1]]}. The template may leave them out, or weights be unfinished. Take another "
                     "model, or set model.blind_check to off."
                 )
-        opening = self.tokenizer.bos_token
-        if self.tokenizer is self.processor or continues or (opening is not None and text.startswith(opening)):
+        if self.tokenizer is self.processor or continues or self._is_opened(text):
             arguments["add_special_tokens"] = False  # the chat template wrote them
         outputs = self._process(name, media, arguments)
         input_ids = outputs.pop("input_ids")[0]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,10 @@ from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
 from mmrl_core.language_model.sizes import model_sizes
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
-from mmrl_core.language_model.towers import FeatureCache, towers_frozen
+from mmrl_core.language_model.towers import FeatureCache, TowerUse, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
-from mmrl_core.support import ModelSizes, load_whole, refuse_broken, shard, sharing_in_words
+from mmrl_core.support import Processes, gathered, load_whole, refuse_broken, shard, sharing_in_words
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class LanguageModelPolicy(PolicyBase):
 
     Options = LanguageModelOptions
     support_columns = SUPPORT_COLUMNS
+    sizes = staticmethod(model_sizes)
 
     def __init__(
         self,
@@ -114,12 +116,25 @@ class LanguageModelPolicy(PolicyBase):
         Raises:
             PolicyError: the rollout engine has no way to these weights.
         """
-        if not isinstance(self.engine, HFEngine) or self.engine.copies:
-            raise PolicyError("sharding: rollouts use the sharded weights themselves. Set rollout.engine to hf.")
+        if isinstance(self.engine, HFEngine) and self.engine.copies:
+            raise PolicyError(
+                "sharding: no process can copy all weights. Take rollout.engine.copy and steps_ahead out."
+            )
+        if self.options.lora is not None and isinstance(self.engine, OtherProgram):
+            raise PolicyError("sharding: an adapter in shares cannot be merged for vLLM. Set rollout.engine to hf.")
         shares_prompts = self.model.plain_reason is None
+        self._tower_use = TowerUse(self.model.base)
         layers = list(getattr(self.model.base.get_decoder(), "layers", [])) if shares_prompts else []
         computed = torch.bfloat16 if self._mixed else None
         shard(self.model, layers, computed=computed, processes=settings.processes)
+
+    def acting(self) -> AbstractContextManager[None]:
+        """Each process has all weights inside, unless the engine has its own."""
+        return nullcontext() if isinstance(self.engine, OtherProgram) else super().acting()
+
+    def before_update(self, processes: Processes) -> None:
+        if processes.sharded:
+            self._tower_use.drop_unused(processes)
 
     def publish_weights(self) -> None:
         self.engine.weights_changed(self)
@@ -232,16 +247,16 @@ class LanguageModelPolicy(PolicyBase):
             return found
         self.engine.start(self, max_tokens)
         kinds = [kind for kind in self.proof.seen if kind not in self.encoder.blind]
-        self.engine_proof = prove_engine(self, self.engine, kinds)
+        with gathered(self.model):
+            self.engine_proof = prove_engine(self, self.engine, kinds)
         if self.options.blind_check == "on":
             self.encoder.blind |= self.engine_proof.blind
         return found | self.engine_proof.numbers()
 
     def describe(self) -> list[str]:
         """How the work will be done, for a dry run."""
-        reason = self.model.plain_reason
+        reason, own = self.model.plain_reason, self.model.cache_reason
         runs = "prompts run once for each "
-        own = self.model.cache_reason
         lines = [
             f"{runs}group"
             if reason is None
@@ -250,9 +265,7 @@ class LanguageModelPolicy(PolicyBase):
             else f"{runs}completion: {reason}"
         ]
         kept = reason is None and towers_frozen(self.model.base)
-        lines.append(
-            "media features are computed once for each prompt" if kept else "media features are computed in each pass"
-        )
+        lines.append(f"media features are computed {'once for each prompt' if kept else 'in each pass'}")
         lines += sharing_in_words(self.model)
         if self.options.lora is not None:
             lines.append(adapters_in_words(self.model.model))
@@ -321,13 +334,6 @@ class LanguageModelPolicy(PolicyBase):
     def preview(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> PromptPreview:
         """Texts and lengths of prompts without the model's weights. The arguments are those of the policy."""
         return PromptPreview(base_and_adapter(path)[0], LanguageModelOptions(**options), revision=revision)
-
-    @classmethod
-    def sizes(
-        cls, path: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None, **options: Any
-    ) -> ModelSizes:
-        """What an estimate of memory needs to know of the model, without its weights. Arguments are the policy's."""
-        return model_sizes(path, LanguageModelOptions(**options), torch.device(device), revision=revision)
 
     @staticmethod
     def needs_base(directory: Path) -> bool:

@@ -18,20 +18,21 @@ from mmrl_core.support import Layers, ModelSizes
 
 
 def model_sizes(
-    path: str | Path, options: LanguageModelOptions, device: torch.device, *, revision: str | None = None
+    path: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None, **given: Any
 ) -> ModelSizes:
     """Sizes of a model as the options would prepare it.
 
     Args:
         path: model folder, of which only the config is read, folder of a LoRA adapter, or hub name.
-        options: of the policy.
         device: that it would train on, which decides the precision "auto".
         revision: of the hub's model.
+        given: fields of `LanguageModelOptions`.
 
     Raises:
         PolicyError: the config cannot be read, or the options do not fit the model.
     """
-    precision = chosen_precision(options, device)
+    options = LanguageModelOptions(**given)
+    precision = chosen_precision(options, torch.device(device))
     dtype = WEIGHT_TYPES.get(precision, torch.float32)
     base, _ = base_and_adapter(path)
     model = model_without_weights(base, options, dtype, revision=revision)

@@ -6,6 +6,7 @@ import fnmatch
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.support import written_aside
+from mmrl_core.support import Processes, written_aside
 
 TOWERS = {
     "vision": ("*visual.*", "*vision_tower.*", "*vision_model.*"),
@@ -71,6 +72,38 @@ def _before_decoder(model: Any) -> dict[str, nn.Parameter]:
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
     of_text = {parameter for part in parts if part is not None for parameter in part.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if parameter not in of_text}
+
+
+class TowerUse:
+    """Which trained weights before the decoder were used by passes with a gradient, in this process or another.
+
+    A sharded weight that no process has used comes with a gradient of 0, on which AdamW would move it by its momentum.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """
+        Args:
+            model: of transformers; its modules note from now on when they run.
+        """
+        self._model = model
+        self._watched = {name for name, parameter in _before_decoder(model).items() if parameter.requires_grad}
+        self._used: set[str] = set()
+        for module_name, module in model.named_modules():
+            own = {f"{module_name}.{name}" for name, _ in module.named_parameters(recurse=False)} & self._watched
+            if own:
+                module.register_forward_hook(partial(self._note, own))
+
+    def _note(self, names: set[str], *of_the_pass: Any) -> None:
+        if torch.is_grad_enabled():
+            self._used |= names
+
+    def drop_unused(self, processes: Processes) -> None:
+        """Weights that nobody has used since the last call get no gradient; every process calls it."""
+        unused = self._watched.difference(*processes.gather([self._used]))
+        for name, parameter in self._model.named_parameters():
+            if name in unused:
+                parameter.grad = None
+        self._used = set()
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:

@@ -8,7 +8,7 @@ from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, is_held, locked_folder
 from mmrl_core.support.model_paths import local_model
 from mmrl_core.support.model_sizes import Layers, ModelSizes, PromptSizes
-from mmrl_core.support.parent import end_with_parent
+from mmrl_core.support.parent import end_with_parent, kill_when_closed
 from mmrl_core.support.processes import Processes, losses_named, make_accelerator, process_lost
 from mmrl_core.support.sharding import (
     gathered,
@@ -20,6 +20,7 @@ from mmrl_core.support.sharding import (
     local,
     save_optimizer,
     shard,
+    share_weights,
     sharing_in_words,
     swap_weights,
     whole,
@@ -50,6 +51,7 @@ __all__ = [
     "is_first",
     "is_held",
     "is_shared",
+    "kill_when_closed",
     "laid_out_like",
     "lazy_names",
     "load_optimizer",
@@ -65,6 +67,7 @@ __all__ = [
     "remove_unfinished",
     "save_optimizer",
     "shard",
+    "share_weights",
     "sharing_in_words",
     "stand_ins",
     "swap_weights",

@@ -19,8 +19,18 @@ def end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(fcntl, "F_SETSIG"):
         return
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
-    fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
+    kill_when_closed(parent.sentinel, os.getpid())
     if not parent.is_alive():  # it ended before there was a signal to send
         os._exit(1)
+
+
+def kill_when_closed(pipe: int, owner: int) -> None:
+    """Have the system kill a process, or with a negative number a group, once the other end of a pipe is closed.
+
+    The owner, or a child of it, keeps its end open: a pipe that nobody reads signals nothing. The setting belongs to
+    the pipe, so that any process that has the end can make it. Where there are no such signals nothing happens.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, owner)
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,19 +23,25 @@ T = TypeVar("T")
 def make_accelerator(timeout_s: float, **options: Any) -> Accelerator:
     """An Accelerator whose processes wait `timeout_s` seconds for each other, and not torch's 10 or 30 minutes.
 
+    A process may have no use for some weights, such as a media tower's in a step without media.
+
     Raises:
         ConfigError: its launcher is to shard the model itself.
     """
     from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     for what in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("true", "1"):
             raise ConfigError(
-                f"accelerate is set up for {what}, which mmrl does not use. Launch with --multi_gpu and without it, and set "
-                "sharding in the task, as configs/hardware/fsdp2_eight_gpus.yaml does."
+                f"accelerate is set up for {what}, which mmrl does not use. Launch with --multi_gpu and without it, "
+                "and set sharding in the task, as configs/hardware/fsdp2_eight_gpus.yaml does."
             )
-    handlers = [InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s))]
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")  # mostly all are of use
+    handlers = [
+        InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+        DistributedDataParallelKwargs(find_unused_parameters=True),
+    ]
     return Accelerator(kwargs_handlers=handlers, **options)
 
 

@@ -72,6 +72,18 @@ def shard(
     module.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
 
 
+def share_weights(policy: Any, sharding: Any, accelerator: Any) -> None:
+    """Let several processes train a policy: each with a share of its weights, or with all and gradients averaged (DDP).
+
+    Args:
+        sharding: of the run's config; None for copies.
+    """
+    if sharding is not None and accelerator.num_processes > 1:
+        policy.shard(sharding)
+    else:
+        policy.module = accelerator.prepare(policy.module)
+
+
 def is_sharded(module: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 

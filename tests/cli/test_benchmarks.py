@@ -125,5 +125,44 @@ def test_a_verdict_needs_a_difference_beyond_two_standard_errors(methods: Module
     ]
     for relation, values, others, expected in table:
         assert methods.compared(relation, values, others) == expected, (relation, values, others)
+
+
+def record(methods: ModuleType, name: str, greedy: float) -> dict[str, Any]:
+    quantities = dict.fromkeys([*methods.QUANTITIES, "entropy", "sampled_tokens", "trained_tokens", "seconds"], 0.25)
+    return {"method": name, "seed": 0, "before": quantities, **quantities, methods.GREEDY: greedy}
+
+
+def test_a_table_keeps_the_rows_of_methods_that_were_not_asked_for(methods: ModuleType, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{methods.BEGIN}\n{methods.END}\nafter\n")
+
+    methods.write_between_marks(page, [record(methods, "grpo", 0.5), record(methods, "sapo", 0.6)])
+    first = page.read_text()
+    methods.write_between_marks(page, [record(methods, "sapo", 0.7), record(methods, "drpo", 0.8)])
+
+    rows = {line.split("`")[1]: line for line in page.read_text().splitlines() if line.startswith("| `")}
+    assert list(rows) == ["grpo", "drpo", "sapo"]  # in the order of VARIANTS
+    assert rows["grpo"] in first and "| 0.700 | 0.250 |" in rows["sapo"] and "| 0.800 |" in rows["drpo"]
+    assert "kept from earlier commands" in page.read_text() and "kept" not in first
+    page.write_text(page.read_text().replace("| entropy |", "| nats |"))
+    with pytest.raises(SystemExit, match="other columns"):
+        methods.write_between_marks(page, [record(methods, "sapo", 0.7)])
     with pytest.raises(SystemExit, match="has no lines"):
-        methods.write_between_marks(BENCHMARKS / "README.md", "x")
+        methods.write_between_marks(BENCHMARKS / "README.md", [])
+
+
+def test_methods_of_other_overrides_have_a_cold_start_of_their_own(
+    methods: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[str]] = {}
+    monkeypatch.setattr(methods, "train", lambda task, folder, overrides: asked.update({folder.name: overrides}))
+    for name in ("grpo", "thinkless", "grpo_modes", "drpo"):
+        variant = methods.VARIANTS[name]
+        model = methods.cold_start(tmp_path, variant.cold_start, ["stages.sft.steps=5"])
+        assert model.parts[-2:] == ("step-5", "model")
+    plain, modes = asked.items()
+    assert plain == ("cold_start", ["seed=0", "stages.grpo.steps=1", "stages.sft.steps=5"])
+    assert modes[0].startswith("cold_start_") and "stages.sft.target='{two_modes}'" in modes[1]
+    for name, variant in methods.VARIANTS.items():
+        if any(relation != "rises" for _, relation in variant.parts):
+            assert variant.cold_start == methods.VARIANTS[variant.against].cold_start, name

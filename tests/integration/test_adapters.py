@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmrl_core.cli.opening import evaluate_checkpoint
+from mmrl_core.cli import evaluate_checkpoint
 from mmrl_core.config import LoraConfig
 from mmrl_core.errors import PolicyError
 from mmrl_core.language_model import LanguageModelPolicy

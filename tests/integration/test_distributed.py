@@ -26,7 +26,7 @@ TIMES = ("time/", "memory/")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, start_training):  # which changes the path for longer
     """A folder whose `site` is on the path, with `ranks.py` of rewards."""
     folder = tmp_path_factory.mktemp("distributed")
     make_site(folder, PROBE)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmrl_core.cli import main
-from mmrl_core.cli.opening import evaluate_checkpoint
+from mmrl_core.cli import evaluate_checkpoint, main
 from mmrl_core.config import LoraConfig
 from mmrl_core.errors import MissingPackageError, PolicyError
 from mmrl_core.language_model import LanguageModelOptions, LanguageModelPolicy, load_model, load_processor

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from mmrl_core.cli.memory import estimate, longest_prompt, memory_lines, sizes_of
-from mmrl_core.language_model.policy import LanguageModelPolicy
+from mmrl_core.cli import estimate, longest_prompt, memory_lines, sizes_of
+from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.plugins import load_plugins
 from mmrl_core.support import PromptSizes
 from mmrl_core.types import Prompt, Sampling

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmrl_core.batching import pack
+from mmrl_core.cli import evaluate_checkpoint
 from mmrl_core.cli.dry_run import check_run
-from mmrl_core.cli.opening import evaluate_checkpoint
 from mmrl_core.errors import ConfigError, PolicyError
 from mmrl_core.loss_inputs import BatchTotals
 from mmrl_core.runs import read_metrics

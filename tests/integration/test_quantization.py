@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrl_core.cli import evaluate_checkpoint
 from mmrl_core.cli.dry_run import check_run
-from mmrl_core.cli.opening import evaluate_checkpoint
 from mmrl_core.errors import ConfigError
 from mmrl_core.language_model import LanguageModelPolicy
 from mmrl_core.types import Sampling

@@ -4,17 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mmrl_core.errors import ConfigError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 from tests.ranks import PROBE, REWARDS, joined, make_site
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, start_training):  # which changes the path for longer
     folder = tmp_path_factory.mktemp("sharded")
     make_site(folder, PROBE)
     (folder / "ranks.py").write_text(REWARDS)
@@ -45,11 +47,11 @@ def task(folder, base_config):
                 "kl": {"coefficient": 0.1},
                 "epochs_per_rollout": 2,
             },
-            "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 5}},
-            "eval": {"temperatures": [0, 1], "batch_size": 2},
+            "data": {**base["data"], "held_out": {**base["data"]["train"], "limit": 3}},
+            "eval": {"batch_size": 2},
             "sharding": {},
             "stages": [
-                {"kind": "sft", "steps": 2, "prompts_per_step": 4, "micro_batch_rows": 1},
+                {"kind": "sft", "steps": 1, "prompts_per_step": 4, "micro_batch_rows": 1},
                 grpo,
                 {
                     **grpo,
@@ -98,13 +100,16 @@ def assert_same_numbers(run, expected):
         for name, value in other.items():
             left_out = name in NOT_COMPARED or name.startswith(("time/", "memory/", "count/"))
             if isinstance(value, float) and not left_out:
-                assert record[name] == pytest.approx(value, rel=2e-5, abs=2e-6), f"step {record['step']}: {name}"
+                assert record[name] == pytest.approx(value, rel=5e-4, abs=2e-6), f"step {record['step']}: {name}"
+
+
+def newest(run):
+    return max((run / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def assert_same_weights(run, expected):
-    last = max(int(path.name.removeprefix("step-")) for path in (expected / "checkpoints").iterdir())
-    (name,) = (path.name for path in (expected / "checkpoints" / f"step-{last}" / "model").glob("*model.safetensors"))
-    found, weights = (load_file(path / "checkpoints" / f"step-{last}" / "model" / name) for path in (run, expected))
+    (path,) = (newest(expected) / "model").glob("*model.safetensors")
+    found, weights = load_file(newest(run) / "model" / path.name), load_file(path)
     assert found.keys() == weights.keys()
     for key, weight in weights.items():
         torch.testing.assert_close(found[key], weight, rtol=0, atol=1e-6, msg=lambda m, n=key: f"{n}: {m}")
@@ -122,10 +127,21 @@ def test_processes_that_share_weights_learn_what_one_process_learns(name, task, 
     assert SAID.get(name, "2 processes share weights") in printed
     assert_same_numbers(several, one)
     assert_same_weights(several, one)
+    if name == "all":  # each has written its half of the optimiser
+        one_half, other_half = (path.stat().st_size for path in (newest(several) / "optimizer").glob("*.distcp"))
+        assert 0.8 < one_half / other_half < 1.25
 
 
-def test_a_run_goes_on_with_another_number_of_processes(task, folder, start_training, start_ranks):
-    """Saved by one process, two and four, and gone on with by others: what one process learns that nothing stopped."""
+GOING_ON = {
+    "all": ({}, [(1, 2), (2, 1), (2, 4)]),
+    "adapters": ({"model": {"lora": {"rank": 4, "alpha": 8}}}, [(2, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", GOING_ON)
+def test_a_run_goes_on_with_another_number_of_processes(name, task, folder, start_training, start_ranks):
+    """Saved by one process or two, and gone on with by others: what one process learns that nothing stopped."""
+    changes, counts = GOING_ON[name]
 
     def ended(output, count, resume=False):
         if count == 1:
@@ -134,22 +150,28 @@ def test_a_run_goes_on_with_another_number_of_processes(task, folder, start_trai
             processes = start_ranks(file, output, resume, count=count)
         assert not any(joined(processes)[0]), Path(f"{output}.0.log").read_text()
 
-    file = task("qwen2", "going_on", GRPO_ALONE)
+    file = task("qwen2", f"going-on-{name}", GRPO_ALONE, **changes)
     values = json.loads(file.read_text())
     values["stages"][0]["steps"] = 3
     file.write_text(json.dumps(values))
-    ended(folder / "whole", 1)
+    values["stages"][0]["algorithm"] = {"frozen_policies": {"slow": {"rule": "moving_average", "decay": 0.5}}}
+    file.write_text(json.dumps(values))
+    whole = folder / f"whole-{name}"
+    ended(whole, 1)
     values["stages"][0]["steps"] = 1
     file.write_text(json.dumps(values))
-    for count in (1, 2):
-        ended(folder / f"saved-by-{count}", count)
+    for count in {before for before, _ in counts}:
+        ended(folder / f"{name}-saved-by-{count}", count)
     values["stages"][0]["steps"] = 3
     file.write_text(json.dumps(values))
-    for before, after in ((1, 2), (2, 1), (2, 4)):
-        output = folder / f"from-{before}-to-{after}"
-        shutil.copytree(folder / f"saved-by-{before}", output)
+    for before, after in counts:
+        output = folder / f"{name}-from-{before}-to-{after}"
+        shutil.copytree(folder / f"{name}-saved-by-{before}", output)
         ended(output, after, resume=True)
-        assert_same_weights(output, folder / "whole")
+        assert_same_weights(output, whole)
+        slow, expected = (load_file(newest(run) / "frozen" / "slow.safetensors") for run in (output, whole))
+        for key, weight in expected.items():
+            torch.testing.assert_close(slow[key], weight, rtol=0, atol=1e-6)
 
 
 def test_signals_and_lost_processes(task, folder, start_ranks, without_times):
@@ -176,3 +198,44 @@ def test_signals_and_lost_processes(task, folder, start_ranks, without_times):
         [without_times(record) for record in read_metrics(run)] for run in (output, folder / "never-stopped")
     )
     assert records == expected
+
+
+@pytest.mark.parametrize("what", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_would_shard_the_model_itself_is_refused(what, task, make_trainer, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{what}", "true")
+    values = json.loads(task("qwen2", "refused", GRPO_ALONE).read_text())
+    with pytest.raises(ConfigError, match=f"accelerate is set up for {what}.* set sharding in the task"):
+        make_trainer(values)
+
+
+def test_an_engine_that_copies_the_weights_is_refused(task, folder, start_ranks):
+    file = task("qwen2", "copies", GRPO_ALONE, rollout={"max_tokens": 6, "engine": {"name": "hf", "copy": True}})
+    assert joined(start_ranks(file, folder / "copies"))[0] == [2, 2]
+    assert "sharding: no process can copy all weights" in Path(f"{folder}/copies.0.log").read_text()
+
+
+@pytest.mark.parametrize("sharding", [None, {}])
+def test_a_process_without_pictures_trains_the_tower_with_the_other(
+    sharding, folder, base_config, data_files, start_training, start_ranks
+):
+    """Half of the rows have a picture, so that in some steps one process has none; with copies and with shares."""
+    rows = pandas.read_parquet(data_files / "pictures.parquet")
+    rows.loc[rows.index % 2 == 1, "image"] = None
+    rows.to_parquet(data_files / "half.parquet")
+    base = base_config("qwen2_vl")
+    config = {
+        **base,
+        "model": {**base["model"], "freeze": []},
+        "plugins": ["probe_ranks"],
+        "rewards": [f"{folder}/ranks.py:spread"],
+        "optimizer": {"lr": 1e-3, "eps": 1e-3},
+        "data": {"train": {"name": "rows", "path": str(data_files / "half.parquet")}},
+        "sharding": sharding,
+        "stages": [{"kind": "grpo", "steps": 3, "prompts_per_step": 2, "group_size": 3, "micro_batch_rows": 2}],
+    }
+    kind = "copies" if sharding is None else "shares"
+    file, one, two = folder / f"half-{kind}.yaml", folder / f"half-{kind}-one", folder / f"half-{kind}-two"
+    file.write_text(json.dumps(config))
+    alone = start_training(file, one, ACCELERATE_USE_CPU="true", PROBE_LOG=f"{one}.log")
+    assert joined([alone, *start_ranks(file, two)])[0] == [0, 0, 0], Path(f"{two}.0.log").read_text()
+    assert_same_weights(two, one)

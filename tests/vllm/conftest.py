@@ -17,8 +17,9 @@ from PIL import Image
 
 from mmrl_core.conversation import Reply, multi_turn
 from mmrl_core.language_model import LanguageModelPolicy
+from mmrl_core.support import laid_out_like
 from mmrl_core.testing import build_tiny
-from mmrl_core.types import Prompt
+from mmrl_core.types import Prompt, Sampling
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -203,7 +204,15 @@ def change_weights(policy, scale=0.05, seed=0):
     with torch.no_grad():
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
-                parameter += scale * torch.randn(parameter.shape, generator=generator)
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter += scale * laid_out_like(noise, parameter)
+
+
+def told_of_rank(policy, rank):
+    """Completions of the prompt of a process, and how far their logprobs are from the trainer's."""
+    prompt = make_prompt(f"{rank}", "What is this?", [picture(rank, 84, 56)])
+    rows = rows_of(policy.rollout([prompt], 4, Sampling(12, seed=7 + rank)))
+    return [row.action.tolist() for row in rows], largest_difference(policy, rows)
 
 
 class Helpers:
@@ -218,6 +227,7 @@ class Helpers:
     rows_of = staticmethod(rows_of)
     sound = staticmethod(sound)
     told = staticmethod(told)
+    told_of_rank = staticmethod(told_of_rank)
     trainer_logprobs = staticmethod(trainer_logprobs)
 
 

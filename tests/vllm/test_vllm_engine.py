@@ -235,6 +235,18 @@ def test_lora_is_merged_into_copies(make_policy, prompts, helpers):
         policy.close()
 
 
+def test_an_output_layer_that_is_the_embedding_follows_the_weights(make_policy, helpers):
+    """On a CPU vLLM computes with a packed copy of it."""
+    asked = [helpers.make_prompt("text", "What is this?")]
+    policy = started(make_policy, "gemma3_text", asked[0])
+    try:
+        helpers.change_weights(policy)
+        rows = helpers.rows_of(roll_out(policy, asked, Sampling(12, seed=1)))
+        assert helpers.largest_difference(policy, rows) < TOLERANCE
+    finally:
+        policy.close()
+
+
 def test_weights_have_the_names_they_are_saved_with(make_policy, tiny_model):
     from safetensors import safe_open
 
@@ -269,6 +281,8 @@ def test_what_vllm_cannot_start_with_is_an_error(make_policy, prompts):
     [
         ({"mode": "colocate"}, "no mode 'colocate'; modes: colocated, server"),
         ({"gpus": "1"}, "belong to mode 'server'"),
+        ({"sync": "adapter"}, "belong to mode 'server'"),
+        ({"mode": "server", "address": ["127.0.0.1:1", "here"]}, "address 'here' must be host:port"),
         ({"mode": "server", "gpus": "1", "address": "127.0.0.1:1"}, "leave 'gpus' out"),
     ],
 )

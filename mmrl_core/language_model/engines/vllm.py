@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,16 +25,20 @@ from mmrl_core.language_model.engines.vllm_host import (
     Request,
     ServerLostError,
     Start,
+    Weights,
     first_line,
     num_processes,
 )
-from mmrl_core.language_model.engines.vllm_server import RemoteHost
-from mmrl_core.language_model.engines.vllm_weights import computed_dtype, sent_weights
+from mmrl_core.language_model.engines.vllm_weights import computed_dtype, held_weights, model_files, sent_weights
 from mmrl_core.language_model.observations import Continuation, Observation, whole
 from mmrl_core.media import resample_audio
 from mmrl_core.types import Prompt, Sampling
 
 MODES = ("colocated", "server")
+TRANSFERS = {"gloo": "mmrl_gloo", "nccl": "nccl", "ipc": "ipc"}
+"""Our name of a way that weights take -> vLLM's name of the backend."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Largest ranks that vLLM can be started for."""
 
 
 class VLLMEngine:
@@ -48,37 +52,50 @@ class VLLMEngine:
         max_length: Count | None = None,
         sleep: bool = False,
         gpus: str | None = None,
-        address: str | None = None,
+        address: str | Sequence[str] | None = None,
+        transfer: Literal["gloo", "nccl", "ipc"] | None = None,
+        sync: Literal["merged", "adapter"] = "merged",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """Nothing is started yet.
 
         Args:
-            mode: "colocated" runs vLLM in the training process and on its device; "server" in a process of its own,
-                which is started again once if it ends while it samples.
+            mode: "colocated" runs vLLM in the training process and on its device; "server" samples through
+                `vllm serve`. One that the run has started is started again once if it ends while it samples.
             memory_gib: memory for keys and values of what is being sampled, GiB. The weights come on top.
             max_length: longest prompt with its completion, tokens. Default: model.max_prompt_tokens and the most
                 max_tokens of the run.
             sleep: give vLLM's GPU memory back between rollouts. Its weights wait in the machine's memory. GPU only.
-            gpus: GPUs of the server, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
-            address: "host:port" of a server that runs already, see docs/vllm.md. Default: one is started.
-            arguments: more arguments of `vllm.LLM`, which overrule ours.
+            gpus: GPUs of the server that is started, as in CUDA_VISIBLE_DEVICES. Default: those of the training.
+            address: "host:port" of a server that runs already, or a list of them, see docs/vllm.md. Default: one is
+                started.
+            transfer: how weights get to the servers: "gloo" through the machine's memory, "nccl" between GPUs that
+                are not shared, "ipc" on one GPU. Default: "nccl" from a GPU to `gpus` or `address`, else "gloo".
+            sync: with `model.lora`, "merged" sends all weights, adapters merged into copies; "adapter" sends the
+                adapter alone to servers on this machine or with its folder of temporary files.
+            arguments: more arguments of `vllm.LLM`, which overrule ours, such as {tensor_parallel_size: 2}.
 
         Raises:
             ConfigError: an unknown mode, or an option that its mode does not have.
         """
         if mode not in MODES:
             raise ConfigError(f"rollout engine vllm has no mode {mode!r}; modes: {', '.join(MODES)}.")
-        if mode == "colocated" and (gpus is not None or address is not None):
-            raise ConfigError("rollout engine vllm: 'gpus' and 'address' belong to mode 'server'.")
-        if gpus is not None and address is not None:
+        addresses = [address] if isinstance(address, str) else list(address or ())
+        if mode == "colocated" and (gpus is not None or addresses or transfer is not None or sync != "merged"):
+            raise ConfigError("rollout engine vllm: 'gpus', 'address', 'transfer' and 'sync' belong to mode 'server'.")
+        for given in addresses:
+            if not re.fullmatch(r".+:\d+", given):
+                raise ConfigError(f"rollout engine vllm: address {given!r} must be host:port, such as 127.0.0.1:8000.")
+        if gpus is not None and addresses:
             raise ConfigError("rollout engine vllm: a server at 'address' has its own GPUs; leave 'gpus' out.")
         self._mode = mode
         self._memory_gib = memory_gib
         self._max_length = max_length
         self._sleep = sleep
         self._gpus = gpus
-        self._address = address
+        self._addresses = addresses
+        self._transfer = transfer
+        self._sync = sync
         self._arguments = dict(arguments or {})
         self._host: AnyHost | None = None
         self._asleep: set[str] = set()  # parts whose memory is given back
@@ -100,7 +117,7 @@ class VLLMEngine:
         """
         converted = _Converted(policy.encoder.audio_rate_hz)
         requests = [
-            Request(index, _inputs(policy, prompt, observation, converted), sampling.seed + index * num_samples)
+            Request(index, self._inputs(policy, prompt, observation, converted), sampling.seed + index * num_samples)
             for index, (prompt, observation) in enumerate(zip(prompts, observations, strict=True))
         ]
         tokenizer = policy.encoder.tokenizer
@@ -113,11 +130,12 @@ class VLLMEngine:
 
         def run(host: AnyHost) -> None:
             missing = [request for request in requests if request.index not in done]
-            for answer in host.generate(Job(missing, num_drawn, sampling, stop_ids, banned, continues)):
-                _check_prompt(prompts[answer.index], observations[answer.index], answer)
-                policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
-                done.add(answer.index)
-                on_finished(answer.index, _samples(policy, answer) * (num_samples // num_drawn))
+            with closing(host.generate(Job(missing, num_drawn, sampling, stop_ids, banned, continues))) as answers:
+                for answer in answers:
+                    _check_prompt(prompts[answer.index], observations[answer.index], answer)
+                    policy.model.count("decode_tokens", sum(map(len, answer.tokens)))
+                    done.add(answer.index)
+                    on_finished(answer.index, _samples(policy, answer) * (num_samples // num_drawn))
 
         with torch.autocast(policy.model.device.type, enabled=False):
             try:
@@ -142,7 +160,7 @@ class VLLMEngine:
     ) -> Tensor:
         """See `OtherProgram.forced_logprobs`."""
         self._check_length(policy, len(observation), num_tokens)
-        inputs = _inputs(policy, prompt, observation, _Converted(policy.encoder.audio_rate_hz))
+        inputs = self._inputs(policy, prompt, observation, _Converted(policy.encoder.audio_rate_hz))
         job = Job([Request(0, inputs, 0)], 1, Sampling(num_tokens, temperature=0.0), (), forced=token)
         with self._running(policy) as host:
             (answer,) = host.generate(job)
@@ -153,6 +171,14 @@ class VLLMEngine:
                 f"vLLM was to sample token {token} {num_tokens} times; it gave {sampled.tokens.tolist()}."
             )
         return sampled.logprobs
+
+    def _inputs(
+        self, policy: Sampler, prompt: Prompt, observation: Observation, converted: _Converted
+    ) -> dict[str, Any]:
+        inputs = _inputs(policy, prompt, observation, converted)
+        if self._mode == "server" and "prompt" in inputs:  # a server takes tokens alone
+            inputs["prompt_token_ids"] = policy.encoder.tokens(inputs.pop("prompt"))
+        return inputs
 
     @contextmanager
     def _running(self, policy: Sampler) -> Iterator[AnyHost]:
@@ -180,7 +206,7 @@ class VLLMEngine:
             return
         try:
             self._wake("weights")
-            self._host.load_weights(sent_weights(policy))
+            self._host.load_weights(self._weights(policy))
         except ServerLostError as error:
             self._report_lost(error)
 
@@ -191,20 +217,31 @@ class VLLMEngine:
         self._host, self._asleep = None, set()
 
     def _report_lost(self, error: ServerLostError) -> None:
+        """A server that is not ours to start, or that other processes sample through, ends the run.
+
+        Raises:
+            PolicyError: it is one of those.
+        """
         self.close()
+        if self._addresses or num_processes() > 1:
+            raise PolicyError(f"the vLLM server has ended; {error}") from error
         print(f"the vLLM server is started again: {str(error).splitlines()[0]}", flush=True)
 
     def _awake(self, policy: Sampler) -> AnyHost:
         """vLLM with the last published weights, started if it was not yet."""
         if self._host is None:
-            start = Start(_model_files(policy), self._llm_arguments(policy))
+            weights = self._weights(policy)
             if self._mode == "colocated":
-                self._host = Host(start, sent_weights(policy))
+                self._host = Host(Start(model_files(policy), self._llm_arguments(policy)), weights)
             else:
-                self._host = RemoteHost(start, sent_weights(policy), self._address, self._gpus)
+                self._host = self._remote_host(policy, weights)
         self._wake("weights")
         self._wake("kv_cache")
         return self._host
+
+    def _weights(self, policy: Sampler) -> Weights:
+        """A server gets the weights from one process, so they are gathered before; else each process takes them all."""
+        return partial(sent_weights, policy, held=held_weights(policy) if self._mode == "server" else None)
 
     def _wake(self, part: str) -> None:
         if self._host is not None and part in self._asleep:
@@ -242,21 +279,47 @@ class VLLMEngine:
             **self._arguments,
         }
 
+    def _remote_host(self, policy: Sampler, weights: Weights) -> AnyHost:
+        from mmrl_core.language_model.engines.vllm_server import RemoteHost
 
-def _model_files(policy: Sampler) -> dict[str, bytes]:
-    """Config, tokenizer and processor as the policy uses them, pixel limits included."""
-    with tempfile.TemporaryDirectory(prefix="mmrl-vllm-") as name:
-        folder = Path(name)
-        policy.model.base.config.save_pretrained(folder)
-        policy.encoder.processor.save_pretrained(folder)
-        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        if num_processes() > 1 and (self._sleep or self._transfer == "ipc"):
+            raise PolicyError("rollout engine vllm: several processes share a server; leave out 'sleep' and 'ipc'.")
+        start = Start(model_files(policy), self._server_arguments(policy))
+        if self._sync == "merged":
+            return RemoteHost(start, weights, self._addresses, self._gpus)
+        if policy.options.lora is None:
+            raise PolicyError("rollout.engine.sync 'adapter' sends a LoRA adapter: set model.lora, or leave it out.")
+        save_adapter = policy.model.model.save_pretrained
+        frozen: Weights = partial(sent_weights, policy, adapters=False)
+        return RemoteHost(start, frozen, self._addresses, self._gpus, save_adapter)
+
+    def _server_arguments(self, policy: Sampler) -> dict[str, Any]:
+        elsewhere = policy.model.device.type == "cuda" and (self._gpus is not None or self._addresses)
+        transfer = self._transfer or ("nccl" if elsewhere else "gloo")
+        one_process = policy.model.device.type == "cpu" and self._arguments.get("tensor_parallel_size", 1) == 1
+        arguments = self._llm_arguments(policy)
+        if self._sync == "adapter" and policy.options.lora is not None:
+            rank = next((size for size in LORA_RANKS if size >= policy.options.lora.rank), policy.options.lora.rank)
+            arguments |= {"enable_lora": True, "max_lora_rank": rank}
+        if one_process:  # of the engine, and not another one of its worker, which takes ten seconds to start
+            arguments = arguments | {"distributed_executor_backend": "uni"}
+        return {
+            "load_format": "mmrl_empty",  # weights are sent
+            "weight_transfer_config": {"backend": TRANSFERS[transfer]},
+            "worker_extension_cls": "mmrl_core.language_model.engines.vllm_plugin.WorkerExtension",
+            "enable_scale_out": True,  # the endpoint that takes tokens
+            "api_server_count": 1,  # with data parallelism there would be more, of which one hears of new weights
+            "disable_uvicorn_access_log": True,
+            **arguments,
+            **self._arguments,
+        }
 
 
 class _Converted:
     """Media in the form that vLLM takes, each converted once and the same object in all conversations.
 
-    A server then gets each medium once. The keys are `id`s, since arrays cannot be keys. The prompts hold the media, so
-    an id stays that of its medium for a whole rollout.
+    The keys are `id`s, since arrays cannot be keys. The prompts hold the media, so an id stays that of its medium for a
+    whole rollout.
     """
 
     def __init__(self, rate_hz: int | None) -> None:

@@ -10,7 +10,7 @@ import os
 import random
 import tempfile
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,9 @@ from torch import Tensor
 
 from mmrl_core.errors import PolicyError
 from mmrl_core.types import Sampling
+
+Weights = Callable[[], Iterable[tuple[str, Tensor]]]
+"""Gives the present weights, named as transformers saves them, one at a time."""
 
 _KEPT: list[Any] = []
 """Closed engines of a run with several processes: an engine that goes takes the trainer's process group with it."""
@@ -74,11 +77,11 @@ class Job:
 class AnyHost(Protocol):
     """Where vLLM runs."""
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Replace the weights, named as transformers saves them, and forget what was computed with the old ones."""
+    def load_weights(self, weights: Weights) -> None:
+        """Replace the weights, and forget what was computed with the old ones."""
         ...
 
-    def generate(self, job: Job) -> Iterator[Answer]:
+    def generate(self, job: Job) -> Generator[Answer]:
         """Answers as they are finished."""
         ...
 
@@ -104,25 +107,21 @@ class Host:
         PolicyError: vLLM is not installed, or does not start with these arguments or weights.
     """
 
-    def __init__(self, start: Start, weights: Iterable[tuple[str, Tensor]]) -> None:
+    def __init__(self, start: Start, weights: Weights) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # weights and hooks reach the model only in this process
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self._temperature = 1.0
         self._folder = tempfile.TemporaryDirectory(prefix="mmrl-vllm-")  # vLLM reads some files at the first prompt
-        for name, content in start.files.items():
-            path = Path(self._folder.name) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        write_files(start.files, Path(self._folder.name))
         with _process_settings_kept():
             try:
                 from vllm import LLM
 
                 self._llm = LLM(model=self._folder.name, load_format=_load_format(weights), **start.arguments)
             except ImportError as error:
-                why = f"rollout engine vllm needs vLLM ({error}). docs/vllm.md says how to install it."
-                raise PolicyError(why) from error
+                raise PolicyError(not_installed(error)) from error
             except Exception as error:
                 raise PolicyError(f"vLLM does not start: {first_line(error)}") from error
         self._llm.apply_model(self._divide_logits_by_temperature)
@@ -133,13 +132,14 @@ class Host:
             if type(module).__name__ == "LogitsProcessor":
                 module.register_forward_hook(lambda module, inputs, logits: logits.float() / self._temperature)
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+    def load_weights(self, weights: Weights) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights())})
+        self._llm.apply_model(repack_tied_layers)
         self._llm.reset_mm_cache()
         self._llm.llm_engine.reset_encoder_cache()
         self._llm.reset_prefix_cache()
 
-    def generate(self, job: Job) -> Iterator[Answer]:
+    def generate(self, job: Job) -> Generator[Answer]:
         engine = self._llm.llm_engine
         if not job.continues:
             # Which prompts were seen before must not decide how a prompt is computed, and so the last bits of it.
@@ -178,30 +178,60 @@ class Host:
         gc.collect()
 
 
+def repack_tied_layers(model: torch.nn.Module) -> None:
+    """Pack output layers anew that share the embedding's weights, after these have changed.
+
+    On a CPU vLLM computes with a packed copy, which it makes when weights of the layer itself are loaded.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "cpu_linear") and hasattr(layer, "num_embeddings"):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+def not_installed(error: ImportError) -> str:
+    """What to do where vLLM cannot be imported."""
+    return f"rollout engine vllm needs vLLM ({error}). docs/vllm.md says how to install it."
+
+
 def num_processes() -> int:
     """Number of training processes. (vLLM itself makes a process group too, of one.)"""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files, named relative to the folder, which is made."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def sampling_fields(job: Job, seed: int) -> dict[str, Any]:
+    """Fields of vLLM's `SamplingParams` for a request. The temperature is that of the job."""
+    return {
+        "n": job.num_samples,
+        "temperature": job.sampling.temperature,
+        "top_p": job.sampling.top_p,
+        "top_k": job.sampling.top_k,
+        "max_tokens": job.sampling.max_tokens,
+        "seed": seed,
+        "stop_token_ids": list(job.stop_ids),
+        "ignore_eos": True,  # only these stop ids count
+        "bad_words": list(job.banned),
+        "allowed_token_ids": None if job.forced is None else [job.forced],
+        "logprobs": 0,
+        "detokenize": False,
+    }
 
 
 def _sampling_params(job: Job, seed: int) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(
-        n=job.num_samples,
-        temperature=0.0 if job.sampling.temperature == 0 else 1.0,
-        top_p=job.sampling.top_p,
-        top_k=job.sampling.top_k,
-        max_tokens=job.sampling.max_tokens,
-        seed=seed,
-        stop_token_ids=list(job.stop_ids),
-        ignore_eos=True,  # only these stop ids count
-        bad_words=list(job.banned),
-        allowed_token_ids=None if job.forced is None else [job.forced],
-        logprobs=0,
-        detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
+    temperature = 0.0 if job.sampling.temperature == 0 else 1.0  # the logits are divided before
+    fields = sampling_fields(job, seed) | {"temperature": temperature}
+    return SamplingParams(**fields, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
 def _answer(output: Any) -> Answer:
@@ -218,7 +248,7 @@ def _answer(output: Any) -> Answer:
     )
 
 
-def _load_format(weights: Iterable[tuple[str, Tensor]]) -> str:
+def _load_format(weights: Weights) -> str:
     """A load format that takes these weights. (With "dummy" some models' buffers would be filled with noise.)"""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -229,7 +259,7 @@ def _load_format(weights: Iterable[tuple[str, Tensor]]) -> str:
             pass
 
         def load_weights(self, model: Any, model_config: Any) -> None:
-            loaded = model.load_weights(iter(weights))
+            loaded = model.load_weights(iter(weights()))
             missing = sorted({name for name, _ in model.named_parameters()} - (loaded or set()))
             if loaded is not None and missing:
                 raise ValueError(f"the policy has no weights for {', '.join(missing[:3])} ({len(missing)} in all)")

@@ -1,267 +1,264 @@
-"""vLLM in another process: `RemoteHost` is the trainer's end, this module run as a program the server's.
+"""vLLM behind HTTP: `RemoteHost` samples through one or several `vllm serve`, and sends them the weights.
 
-Messages between the processes are pickled, so both ends must prove that they know the same key before anything is
-read.
+Prompts go to vLLM's token endpoint, /inference/v1/generate, as token ids with the media beside them, so that no text is
+tokenised twice; the other calls are vLLM's for reinforcement learning (pause, weight transfer, resume), which a server
+has in its development mode.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
+import contextlib
 import secrets
-import subprocess
-import sys
+import shutil
+import socket
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import Client, Connection, Listener
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from mmrl_core.errors import PolicyError
-from mmrl_core.language_model.engines.vllm_host import Answer, Host, Job, ServerLostError, Start, first_line
+from mmrl_core.language_model.engines.vllm_host import (
+    Answer,
+    Job,
+    Request,
+    ServerLostError,
+    Start,
+    Weights,
+    first_line,
+    not_installed,
+    num_processes,
+)
+from mmrl_core.language_model.engines.vllm_http import Server, Servers, answered, asked
+from mmrl_core.language_model.engines.vllm_process import ServerProcess
 
-KEY = "MMRL_VLLM_KEY"
-"""Environment variable with the key that trainer and server share."""
-
-START_TIMEOUT_S = 120.0
-"""How long a server may take until it answers. vLLM is started later, without limit."""
-
-LOG_LINES = 15
-"""Last lines of a server's log, which the error holds when the server has ended."""
+Outcome = TypeVar("Outcome")
 
 
 class RemoteHost:
-    """A `Host` in another process.
+    """A `Host` in other processes: servers that the first process of a training starts, or that run already.
+
+    Only the first process sends weights. All of them send requests.
 
     Raises:
-        PolicyError: there is no server at the address, it has another key, or vLLM does not start in it.
+        PolicyError: there is no usable server at an address, or vLLM does not start.
         ServerLostError: from any method.
     """
 
     def __init__(
         self,
         start: Start,
-        weights: Iterable[tuple[str, Tensor]],
-        address: str | None = None,
+        weights: Weights,
+        addresses: Sequence[str] = (),
         gpus: str | None = None,
+        save_adapter: Callable[[Path], None] | None = None,
     ) -> None:
-        """Start a server and connect to it.
+        """Start a server or connect to those at the addresses, and send the weights.
 
         Args:
-            start, weights: start of vLLM, and the weights it loads.
-            address: "host:port" of a server that runs already. Its key is in the environment.
-            gpus: GPUs of the server that is started, as in CUDA_VISIBLE_DEVICES. None gives it those of this process.
+            start: of vLLM, for a server that is started; its transfer backend is also that of running ones.
+            weights: see `Weights`.
+            addresses: "host:port" of servers that run already.
+            gpus: GPUs of the server that is started, as in CUDA_VISIBLE_DEVICES.
+            save_adapter: writes a LoRA adapter into a folder. The weights are then those without it, which are sent
+                once, and afterwards the adapter alone.
         """
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="mmrl-vllm-")
-        self._log = Path(self._folder.name) / "log"
+        self._save_adapter, self._adapter = save_adapter, ""
+        self._folder = tempfile.TemporaryDirectory(prefix="mmrl-vllm-")  # of the present adapter
+        self._backend = start.arguments["weight_transfer_config"]["backend"]
+        self._process: ServerProcess | None = None
+        self._servers: list[Server] = []
+        self._transfer: Any = None
+        self._salt, self._num_jobs = secrets.token_hex(16), 0
         try:
-            self._connection = self._connect(address) if address is not None else self._launch(gpus)
-            self._send_weights("start", start, weights)
+            addresses = _on_first(lambda: self._addresses(start, addresses, gpus))
+            self._servers = [Server(address) for address in addresses]
+            _on_first(lambda: self._open(weights))
+            _on_first(lambda: self._send(weights))
+            _on_first(self._check_weights)
+            if save_adapter is not None:
+                self.load_weights(weights)
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, gpus: str | None) -> Connection:
-        socket, key = str(Path(self._folder.name) / "socket"), secrets.token_hex(32)
-        environment = {"VLLM_LOGGING_LEVEL": "INFO", **os.environ, KEY: key}
-        if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-            environment.pop(name, None)  # the server is no process of the training
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mmrl_core.language_model.engines.vllm_server", socket, "--once"],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the trainer, which closes the server
+    def _addresses(self, start: Start, addresses: Sequence[str], gpus: str | None) -> list[str]:
+        if addresses:
+            return list(addresses)
+        self._process = ServerProcess(start, gpus)
+        _vllm_transfer()  # an import of some seconds, which the server takes too
+        self._process.wait()
+        return [self._process.address]
+
+    def _open(self, weights: Weights) -> None:
+        open_transfer = _vllm_transfer().open_transfer
+        for server in self._servers:
+            server.check()
+        with self._watched():
+            servers = Servers(self._servers)
+            servers.all("/shutdown_weight_transfer_engine")  # the one of an earlier run, if any
+            host = _own_address(self._servers[0].address)
+            self._transfer = open_transfer(
+                self._backend, host, _free_port(host), sum(servers.num_workers), servers, weights
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline and self._process.poll() is None:
+
+    def load_weights(self, weights: Weights) -> None:
+        """See `AnyHost.load_weights`. Requests under way are finished with the old weights, new ones wait."""
+        if num_processes() > 1:
+            torch.distributed.barrier()  # another process may still sample with the old weights
+        if self._save_adapter is None:
+            _on_first(lambda: self._send(weights))
+        else:
+            self._adapter = _on_first(self._send_adapter)
+
+    def _send_adapter(self) -> str:
+        """Name of the adapter in the servers. Each has another name, so that nothing computed before is used again."""
+        assert self._save_adapter is not None
+        old, name = self._adapter, f"mmrl-{secrets.token_hex(8)}"
+        folder = Path(self._folder.name) / name
+        self._save_adapter(folder)
+        with self._watched():
+            servers = self._transfer.client
+            servers.all("/pause", mode="wait", clear_cache="true")
+            servers.load_adapter(name, str(folder))
+            if old:
+                servers.unload_adapter(old)
+            servers.all("/resume")
+        if old:
+            shutil.rmtree(Path(self._folder.name) / old)
+        return name
+
+    def _send(self, weights: Weights) -> None:
+        with self._watched():
+            servers = self._transfer.client
+            self._transfer.source.weights = weights
+            servers.all("/pause", mode="wait", clear_cache="true")
             try:
-                return Client(socket, "AF_UNIX", authkey=key.encode())
-            except (FileNotFoundError, ConnectionRefusedError):
-                time.sleep(0.05)
-        raise ServerLostError(self._last_lines())
+                self._transfer.send_weights()
+            except RuntimeError as error:  # of torch's communication
+                raise ServerLostError(f"it takes no weights ({first_line(error)})") from error
+            servers.all("/resume")
 
-    def _connect(self, address: str) -> Connection:
-        try:
-            return Client(_host_and_port(address), "AF_INET", authkey=_key())
-        except Exception as error:  # a wrong key raises AuthenticationError, a broken one EOFError, or OSError
-            raise PolicyError(f"no vLLM server can be used at {address}: {first_line(error)}") from error
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        try:
-            yield
-        except (EOFError, OSError) as error:
-            raise ServerLostError(self._last_lines()) from error
-
-    def _call(self, name: str, argument: Any = None) -> None:
+    def _check_weights(self) -> None:
         with self._watched():
-            self._connection.send((name, argument))
-            self._result()
+            for server in self._servers:
+                for found in server.call("/collective_rpc", {"method": "mmrl_missing"})["results"]:
+                    if missing := found["missing"]:
+                        few = ", ".join(missing[:3])
+                        raise PolicyError(f"the policy has no weights for {few} ({len(missing)} in all)")
 
-    def _result(self) -> Any:
-        kind, value = self._connection.recv()
-        if kind == "error":
-            raise PolicyError(value)
-        return value
+    def generate(self, job: Job) -> Generator[Answer]:
+        """See `AnyHost.generate`. Requests are spread over the servers."""
+        if not job.continues:
+            # Which prompts were seen before must not decide how a prompt is computed, and so the last bits of it.
+            self._num_jobs += 1
+        names = [f"{self._salt}-{self._num_jobs}-{request.index}" for request in job.requests]
+        with self._watched(), ThreadPoolExecutor(max(1, len(names))) as threads:
+            answers = [
+                threads.submit(self._ask, job, request, name) for name, request in zip(names, job.requests, strict=True)
+            ]
+            try:
+                for answer in as_completed(answers):
+                    yield answer.result()
+            except BaseException:  # what is still to come is wanted no more
+                for answer in answers:
+                    answer.cancel()
+                self._abort(names)
+                raise
 
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        self._send_weights("load_weights", None, weights)
-
-    def _send_weights(self, call: str, argument: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
-        with self._watched():
-            self._connection.send((call, argument))
-            for name, tensor in weights:
-                self._connection.send((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)))
-                self._connection.send_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._connection.send(None)
-            self._result()
-
-    def generate(self, job: Job) -> Iterator[Answer]:
-        with self._watched():
-            self._connection.send(("generate", job))
-            answer = self._result()
+    def _ask(self, job: Job, request: Request, name: str) -> Answer:
+        body = {**asked(job, request), "request_id": name, "cache_salt": f"{self._salt}-{self._num_jobs}"}
+        if self._adapter:
+            body["model"] = self._adapter
+        server = self._servers[request.index % len(self._servers)]
         try:
-            while answer is not None:
-                yield answer
-                with self._watched():
-                    answer = self._result()
-        except GeneratorExit:  # the caller failed: what is still to come must not answer the next call
-            while answer is not None:
-                with self._watched():
-                    answer = self._result()
-            raise
+            return answered(request.index, server.call("/inference/v1/generate", body))
+        except PolicyError as error:
+            raise PolicyError(f"vLLM refuses a prompt: {error}") from error
+
+    def _abort(self, names: Sequence[str]) -> None:
+        for server in self._servers:
+            with contextlib.suppress(ServerLostError, PolicyError):
+                server.call("/abort_requests", {"request_ids": [f"generate-tokens-{name}" for name in names]})
 
     def sleep(self) -> None:
-        self._call("sleep")
+        with self._watched():
+            for server in self._servers:
+                server.call("/sleep", level=1, mode="wait")
 
     def wake(self, part: str) -> None:
-        self._call("wake", part)
+        with self._watched():
+            for server in self._servers:
+                server.call("/wake_up", tags=part)
 
     def close(self) -> None:
-        if connection := self.__dict__.pop("_connection", None):
-            connection.close()
+        if self._transfer is not None:
+            if self._process is None:
+                with contextlib.suppress(ServerLostError, PolicyError):
+                    self._transfer.client.all("/shutdown_weight_transfer_engine")
+            self._transfer.shutdown()
+            self._transfer = None
+        for server in self._servers:
+            server.close()
         if self._process is not None:
-            try:
-                self._process.wait(timeout=10)  # it ends when its connection does
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._process.close()
         self._folder.cleanup()
 
-    def _last_lines(self) -> str:
-        """How the server ended, and the last lines of its log."""
-        if self._process is None:
-            return "the connection to it broke; its log is where it was started"
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Say how our server ended, where it is lost."""
         try:
-            status = self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            return "the connection to it broke"
-        lines = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-        ended = f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
-        return "\n".join([ended, *(lines or ["(its log is empty)"])])
+            yield
+        except ServerLostError as error:
+            if self._process is None:
+                raise ServerLostError(f"{error}; its log is where it was started") from error
+            raise ServerLostError(self._process.ended()) from error
 
 
-def _key() -> bytes:
-    if not (key := os.environ.get(KEY)):
-        raise PolicyError(f"set {KEY} to the same secret text where the server and where the training runs.")
-    return key.encode()
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise PolicyError(f"address {address!r} must be host:port, such as 127.0.0.1:8765.")
-    return host, int(port)
-
-
-# The server
-
-
-def serve(connection: Connection) -> None:
-    """Answer one trainer until it hangs up."""
-    host: Host | None = None
-    while True:
-        try:
-            name, argument = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if name == "start":
-                with _received_weights(connection) as weights:
-                    host = Host(argument, weights)
-            elif name == "load_weights":
-                assert host is not None
-                with _received_weights(connection) as weights:
-                    host.load_weights(weights)
-            elif name == "generate":
-                assert host is not None
-                for answer in host.generate(argument):
-                    connection.send(("answer", answer))
-            else:
-                assert name in ("sleep", "wake")
-                getattr(host, name)(*([] if argument is None else [argument]))
-        except (BrokenPipeError, ConnectionResetError):
-            return
-        except PolicyError as error:
-            connection.send(("error", str(error)))
-        else:  # any other error ends this process, and the trainer starts another one
-            connection.send(("done", None))
-
-
-@contextmanager
-def _received_weights(connection: Connection) -> Iterator[Iterator[tuple[str, Tensor]]]:
-    def received() -> Iterator[tuple[str, Tensor]]:
-        while (header := connection.recv()) is not None:
-            name, dtype, shape = header
-            content = torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.uint8)
-            yield name, content.view(getattr(torch, dtype)).reshape(shape)
-
-    weights = received()
+def _vllm_transfer() -> Any:
     try:
-        yield weights
-    finally:
-        for _ in weights:  # after an error the rest must not be taken for the next call
-            pass
+        from mmrl_core.language_model.engines import vllm_transfer
+    except ImportError as error:
+        raise PolicyError(not_installed(error)) from error
+    return vllm_transfer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mmrl_core.language_model.engines.vllm_server",
-        description="Serve a training run whose rollout engine is {name: vllm, mode: server, address: ADDRESS}.",
-        epilog=f"{KEY} must hold the same secret text here and there. Whoever knows it can run code in this process, "
-        "and what is sent is not encrypted: bind to 127.0.0.1, or to a network that you trust.",
-    )
-    parser.add_argument("address", metavar="HOST:PORT", help="where to listen, such as 127.0.0.1:8765")
-    parser.add_argument("--once", action="store_true", help="end with the first run, instead of waiting for the next")
-    arguments = parser.parse_args()
-    try:
-        key = _key()
-        local = arguments.address.startswith("/")
-        address = arguments.address if local else _host_and_port(arguments.address)
-    except PolicyError as error:
-        sys.exit(f"error: {error}")
-    with Listener(address, "AF_UNIX" if local else "AF_INET", authkey=key) as listener:
-        while True:
-            try:
-                connection = listener.accept()
-                break
-            except Exception as error:  # a wrong key, or somebody who only knocked
-                print(f"refused a connection: {first_line(error)}", flush=True)
-    serve(connection)
-    if not arguments.once:  # a fresh process is the sure way to give all memory back
-        os.execv(sys.executable, [sys.executable, "-m", __spec__.name, arguments.address])
+def _on_first(action: Callable[[], Outcome]) -> Outcome:
+    """What an action gives that the first process alone takes, in all of them; or its error.
+
+    Raises:
+        PolicyError: in the others, for any error in the first process.
+    """
+    if num_processes() == 1:
+        return action()
+    given: list[Any] = [None, None]
+    failure: Exception | None = None
+    if torch.distributed.get_rank() == 0:
+        try:
+            given[0] = action()
+        except Exception as error:
+            given[1], failure = str(error) or first_line(error), error
+    torch.distributed.broadcast_object_list(given, src=0)
+    if failure is not None:
+        raise failure
+    if given[1] is not None:
+        raise PolicyError(given[1])
+    return given[0]
 
 
-if __name__ == "__main__":
-    main()
+def _own_address(server: str) -> str:
+    """The address of this machine that a server can reach."""
+    if server.startswith("/"):
+        return "127.0.0.1"
+    host, _, port = server.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

@@ -1,11 +1,13 @@
 """The proving ground: walks that can be verified, a small model, and two steps of its training."""
 
+import re
+
 import pytest
 
 from mmrl_core.config import load_config
 from mmrl_core.errors import TaskDataError
 from mmrl_core.runs import read_metrics
-from mmrl_text_reasoning.demo_data import chain, right, walk_shares, walked, walks
+from mmrl_text_reasoning.demo_data import chain, right, spelled, walk_shares, walked, walks
 
 
 def test_walls_stop_a_move():
@@ -22,10 +24,26 @@ def test_rows_depend_on_their_options_only_and_a_longer_set_goes_on():
 
 def test_gold_chains_are_right_and_cover_the_word():
     rows = list(walks("train", num_rows=100, length=[1, 12]))
-    for column in ("careful", "demonstration"):
+    for column in ("careful", "demonstration", "two_modes"):
         assert right([row[column] for row in rows], rows) == [1.0] * 100
     assert walk_shares([row["careful"] for row in rows], rows)["steps_per_button"] == 1.0
     assert walk_shares([row["demonstration"] for row in rows], rows)["steps_per_button"] < 0.9
+
+
+def test_chains_of_two_modes_are_equally_frequent_and_begin_with_their_letter():
+    rows = list(walks("sft", num_rows=400, length=[1, 8]))
+    careful = [row for row in rows if row["two_modes"] == "t" + row["careful"]]
+    short = [row for row in rows if row["two_modes"].startswith("s")]
+    assert len(careful) + len(short) == 400 and 160 < len(short) < 240
+    row = next(row for row in short if row["length"] == 7)
+    assert [len(part) for part in re.findall("[A-F]+", row["two_modes"])] == [2, 2, 2, 1]
+    assert walk_shares(["t" + row["careful"], "s" + row["careful"]], [row] * 2)["think"] == 0.5
+    assert right(["tsF6AB1E3", "F6tAB1E3", "F6AB1E3t"], [{"problem": "3 FABE", "solution": "3"}] * 3) == [0.0] * 3
+
+
+def test_the_form_of_a_chain_is_the_word_that_it_spells():
+    row = {"problem": "3 FABE", "solution": "3"}
+    assert spelled(["F6AB1E3", "sFABE9", "F6E3", "3", ""], [row] * 5) == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +60,7 @@ def test_shares_are_by_length():
     said = [row["careful"] for row in rows[:4]] + ["A1"] * 4
     numbers = walk_shares(said, rows)
     assert (numbers["right"], numbers["right/02"], numbers["right/03"]) == (0.5, 1.0, 0.0)
+    assert numbers["right_steps_per_button"] == 1.0 and numbers["steps_per_button"] < 1.0
 
 
 @pytest.mark.parametrize("options", [{"length": [0, 3]}, {"length": [3, 2]}, {"strides": [0, 0, 0]}, {"num_rows": 0}])

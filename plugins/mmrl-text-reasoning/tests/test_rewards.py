@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmrl_core.errors import TaskDataError
+from mmrl_core.errors import PluginError, TaskDataError
 from mmrl_core.plugins import load_plugins
 from mmrl_core.scoring import pass_metrics
 from mmrl_text_reasoning.method_rewards import level, thinkless
@@ -84,6 +84,21 @@ def test_the_cosine_reward_needs_a_gold_and_sound_options():
             cosine(["42"], [ROW], **options)
     with pytest.raises(TaskDataError):
         cosine(["42"], [{"answer": ["1", "2"]}])
+
+
+def test_another_reward_may_say_what_is_right():
+    """The last number of the second chain is the gold one, but it does not spell the word."""
+    rows = [{"problem": "3 FABE", "solution": "3"}] * 4
+    said = ["F6AB1E3", "E3", "FABE4", ""]
+    given = {"max_length": 4, "right": (2.0, 2.0), "wrong": (0.0, 0.0)}
+    assert cosine(said, rows, **given) == [2.0, 2.0, 0.0, 0.0]
+    assert cosine(said, rows, **given, reward="text_reasoning/walk") == [2.0, 0.0, 0.0, 0.0]
+    assert cosine(said[:1], [{"problem": "3 FABE"}], reward="text_reasoning/walk") == [None]
+    modes = ["sFABE3", "tF6AB1E3", "sFABE4", "F6AB1E3"]
+    paid = thinkless(modes, rows, short="s", think="t", reward="text_reasoning/walk")
+    assert paid == [1.0, 0.5, -1.0, -1.0]
+    with pytest.raises(PluginError, match="text_reasoning/walk"):
+        cosine(said, rows, reward="text_reasoning/walked")
 
 
 def test_overlong_completions_are_punished_as_in_dapo():

@@ -22,6 +22,7 @@ def mmrl_register(registry: Registry) -> None:
 
     ends = {"answer": f"{package}.demo_data:last_square"}
     add("reward", "walk", f"{package}.demo_data:right", "a chain that ends on the right square", maximum=1.0, **ends)
+    add("reward", "walk_form", f"{package}.demo_data:spelled", "a chain that spells the word", maximum=1.0)
     said_number = {"answer": f"{package}.demo_sums:said_number"}
     add("reward", "sum", f"{package}.demo_sums:right", "the number and nothing else", maximum=1.0, **said_number)
 

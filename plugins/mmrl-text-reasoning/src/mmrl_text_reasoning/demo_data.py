@@ -7,7 +7,8 @@ order matter, so that a small transformer errs on a long word; it writes squares
     F6AB1E3     after F the square is 6, after A and B it is 1, after E it is 3, which is the answer
 
 One button a step is safe and long, two or three at once are short and err more often: the length of its chain is the
-policy's own choice. The number of buttons is the difficulty.
+policy's own choice. The number of buttons is the difficulty. A chain may begin with a letter that says how long it will
+be, for methods that learn when to reason at length: `tF6A3B1E3` thinks, `sFA3BE3` is short.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from mmrl_core.scoring import gold_text
 MOVES = {"A": -3, "B": -2, "C": -1, "D": 1, "E": 2, "F": 3}
 BUTTONS = "".join(MOVES)
 NUM_SQUARES = 10
-_CHAIN = re.compile(rf"([{BUTTONS}]+\d)+")
+SHORT, THINK = "s", "t"
+"""What a chain of two buttons a step and one of one button a step begin with, in data of two modes."""
+
+_CHAIN = re.compile(rf"[{SHORT}{THINK}]?([{BUTTONS}]+\d)+")
 
 
 def walks(
@@ -49,7 +53,8 @@ def walks(
 
     Returns:
         Rows with `problem`, `solution` (the square at the end), `length` (of the word), `careful` (the chain of one
-        button a step) and `demonstration` (the chain of random strides).
+        button a step), `demonstration` (the chain of random strides) and `two_modes` (a chain that begins with `t` and
+        takes one button a step or, equally often, with `s` and takes two).
 
     Raises:
         TaskDataError: an option is out of range.
@@ -94,7 +99,8 @@ def chain(square: int, word: str, strides: Sequence[int]) -> str:
 def right(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> list[float | None]:
     """1.0 for a chain that spells the word of the problem and ends on the right square, else 0.0.
 
-    The squares on the way are not compared: a chain may err twice and be right in the end.
+    The squares on the way are not compared: a chain may err twice and be right in the end. The letter of a mode in
+    front is not compared either.
 
     Args:
         completions: B texts.
@@ -116,6 +122,20 @@ def right(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> l
     return rewards
 
 
+def spelled(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]) -> list[float]:
+    """1.0 for a chain that spells the word of the problem, whatever square it ends on, else 0.0: the form of an answer.
+
+    Args:
+        completions: B texts.
+        samples: B rows of `walks`.
+
+    >>> spelled(["F6AB1E3", "FABE4", "F6E3"], [{"problem": "3 FABE"}] * 3)
+    [1.0, 1.0, 0.0]
+    """
+    pairs = zip(completions, samples, strict=True)
+    return [float(last_square(completion, sample) is not None) for completion, sample in pairs]
+
+
 def last_square(completion: object, sample: Mapping[str, Any]) -> str | None:
     """The square that a chain ends on, for the vote of maj@k; None if it does not spell the word of the problem.
 
@@ -130,20 +150,25 @@ def walk_shares(completions: Sequence[str], samples: Sequence[Mapping[str, Any]]
     """Share of right chains in all and by length of the word, and how many steps they write for each button.
 
     Returns:
-        "right", "right/07" for words of seven buttons, ..., and "steps_per_button", 1 where each button is a step.
-        Rows without gold are left out; a number that no row defines is NaN.
+        "right", "right/07" for words of seven buttons, ..., "steps_per_button", 1 where each button is a step,
+        "right_steps_per_button", the same over right chains, and "think", the share that begins with the letter of the
+        long mode. Rows without gold are left out; a number that no row defines is NaN.
     """
     by_length: dict[int, list[float]] = defaultdict(list)
-    steps = []
+    steps, right_steps, thinks = [], [], []
     for completion, sample, score in zip(completions, samples, right(completions, samples), strict=True):
         if score is None or not sample.get("length"):
             continue
         by_length[int(sample["length"])].append(score)
         steps.append(len(re.findall(r"\d", completion)) / int(sample["length"]))
+        right_steps.extend(steps[-1:] if score else [])
+        thinks.append(float(completion.lstrip().startswith(THINK)))
     scores = [score for part in by_length.values() for score in part]
     return {
         "right": sum(scores) / len(scores) if scores else math.nan,
         "steps_per_button": sum(steps) / len(steps) if steps else math.nan,
+        "right_steps_per_button": sum(right_steps) / len(right_steps) if right_steps else math.nan,
+        "think": sum(thinks) / len(thinks) if thinks else math.nan,
         **{f"right/{length:02d}": sum(part) / len(part) for length, part in sorted(by_length.items())},
     }
 
@@ -166,12 +191,15 @@ class _Walks:
         taken: list[int] = []
         while (left := len(word) - sum(taken)) > 0:
             taken.append(min(left, rng.choices((1, 2, 3), self.strides)[0]))
+        careful = chain(square, word, [1] * len(word))
+        short = chain(square, word, [min(2, len(word) - at) for at in range(0, len(word), 2)])
         return {
             "problem": f"{square} {word}",
             "solution": str(walked(square, word)),
             "length": len(word),
-            "careful": chain(square, word, [1] * len(word)),
+            "careful": careful,
             "demonstration": chain(square, word, taken),
+            "two_modes": rng.choice((f"{SHORT}{short}", f"{THINK}{careful}")),
         }
 
 
@@ -179,4 +207,4 @@ def _ends_on(completion: object, problem: str, square: str) -> bool:
     text = completion.strip() if isinstance(completion, str) else ""
     if len(text) > 1000 or not _CHAIN.fullmatch(text):
         return False
-    return text[-1] == square and re.sub(r"\d", "", text) == problem.partition(" ")[2]
+    return text[-1] == square and re.sub(rf"[\d{SHORT}{THINK}]", "", text) == problem.partition(" ")[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmrl_text_reasoning.parsing import final_answer
-from mmrl_text_reasoning.rewards import ANSWER_S, Form, Sample, accuracy, format
+from mmrl_text_reasoning.rewards import ANSWER_S, Form, Sample, accuracy, format, judged
 
 RIGHT, WRONG, UNREADABLE, OTHER_FORM = 0.0, -1.0, -2.0, -3.0
 
@@ -21,6 +21,7 @@ def thinkless(
     wrong: float = -1.0,
     untagged: bool = True,
     answer_s: float = ANSWER_S,
+    reward: str | None = None,
 ) -> list[float | None]:
     """Thinkless: a right answer is worth more without long reasoning, and a wrong one costs the same either way.
 
@@ -33,25 +34,27 @@ def thinkless(
         short, think: texts of the control tokens.
         right_short, right_think, wrong: the rewards.
         untagged, answer_s: as for `accuracy`.
+        reward: another reward that says what is right, see `rewards.judged`. It reads the control token, too.
 
     Returns:
         B values; None where there is no gold.
 
     Raises:
         ValueError, TaskDataError: as `accuracy`.
+        PluginError: no plugin provides `reward`.
 
     Source: arXiv:2505.13379 and its code.
 
     >>> thinkless(["<short>7", "<think>3 + 4</think>7", "<short>8", "7"], [{"answer": "7"}] * 4)
     [1.0, 0.5, -1.0, -1.0]
     """
-    scores = accuracy(completions, samples, untagged=untagged, answer_s=answer_s)
+    are_right = judged(completions, samples, reward=reward, untagged=untagged, answer_s=answer_s)
     rewards: list[float | None] = []
-    for completion, score in zip(completions, scores, strict=True):
+    for completion, is_right in zip(completions, are_right, strict=True):
         text = completion.lstrip() if isinstance(completion, str) else ""
-        if score is None:
+        if is_right is None:
             rewards.append(None)
-        elif score < 1.0 or not text.startswith((short, think)):
+        elif not is_right or not text.startswith((short, think)):
             rewards.append(wrong)
         else:
             rewards.append(right_short if text.startswith(short) else right_think)

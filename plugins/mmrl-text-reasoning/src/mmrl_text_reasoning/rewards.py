@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from mmrl_core.plugins import load_plugins
 from mmrl_core.scoring import gold_text, unusable_gold, unwrapped
 from mmrl_core.types import Rollout
 from mmrl_text_reasoning import apart
@@ -117,6 +118,7 @@ def cosine(
     clamp: bool = True,
     untagged: bool = True,
     answer_s: float = ANSWER_S,
+    reward: str | None = None,
     rollouts: Sequence[Rollout] | None = None,
 ) -> list[float | None]:
     """Accuracy scaled by length: a right answer is worth more if it is short, a wrong one less if it is long.
@@ -139,6 +141,7 @@ def cosine(
         wrong: the same for a wrong one.
         clamp: longer completions are rewarded as those of max_length.
         untagged, answer_s: as for `accuracy`.
+        reward: another reward that says what is right, see `judged`.
         rollouts: given by the run.
 
     Returns:
@@ -147,6 +150,7 @@ def cosine(
     Raises:
         ValueError: the lengths differ, an option is out of range, or tokens are asked for outside of a run.
         TaskDataError: as `accuracy`.
+        PluginError: no plugin provides `reward`.
 
     Source: open-rs, arXiv:2503.16219, section 3 and its public code; the form is that of arXiv:2502.03373.
 
@@ -164,14 +168,40 @@ def cosine(
         lengths = [rollout.num_actions for rollout in rollouts]
     else:
         lengths = [len(completion) if isinstance(completion, str) else 0 for completion in completions]
-    scores = accuracy(completions, samples, untagged=untagged, answer_s=answer_s)
+    are_right = judged(completions, samples, reward=reward, untagged=untagged, answer_s=answer_s)
     rewards: list[float | None] = []
-    for score, length in zip(scores, lengths, strict=True):
-        start, end = right if score == 1.0 else wrong
+    for is_right, length in zip(are_right, lengths, strict=True):
+        start, end = right if is_right else wrong
         share = length / max_length
         angle = math.pi * (min(share, 1.0) if clamp else share)
-        rewards.append(None if score is None else end + (start - end) / 2 * (1 + math.cos(angle)))
+        rewards.append(None if is_right is None else end + (start - end) / 2 * (1 + math.cos(angle)))
     return rewards
+
+
+def judged(
+    completions: Sequence[str], samples: Sequence[Sample], *, reward: str | None, untagged: bool, answer_s: float
+) -> list[bool | None]:
+    """Whether completions are right, for rewards that pay more or less for it.
+
+    Args:
+        completions: B texts.
+        samples: B rows, as the reward reads them.
+        reward: id of an installed reward, or file.py:function, that is called with completions and samples alone; what
+            it scores with 1 or more is right. None: `accuracy`.
+        untagged, answer_s: options of `accuracy`.
+
+    Returns:
+        B values; None where the reward leaves a completion unscored.
+
+    Raises:
+        ValueError, TaskDataError: as the reward.
+        PluginError: no plugin provides the reward.
+    """
+    if reward is None:
+        scores = accuracy(completions, samples, untagged=untagged, answer_s=answer_s)
+    else:
+        scores = load_plugins().registry.get("reward", reward).call(completions, samples, options={})
+    return [None if score is None else score >= 1.0 for score in scores]
 
 
 def overlong(
