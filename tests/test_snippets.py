@@ -148,6 +148,9 @@ NOT_RUN = (
     ("docs/hardware.md", "accelerate launch ", SEVERAL),
     ("docs/metrics.md", "mmrl eval --with ", "needs a trained run: tests/unit/cli/test_eval_elsewhere.py"),
     ("docs/reliability.md", "(accelerate launch|torchrun) ", SEVERAL),
+    ("docs/scale.md", "torchrun ", SEVERAL),
+    ("docs/scale.md", "sbatch ", "needs Slurm: tests/integration/test_slurm.py has stand-ins"),
+    ("docs/scale.md", "(ray|docker) ", "needs a cluster, or a daemon"),
     ("docs/tutorials/*.md", "mmrl train .* --output runs/full", HUB),
     ("docs/tutorials/*.md", "(mmrl|accelerate launch .* mmrl_core) train tasks/", HUB),
     ("docs/vllm.md", "(python -m|mmrl train) ", "needs vLLM: tests/vllm/test_vllm_server.py"),
@@ -276,6 +279,21 @@ def torchrun(words: list[str]) -> None:
     mmrl(arguments.training_script_args)
 
 
+def sbatch(words: list[str]) -> None:
+    assert (ROOT / words[0]).is_file(), f"there is no {words[0]}"
+    mmrl(["train", words[1], *words[3:], "--output", words[2]])
+
+
+def ray(words: list[str]) -> None:
+    assert words[:2] == ["job", "submit"]
+    assert words[words.index("--") + 1] == "torchrun"
+    torchrun(words[words.index("--") + 2 :])
+
+
+def docker(words: list[str]) -> None:
+    assert (ROOT / words[words.index("--file") + 1]).is_file()
+
+
 def pytest_command(words: list[str]) -> None:
     assert [word for word in words if not word.startswith("-") and not (ROOT / word).exists()] == []
 
@@ -300,6 +318,7 @@ def git(words: list[str]) -> None:
 SHELL = {
     "accelerate": accelerate,
     "cd": cd,
+    "docker": docker,
     "git": git,
     "make": make,
     "mmrl": mmrl,
@@ -307,6 +326,8 @@ SHELL = {
     "pytest": pytest_command,
     "python": python,
     "python3": python3,
+    "ray": ray,
+    "sbatch": sbatch,
     "source": source,
     "torchrun": torchrun,
 }

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     ("*.timeout_s", "a limit"),
     ("process_timeout_s", "a limit"),
     ("sharding.*", "where weights are kept; sums are the same but for rounding"),
+    ("hardware.*", "what an estimate of memory is held against"),
     ("*.stop_on_failure", "whether a failing reward ends the run"),
     ("*.isolate", "where a reward runs"),
     ("*.num_workers", "processes of tools"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from mmrl_core.cli.memory_report import memory_lines
 from mmrl_core.config import (
     RunConfig,
     StageConfig,
@@ -48,6 +49,7 @@ def check_run(config: RunConfig) -> list[str]:
     if any(not finding.tolerable for finding in wrong):
         raise ConfigError("\n".join(finding.what for finding in wrong))
     path = starting_model(config, plugins.registry, progress=partial(print, flush=True))
+    print(*memory_lines(config, plugins, path), sep="\n", flush=True)  # before the weights, which may be too large here
     policy = make_policy(config, plugins.registry, path=path, device=Accelerator().device)
     try:
         policy.check_start(longest_completion(config))

@@ -34,6 +34,7 @@ __all__ = [
     "Component",
     "DataConfig",
     "EvalConfig",
+    "HardwareConfig",
     "LogConfig",
     "LoraConfig",
     "ModelConfig",
@@ -151,6 +152,13 @@ class ShardingConfig(Strict):
     processes: Count | None = Field(
         None, description="share among as many neighbours, such as those of one machine; default: among all"
     )
+
+
+class HardwareConfig(Strict):
+    """What a run is meant for. Only the estimate of `mmrl train --dry-run` reads it."""
+
+    memory_gib: PositiveFactor = Field(description="memory of a device, GiB")
+    devices: Count = Field(1, description="devices, with a process for each")
 
 
 class LogConfig(Strict):
@@ -307,6 +315,9 @@ class RunConfig(Strict):
     log: LogConfig = Field(LogConfig(), description="trackers and written rollouts")
     sharding: ShardingConfig | None = Field(
         None, description="several processes share weights, gradients and optimiser; default: each has all of them"
+    )
+    hardware: HardwareConfig | None = Field(
+        None, description="devices that the run is meant for, for the estimate of `mmrl train --dry-run` alone"
     )
     stages: list[StageConfig] = Field([], description="training stages, in order; none in a task definition")
     process_timeout_s: Seconds = Field(

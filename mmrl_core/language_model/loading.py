@@ -89,17 +89,13 @@ def load_model(
             names the path and the cause.
         MissingPackageError: it is a GGUF file, and the package that reads those is not installed.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
-
     with _loading("model", path):
         settings = _settings(path, options, revision)
         if options.attention == "sdpa" and getattr(settings.get_text_config(), "attn_logit_softcapping", None):
             # Some versions of transformers refuse this, others compute attention without the caps.
             raise ValueError("it caps its attention logits, which 'sdpa' cannot. Set model.attention to 'eager'.")
         kinds = _media_kinds(settings)
-        loader = AutoModelForImageTextToText if kinds else AutoModelForCausalLM
-        if "audio" in kinds:
-            loader = AutoModelForMultimodalLM
+        loader = _loader(kinds)
         place, arguments = _place_and_arguments(path, options, revision)
         try:
             model = loader.from_pretrained(place, dtype=dtype, attn_implementation=options.attention, **arguments)
@@ -110,6 +106,31 @@ def load_model(
             attention = {"text_config": options.attention, **{f"{kind}_config": "eager" for kind in kinds}}
             model = loader.from_pretrained(place, dtype=dtype, attn_implementation=attention, **arguments)
         return without_quantiser(model, Path(path)) if is_gguf(path) else model
+
+
+def model_without_weights(
+    path: str | Path, options: LanguageModelOptions, dtype: torch.dtype, *, revision: str | None = None
+) -> Any:
+    """The same model on torch's meta device, from its config: modules and shapes, and no numbers.
+
+    Raises:
+        PolicyError: there is no such model, or it cannot be built so; names the path and the cause.
+    """
+    import torch
+
+    with _loading("config of model", path), torch.device("meta"):
+        settings = _settings(path, options, revision)
+        loader = _loader(_media_kinds(settings))
+        return loader.from_config(settings, dtype=dtype, trust_remote_code=options.trust_remote_code)
+
+
+def _loader(kinds: set[str]) -> Any:
+    """The class of transformers that loads models which take these media besides text."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM
+
+    if "audio" in kinds:
+        return AutoModelForMultimodalLM
+    return AutoModelForImageTextToText if kinds else AutoModelForCausalLM
 
 
 def load_processor(path: str | Path, options: LanguageModelOptions, *, revision: str | None = None) -> Any:

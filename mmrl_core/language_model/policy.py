@@ -30,6 +30,7 @@ from mmrl_core.language_model.preparing import chosen_precision, prepared_model
 from mmrl_core.language_model.preview import PromptPreview
 from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
+from mmrl_core.language_model.sizes import model_sizes
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
 from mmrl_core.language_model.towers import FeatureCache, TowerUse, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
@@ -56,6 +57,7 @@ class LanguageModelPolicy(PolicyBase):
 
     Options = LanguageModelOptions
     support_columns = SUPPORT_COLUMNS
+    sizes = staticmethod(model_sizes)
 
     def __init__(
         self,
@@ -259,9 +261,8 @@ class LanguageModelPolicy(PolicyBase):
 
     def describe(self) -> list[str]:
         """How the work will be done, for a dry run."""
-        reason = self.model.plain_reason
+        reason, own = self.model.plain_reason, self.model.cache_reason
         runs = "prompts run once for each "
-        own = self.model.cache_reason
         lines = [
             f"{runs}group"
             if reason is None
@@ -270,9 +271,7 @@ class LanguageModelPolicy(PolicyBase):
             else f"{runs}completion: {reason}"
         ]
         kept = reason is None and towers_frozen(self.model.base)
-        lines.append(
-            "media features are computed once for each prompt" if kept else "media features are computed in each pass"
-        )
+        lines.append(f"media features are computed {'once for each prompt' if kept else 'in each pass'}")
         lines += sharing_in_words(self.model)
         if self.options.lora is not None:
             lines.append(adapters_in_words(self.model.model))

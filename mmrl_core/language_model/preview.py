@@ -8,6 +8,8 @@ from pathlib import Path
 from mmrl_core.language_model.encoder import PromptEncoder
 from mmrl_core.language_model.loading import load_processor
 from mmrl_core.language_model.options import LanguageModelOptions
+from mmrl_core.language_model.towers import num_patches
+from mmrl_core.support import PromptSizes
 from mmrl_core.types import Prompt
 
 
@@ -39,3 +41,9 @@ class PromptPreview:
             TaskDataError: the model does not take such media, or an audio is longer than its window.
         """
         return len(self._encoder.encode(prompt))
+
+    def prompt_sizes(self, prompt: Prompt) -> PromptSizes:
+        """Lengths of a prompt and its answer, and of its media before their towers. Errors as `prompt_length`."""
+        encoded = self._encoder.encode(prompt)
+        answer = self._encoder.tokenizer(prompt.answer or "", add_special_tokens=False)["input_ids"]
+        return PromptSizes(len(encoded), len(answer), num_patches(encoded.media))

@@ -143,6 +143,9 @@ def placeholder_id(config: Any, kind: str) -> int | None:
     return None
 
 
+PATCH_PX = 14
+"""Side of a patch, of most towers."""
+
 MEDIA_INPUTS = {"image": "pixel_values", "video": "pixel_values_videos", "audio": "input_features"}
 """Kind of medium -> the processor's output that holds it. Models without a video tower get frames as images."""
 
@@ -196,6 +199,20 @@ def num_media(media: Mapping[str, Any]) -> int:
     grids = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}  # patches of all in one tensor
     names = [name for name in MEDIA_INPUTS.values() if name in media]
     return sum(len(media[grids[name] if grids.get(name) in media else name]) for name in names)
+
+
+def num_patches(media: Mapping[str, Any]) -> int:
+    """Tokens that towers run on: patches of pictures (of 14 pixels where they come whole), pairs of frames of audio."""
+    number = 0
+    for name in MEDIA_INPUTS.values():
+        if name not in media:
+            continue
+        shape = media[name].shape
+        if name == "input_features":
+            number += shape[0] * shape[-1] // 2
+        else:
+            number += shape[0] if len(shape) == 2 else media[name][..., 0, :, :].numel() // PATCH_PX**2
+    return number
 
 
 class FeatureCache:

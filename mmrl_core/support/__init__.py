@@ -7,6 +7,7 @@ from mmrl_core.support.files import finite, remove_unfinished, writes_to, writte
 from mmrl_core.support.lazy import lazy_names
 from mmrl_core.support.lock import LOCK_FILE, FolderLock, is_held, locked_folder
 from mmrl_core.support.model_paths import local_model
+from mmrl_core.support.model_sizes import Layers, ModelSizes, PromptSizes
 from mmrl_core.support.parent import end_with_parent, kill_when_closed
 from mmrl_core.support.processes import Processes, losses_named, make_accelerator, process_lost
 from mmrl_core.support.sharding import (
@@ -35,7 +36,10 @@ __all__ = [
     "Blaming",
     "FolderLock",
     "Interrupted",
+    "Layers",
+    "ModelSizes",
     "Processes",
+    "PromptSizes",
     "Stopping",
     "blame",
     "blamed",
