@@ -46,6 +46,12 @@ class CoreBehaviour:
         return run.rewards.score(groups)
 
     @hookimpl
+    def mmrl_revise_groups(
+        self, groups: Sequence[RolloutGroup], scores: Scores
+    ) -> tuple[Sequence[RolloutGroup], Scores]:
+        return groups, scores
+
+    @hookimpl
     def mmrl_shape_rewards(self, run: Run, groups: Sequence[RolloutGroup], scores: Scores) -> Scores:
         algorithm = run.stage.algorithm
         if algorithm.overlong is not None:

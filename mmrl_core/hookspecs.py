@@ -9,12 +9,12 @@ other than None decides. To change what others return, write a wrapper (`@hookim
 then return the new one). A plugin may leave out arguments. An error in a hook, and a result of the wrong shape, are
 reported with the names of the plugin and the hook.
 
-`run` is a `mmrl_core.run.Run`. With `rollout.steps_ahead`, `mmrl_rollout` and `mmrl_score` of the next step run in
-another thread, while `run.state.step` is that of the step that trains.
+`run` is a `mmrl_core.run.Run`. With `rollout.steps_ahead`, `mmrl_rollout`, `mmrl_score` and `mmrl_revise_groups` of the
+next step run in another thread, while `run.state` is that of the step that trains.
 
-A step calls `mmrl_prompts`, `mmrl_rollout`, `mmrl_score`, `mmrl_shape_rewards` and `mmrl_select_groups` once for each
-round of dynamic sampling, else once; `mmrl_policy_loss` once for each micro-batch; the others once. A supervised step
-calls `mmrl_policy_loss`, `mmrl_after_update` and `mmrl_step_end` alone.
+A step calls `mmrl_prompts`, `mmrl_rollout`, `mmrl_score`, `mmrl_revise_groups`, `mmrl_shape_rewards` and
+`mmrl_select_groups` once for each round of dynamic sampling, else once; `mmrl_policy_loss` once for each micro-batch;
+the others once. A supervised step calls `mmrl_policy_loss`, `mmrl_after_update` and `mmrl_step_end` alone.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mmrl_core.config.schema import RunConfig
     from mmrl_core.loss_inputs import LossInputs, TokenStats
+    from mmrl_core.methods.resampling import Resampler
     from mmrl_core.plugins.registry import Registry
     from mmrl_core.run import Run
     from mmrl_core.types import Batch, Prompt, RewardView, RolloutGroup, Scores
@@ -86,6 +87,20 @@ def mmrl_score(run: Run, groups: Sequence[RolloutGroup]) -> Scores | None:
 
     :returns: totals and components float32 [N], NaN = unscored; None to leave it to others. The core runs the rewards
         that the config names.
+    """
+
+
+@hookspec(firstresult=True)
+def mmrl_revise_groups(
+    run: Run, groups: Sequence[RolloutGroup], scores: Scores, resampler: Resampler
+) -> tuple[Sequence[RolloutGroup], Scores] | None:
+    """Sample again for what was scored, such as with hints for prompts that nothing solves, before groups are selected.
+
+    :param scores: of the groups, not shaped yet.
+    :param resampler: samples and scores more, and knows the step, see `mmrl_core.methods.Resampler`. Processes may use
+        it unequally often, so do not wait for another process here.
+    :returns: groups, none without rollouts, and their scores. None to leave it to others. The core returns both as they
+        are.
     """
 
 

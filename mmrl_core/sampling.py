@@ -1,4 +1,4 @@
-"""Prompts -> rollout -> score: the groups that a step begins with, sampled now or a step ahead."""
+"""Prompts -> rollout -> score -> revise: the groups that a step begins with, sampled now or a step ahead."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmrl_core.data import PromptStream
+from mmrl_core.methods import revised
 from mmrl_core.plugins.hook_results import check_prompts, check_rollouts, check_scores
 from mmrl_core.run import derive_seed
 from mmrl_core.types import Prompt, RolloutGroup, Sampling, Scores
@@ -38,6 +39,7 @@ class GroupSampler:
         self._stream = PromptStream(self._draw_from, run.policy.prepare)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mmrl-sampler")
         self._ahead: Future[SampledGroups] | None = None
+        self._first_step = run.state.step - run.state.stage_step
         self._now = (0, 0)  # step, and round of dynamic sampling within it, of the rollout under way
 
     def next(self, round_index: int = 0) -> tuple[Sequence[RolloutGroup], Scores]:
@@ -96,7 +98,7 @@ class GroupSampler:
         return drawn, prompts
 
     def _sample(self, draw: Draw, prompts: Sequence[Prompt], step: int, round_index: int) -> SampledGroups:
-        """prompts -> rollout -> score; with `steps_ahead` in the sampling thread."""
+        """prompts -> rollout -> score -> revise; with `steps_ahead` in the sampling thread."""
         run = self._run
         self._now = step, round_index
         with run.clock("rollout"), run.policy.acting():
@@ -105,4 +107,5 @@ class GroupSampler:
         with run.clock("rewards"):
             scores = run.hooks.mmrl_score(run=run, groups=groups)
         check_scores(scores, groups, run.source("mmrl_score"))
+        groups, scores = revised(run, groups, scores, self.settings(), step - self._first_step)
         return SampledGroups(draw, groups, scores)

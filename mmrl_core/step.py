@@ -1,6 +1,6 @@
 """One training step, arrow by arrow, in the order in which things happen.
 
-    prompts -> rollout -> score      sampling.py, now or while the step before trained
+    prompts -> rollout -> score -> revise groups      sampling.py, now or while the step before trained
     -> shape rewards -> select groups -> extend groups -> pack -> statistics -> advantages -> logprobs
     -> batch -> update                                                                                 this file
 

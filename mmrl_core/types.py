@@ -1,6 +1,6 @@
 """What the stages of a step pass on to each other.
 
-    prompts -> rollout -> score -> shape rewards -> select groups -> extend groups
+    prompts -> rollout -> score -> revise groups -> shape rewards -> select groups -> extend groups
             -> pack -> advantages -> logprobs -> policy loss -> update
 
 Letters mean one thing everywhere: N trajectories, B rows, G rollouts of a prompt, T actions of a row (completion tokens

@@ -23,6 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "config.schema plugins.registry plugins.hook_results",
         "policy advantages losses rewards",
         "run advantage_stages policy_loss",
+        "methods.resampling",
         "hookspecs batching",
         "plugins",
         "config media",

@@ -24,6 +24,7 @@ OPEN_MODULES = {
     "config.words": "config.options",
     "plugins.registry": "plugins.registry",
     "plugins.hook_results": "plugins.hook_results",
+    "methods.resampling": "methods.resampling",
     "plugins.builtin": "plugins",
     "cli.dry_run": "cli",
 }

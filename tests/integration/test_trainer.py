@@ -410,6 +410,7 @@ def test_the_hooks_of_enabled_plugins_fire_in_the_documented_order_and_no_others
         "mmrl_prompts",
         "mmrl_rollout",
         "mmrl_score",
+        "mmrl_revise_groups",
         "mmrl_shape_rewards",
         "mmrl_select_groups",
         "mmrl_extend_groups",

@@ -98,6 +98,12 @@ TABLE = {
     "mmrl_prompts": (checks.check_prompts, (), [PROMPTS, tuple(PROMPTS[:1])], NOT_PROMPTS),
     "mmrl_rollout": (checks.check_rollouts, (PROMPTS,), [GROUPS, tuple(GROUPS)], NOT_ROLLOUTS),
     "mmrl_score": (checks.check_scores, (GROUPS,), [SCORES], NOT_SCORES),
+    "mmrl_revise_groups": (
+        checks.check_groups,
+        (),
+        [(GROUPS, SCORES)],
+        [None, [GROUPS, SCORES], ([], SCORES), (GROUPS[0], SCORES), *((GROUPS, wrong) for wrong in NOT_SCORES)],
+    ),
     "mmrl_shape_rewards": (checks.check_scores, (GROUPS,), [SCORES.with_component("x", torch.ones(3))], NOT_SCORES),
     "mmrl_select_groups": (
         checks.check_choices,

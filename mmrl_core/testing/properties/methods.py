@@ -52,6 +52,10 @@ class _Core:
     """What the core answers last, so that wrappers have something to wrap."""
 
     @hookimpl
+    def mmrl_revise_groups(self, groups: Any, scores: Any) -> Any:
+        return groups, scores
+
+    @hookimpl
     def mmrl_shape_rewards(self, scores: Any) -> Any:
         return scores
 
@@ -134,8 +138,10 @@ def _step(behaviour: Any, step: int) -> Any:
     run = SimpleNamespace(
         config=config, stage=config, state=state, counts=Counter(), reduce_sum=lambda tensor: tensor, environment=None
     )
+    resampler = SimpleNamespace(stage_step=step)  # what samples is not made here
     calls: dict[str, dict[str, Any]] = {
         "mmrl_stage_start": {"run": run},
+        "mmrl_revise_groups": {"run": run, "groups": groups, "scores": scores, "resampler": resampler},
         "mmrl_shape_rewards": {"run": run, "groups": groups, "scores": scores},
         "mmrl_select_groups": {"run": run, "groups": groups, "scores": scores},
         "mmrl_extend_groups": {"run": run, "groups": groups, "scores": scores},

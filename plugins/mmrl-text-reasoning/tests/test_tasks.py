@@ -37,6 +37,7 @@ PUBLISHED = {
     "thinkless": (1e-6, 64, 2, 8, 24000, 0.6, "degrpo", {"alpha": 0.001}),
     "unlikeliness": (1e-6, 8, 1, 32, 2048, 1.0, None, {}),
     "rec": (1e-6, 32, 20, 8, 1024, 1.0, "rec", {"mask": "one_side", "clip_high": 0.2}),
+    "scaf_grpo": (1e-6, 64, 4, 8, 2048, 1.0, None, {}),
     "d3s": (1e-6, 128, 1, 8, 3072, 1.0, None, {}),
 }
 
@@ -69,3 +70,6 @@ def test_recipes_that_need_a_kl_or_a_behaviour_have_it():
     assert (unlikeliness.algorithm.kl.coefficient, unlikeliness.algorithm.epochs_per_rollout) == (0.1, 2)
     assert [item.name for item in unlikeliness.plugins] == ["text_reasoning/unlikeliness"]
     assert [item.name for item in recipe("d3s").plugins] == ["text_reasoning/d3s"]
+    (scaffold,) = recipe("scaf_grpo").plugins
+    assert (scaffold.name, scaffold.options) == ("text_reasoning/scaf_grpo", {"exempt": 0.15, "slot": "random"})
+    assert recipe("scaf_grpo").algorithm.kl.coefficient == 0

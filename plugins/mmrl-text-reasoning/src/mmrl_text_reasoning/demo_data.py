@@ -53,8 +53,9 @@ def walks(
 
     Returns:
         Rows with `problem`, `solution` (the square at the end), `length` (of the word), `careful` (the chain of one
-        button a step), `demonstration` (the chain of random strides) and `two_modes` (a chain that begins with `t` and
-        takes one button a step or, equally often, with `s` and takes two).
+        button a step), `demonstration` (the chain of random strides), `two_modes` (a chain that begins with `t` and
+        takes one button a step or, equally often, with `s` and takes two) and `hints` (by category, as Scaf-GRPO reads
+        them: `solution` has the steps of `careful` in order, all but the last, whose square is the answer).
 
     Raises:
         TaskDataError: an option is out of range.
@@ -200,6 +201,7 @@ class _Walks:
             "careful": careful,
             "demonstration": chain(square, word, taken),
             "two_modes": rng.choice((f"{SHORT}{short}", f"{THINK}{careful}")),
+            "hints": {"solution": re.findall(r"\D+\d", careful)[:-1]},
         }
 
 

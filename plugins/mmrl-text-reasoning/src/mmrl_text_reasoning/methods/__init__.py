@@ -67,3 +67,4 @@ def register(registry: Registry) -> None:
         f"{PACKAGE}.unlikeliness:Unlikeliness",
         "right answers count more the less likely they were",
     )
+    add("behaviour", "scaf_grpo", f"{PACKAGE}.scaf_grpo:ScafGRPO", "Scaf-GRPO: hints for prompts that nothing solves")
