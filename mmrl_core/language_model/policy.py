@@ -30,12 +30,13 @@ from mmrl_core.language_model.preparing import chosen_precision, prepared_model
 from mmrl_core.language_model.preview import PromptPreview
 from mmrl_core.language_model.proof import prove
 from mmrl_core.language_model.saving import save_whole
+from mmrl_core.language_model.sharing import share_model
 from mmrl_core.language_model.sizes import model_sizes
 from mmrl_core.language_model.support_row import SUPPORT_COLUMNS, support_row
-from mmrl_core.language_model.towers import FeatureCache, TowerUse, towers_frozen
+from mmrl_core.language_model.towers import FeatureCache, towers_frozen
 from mmrl_core.loss_inputs import Statistic, TokenStats
 from mmrl_core.policy import PolicyBase
-from mmrl_core.support import Processes, gathered, load_whole, refuse_broken, shard, sharing_in_words
+from mmrl_core.support import Processes, gathered, load_whole, refuse_broken, sharing_in_words
 from mmrl_core.types import ACTION_MASK, FORCED_MASK, Prompt, Rollout, RolloutGroup, Row, Sampling
 
 if TYPE_CHECKING:
@@ -113,26 +114,9 @@ class LanguageModelPolicy(PolicyBase):
             self.encoder.encode(prompt)
 
     def shard(self, settings: ShardingConfig) -> None:
-        """Decoder layers are gathered one at a time, the rest for each pass.
-
-        A model that runs its own forward calls its layers as often as its rows differ, so it is gathered whole.
-
-        Raises:
-            PolicyError: the weights are quantised, or the rollout engine has no way to them.
-        """
-        if self.options.quantization is not None:
-            raise PolicyError("sharding: quantised weights cannot be shared. Take sharding or model.quantization out.")
-        if isinstance(self.engine, HFEngine) and self.engine.copies:
-            raise PolicyError(
-                "sharding: no process can copy all weights. Take rollout.engine.copy and steps_ahead out."
-            )
-        if self.options.lora is not None and isinstance(self.engine, OtherProgram):
-            raise PolicyError("sharding: an adapter in shares cannot be merged for vLLM. Set rollout.engine to hf.")
-        shares_prompts = self.model.plain_reason is None
-        self._tower_use = TowerUse(self.model.base)
-        layers = list(getattr(self.model.base.get_decoder(), "layers", [])) if shares_prompts else []
+        """See `share_model`."""
         computed = torch.bfloat16 if self._mixed else None
-        shard(self.model, layers, computed=computed, processes=settings.processes)
+        self._tower_use = share_model(self.model, self.options, self.engine, computed, settings.processes)
 
     def acting(self) -> AbstractContextManager[None]:
         """Each process has all weights inside, unless the engine has its own."""
