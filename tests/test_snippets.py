@@ -334,7 +334,7 @@ SHELL = {
 
 
 def without_environment(words: list[str]) -> list[str]:
-    while words and re.match(r"[A-Z_]+=", words[0]):
+    while words and re.match(r"[A-Z][A-Z0-9_]*=", words[0]):
         words = words[1:]
     return words
 

@@ -256,6 +256,12 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "export --merge": [
         ("absent exported --merge=yes", "ignored explicit argument 'yes'"),
     ],
+    "export --gguf-ready": [
+        ("absent exported --gguf-ready=yes", "ignored explicit argument 'yes'"),
+    ],
+    "export --push": [
+        ("absent exported --push", "expected one argument"),
+    ],
     "export --precision": [
         ("absent exported --precision int8", "invalid choice: 'int8'"),
     ],
