@@ -294,6 +294,11 @@ def docker(words: list[str]) -> None:
     assert (ROOT / words[words.index("--file") + 1]).is_file()
 
 
+def vllm(words: list[str]) -> None:
+    """Its options are vLLM's, which is not installed here."""
+    assert words[0] == "serve"
+
+
 def pytest_command(words: list[str]) -> None:
     assert [word for word in words if not word.startswith("-") and not (ROOT / word).exists()] == []
 
@@ -319,6 +324,7 @@ SHELL = {
     "accelerate": accelerate,
     "cd": cd,
     "docker": docker,
+    "vllm": vllm,
     "git": git,
     "make": make,
     "mmrl": mmrl,

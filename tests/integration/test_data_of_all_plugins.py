@@ -234,7 +234,8 @@ GOLDS: dict[str, tuple[Mapping[str, Any], str, str, Any]] = {
 NO_GOLD = {
     *("audio_aqa/format", "core/environment", "gui/gui_r1_format", "gui/ui_r1_format", "gui/ui_r1_format_nothink"),
     *("uav_vqa/format", "viewpoint/format", "visual_rft/format", "vital/format", "text_reasoning/format"),
-    *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk", "text_reasoning/walk_form"),  # the last: no answer block
+    *("text_reasoning/overlong", "text_reasoning/gym", "text_reasoning/walk"),  # the last two: no answer block
+    "text_reasoning/walk_form",
     *("text_reasoning/cosine", "text_reasoning/thinkless"),  # the gold of accuracy, which they scale
     "text_reasoning/sum",  # the number and nothing else, an answer block neither
     *(name for name in IDS["reward"] if name.startswith("find/")),  # pictures, against their prompt
