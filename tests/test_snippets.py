@@ -151,6 +151,7 @@ NOT_RUN = (
     ("docs/scale.md", "torchrun ", SEVERAL),
     ("docs/scale.md", "sbatch ", "needs Slurm: tests/integration/test_slurm.py has stand-ins"),
     ("docs/scale.md", "(ray|docker) ", "needs a cluster, or a daemon"),
+    ("docs/vllm.md", "vllm serve", "needs vLLM: tests/vllm/test_vllm_server.py starts one"),
     ("docs/tutorials/*.md", "mmrl train .* --output runs/full", HUB),
     ("docs/tutorials/*.md", "(mmrl|accelerate launch .* mmrl_core) train tasks/", HUB),
     ("docs/vllm.md", "(python -m|mmrl train) ", "needs vLLM: tests/vllm/test_vllm_server.py"),
