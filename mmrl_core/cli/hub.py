@@ -19,15 +19,14 @@ def check_login(name: str) -> None:
         MMRLError: the name is none, the hub is switched off or not reached, or nobody is logged in.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     if constants.HF_HUB_OFFLINE:
         raise MMRLError("--push: HF_HUB_OFFLINE is set, so that nothing is sent. Unset it, or leave --push out.")
     if get_token() is None:
         raise MMRLError("--push: nobody is logged in on the hub. Run `hf auth login`, or set HF_TOKEN.")
     with _said(name):
-        validate_repo_id(name)
         HfApi().whoami()
+        HfApi().repo_exists(name)  # refuses what is no name
 
 
 def push(folder: Path, name: str, message: str) -> str:

@@ -17,7 +17,7 @@ def end_with_parent() -> None:
     that waits for its next call ends in any case.
     """
     parent = multiprocessing.parent_process()
-    if parent is None or not hasattr(fcntl, "F_SETSIG"):
+    if parent is None:
         return
     kill_when_closed(parent.sentinel, os.getpid())
     if not parent.is_alive():  # it ended before there was a signal to send

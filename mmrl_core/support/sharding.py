@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mmrl_core.errors import PolicyError
 
@@ -66,10 +66,11 @@ def shard(
     scalars = {parameter for parameter in module.parameters() if parameter.dim() == 0}
     if any(parameter.requires_grad for parameter in scalars):
         raise PolicyError("sharding: this model trains a weight of one number, which cannot be shared. Freeze it.")
-    for part in [*layers, module]:
-        fully_shard(part, **given, ignored_params=scalars)
+    for layer in layers:
+        fully_shard(layer, **given, ignored_params=scalars)
+    whole_module = fully_shard(module, **given, ignored_params=scalars)
     # A process may have had no use for a weight, such as a tower's: its gradient is then 0 there.
-    module.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+    whole_module.set_reduce_scatter_unused_params(True)
 
 
 def share_weights(policy: Any, sharding: Any, accelerator: Any) -> None:
@@ -84,22 +85,16 @@ def share_weights(policy: Any, sharding: Any, accelerator: Any) -> None:
         policy.module = accelerator.prepare(policy.module)
 
 
-def is_sharded(module: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(module, FSDPModule)
-
-
 def sharing_in_words(module: nn.Module) -> list[str]:
     """A line on how a module's weights are shared, none if they are not."""
     from torch.distributed.fsdp import FSDPModule
 
-    if not is_sharded(module):
+    first = next(filter(is_shared, module.parameters()), None)
+    if first is None:
         return []
     layers = sum(isinstance(part, FSDPModule) for part in module.modules()) - 1
-    mesh = next(weight for weight in module.parameters() if is_shared(weight)).device_mesh  # type: ignore[attr-defined]
     return [
-        f"{mesh.size(-1)} processes share weights, gradients and optimiser; "
+        f"{first.device_mesh.size(-1)} processes share weights, gradients and optimiser; "
         + (f"{layers} layers are gathered one at a time" if layers else "all weights are gathered for each pass")
     ]
 
@@ -112,11 +107,12 @@ def gathered(module: nn.Module) -> Iterator[None]:
     """
     from torch.distributed.fsdp import FSDPModule
 
-    if not is_sharded(module):
+    if not isinstance(module, FSDPModule):
         yield
         return
     parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
-    module._get_fsdp_state()._lazy_init()  # type: ignore[operator]  # or the first layer to run would be the root
+    # Or the first layer to run would be taken for the root. torch offers no other way than a whole pass.
+    module._get_fsdp_state()._lazy_init()
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -130,12 +126,12 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's share of a weight, in the same memory; a tensor that is not shared as it is."""
-    return cast("DTensor", tensor).to_local() if is_shared(tensor) else tensor
+    return tensor.to_local() if is_shared(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a weight; every process asks for it."""
-    return cast("DTensor", tensor).full_tensor() if is_shared(tensor) else tensor
+    return tensor.full_tensor() if is_shared(tensor) else tensor
 
 
 def laid_out_like(values: Tensor, like: Tensor) -> Tensor:
@@ -147,7 +143,7 @@ def laid_out_like(values: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     values = values.to(like.device, like.dtype).contiguous()  # by rows, as what is shared is
-    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def norm_of_shares(module: nn.Module, norm: float) -> float:
@@ -155,15 +151,15 @@ def norm_of_shares(module: nn.Module, norm: float) -> float:
     import torch
     import torch.distributed as dist
 
-    shares = next((weight for weight in module.parameters() if is_shared(weight)), None)
-    if shares is None:
+    first = next(filter(is_shared, module.parameters()), None)
+    if first is None:
         return norm
-    squares = torch.tensor([norm**2], dtype=torch.float64, device=local(shares).device)
-    dist.all_reduce(squares, group=shares.device_mesh.get_group(-1))  # type: ignore[attr-defined]
+    squares = torch.tensor([norm**2], dtype=torch.float64, device=first.to_local().device)
+    dist.all_reduce(squares, group=first.device_mesh.get_group(-1))
     return float(squares.sqrt())
 
 
-def is_shared(tensor: Tensor) -> bool:
+def is_shared(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether a process has a share of it alone."""
     from torch.distributed.tensor import DTensor
 
@@ -171,9 +167,10 @@ def is_shared(tensor: Tensor) -> bool:
 
 
 def load_whole(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole weights, of which each process keeps its share."""
+    """`load_state_dict` of whole weights, of which each process keeps its share where they are shared."""
     own = module.state_dict()
-    module.load_state_dict({name: laid_out_like(v, own[name]) if name in own else v for name, v in weights.items()})
+    shared = {name: laid_out_like(weights[name], own[name]) for name in own.keys() & weights if is_shared(own[name])}
+    module.load_state_dict({**weights, **shared})
 
 
 def whole_on_first(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -197,8 +194,14 @@ def is_first() -> bool:
 
 
 def swap_weights(trained: Mapping[str, nn.Parameter], others: dict[str, Tensor]) -> None:
-    """Exchange the values of parameters with those of a dict under the same names; nothing is copied but shares."""
+    """Exchange the values of parameters with those of a dict under the same names; nothing is copied but shares.
+
+    Raises:
+        PolicyError: shares were to be exchanged with weights that are gathered.
+    """
     for name, parameter in trained.items():
+        if is_shared(parameter) != is_shared(others[name]):
+            raise PolicyError("frozen policies cannot be asked while processes have gathered the weights to sample.")
         if not is_shared(parameter):
             parameter.data, others[name] = others[name], parameter.data
             continue
@@ -242,15 +245,16 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any] | Pat
 def _loaded_state(parameters: Sequence[nn.Parameter], folder: Path) -> dict[int, dict[str, Tensor]]:
     import torch
     from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
     described = FileSystemReader(folder).read_metadata().state_dict_metadata
     state: dict[int, dict[str, Tensor]] = {}
     for name, found in described.items():  # such as state.12.exp_avg
         _, index, key = name.split(".")
+        assert isinstance(found, TensorStorageMetadata)  # AdamW's state is tensors
         parameter = parameters[int(index)].detach()
-        like_it = found.size == parameter.shape  # type: ignore[union-attr]
-        empty = torch.zeros_like(parameter) if like_it else torch.zeros(found.size)  # type: ignore[union-attr]
+        empty = torch.zeros_like(parameter) if found.size == parameter.shape else torch.zeros(found.size)
         state.setdefault(int(index), {})[key] = empty
     load({"state": state}, checkpoint_id=folder)
     return state

@@ -162,6 +162,8 @@ class Hub(BaseHTTPRequestHandler):
         payload = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
+        if status == 404:  # by which the hub tells a model that is not there from an address that is none
+            self.send_header("x-error-code", "RepoNotFound")
         self.send_header("content-length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)

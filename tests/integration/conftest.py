@@ -22,6 +22,7 @@ from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
 from mmrl_core.testing import build_tiny
 from mmrl_core.types import Prompt
+from tests import ranks
 from tests.forked import leave_server
 
 CHOICES = ("red", "blue", "dog", "cat", "no", "left")
@@ -420,6 +421,19 @@ def start_ranks(start_training):
         return [start_training(task, output, resume, **common, **rank, **environment) for rank in ranks]
 
     return start
+
+
+@pytest.fixture(scope="module")
+def ranks_folder(tmp_path_factory, start_training):
+    """A folder whose `site` is on the path, with the plugin `probe_ranks`, and with `ranks.py` of rewards."""
+    folder = tmp_path_factory.mktemp("ranks")  # start_training has changed the path before, for longer
+    ranks.make_site(folder, ranks.PROBE)
+    (folder / "ranks.py").write_text(ranks.REWARDS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder / "site")
+        load_plugins.cache_clear()
+        yield folder
+        load_plugins.cache_clear()
 
 
 @pytest.fixture(scope="session")

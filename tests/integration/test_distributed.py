@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mmrl_core.plugins import load_plugins
 from mmrl_core.runs import read_metrics
-from tests.ranks import PROBE, REWARDS, joined, make_site
+from tests.ranks import joined
 
 NOT_COMPARED = ("seconds", "elapsed_s", "count/media_encodes", "advantage/abs_mean", "truncated/tokens")
 """Times; work that depends on who has seen a picture before; and means over tokens, of which the processes have unequal
@@ -26,16 +25,8 @@ TIMES = ("time/", "memory/")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, start_training):  # which changes the path for longer
-    """A folder whose `site` is on the path, with `ranks.py` of rewards."""
-    folder = tmp_path_factory.mktemp("distributed")
-    make_site(folder, PROBE)
-    (folder / "ranks.py").write_text(REWARDS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(folder / "site")
-        load_plugins.cache_clear()
-        yield folder
-        load_plugins.cache_clear()
+def folder(ranks_folder):
+    return ranks_folder
 
 
 @pytest.fixture(scope="module")
