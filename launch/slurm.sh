@@ -5,7 +5,8 @@
 #
 # Ten minutes before the time limit Slurm sends SIGTERM to this script, which has it sent to the processes of the run (not
 # to srun, which would kill them). The step is finished and saved, the job queued again, and when it starts again the run
-# in DIR is resumed. A run that ends by itself, or fails, is not queued again. Set nodes, GPUs and time for your cluster, here or as options of sbatch.
+# in DIR is resumed. A run that ends by itself, or fails, is not queued again. Set nodes, GPUs and time for your cluster,
+# here or as options of sbatch.
 #SBATCH --job-name=mmrl
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

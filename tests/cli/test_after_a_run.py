@@ -57,15 +57,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    for made in folder.glob("exported*"):
-        shutil.rmtree(made)
-    capsys.readouterr()
-    return folder
-
-
 def sampled(capsys, *arguments: str) -> str:
     assert main(["sample", *arguments]) == 0, capsys.readouterr().err
     return capsys.readouterr().out

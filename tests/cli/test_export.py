@@ -51,15 +51,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def here(folder, monkeypatch, capsys):
-    monkeypatch.chdir(folder)
-    for made in folder.glob("exported*"):
-        shutil.rmtree(made)
-    capsys.readouterr()
-    return folder
-
-
 def exported(capsys, *arguments: str) -> str:
     """What the command prints."""
     assert main(["export", "runs/nf4", "exported", *arguments]) == 0, capsys.readouterr().err

@@ -161,12 +161,13 @@ def test_a_refused_prompt_is_an_error_and_not_the_end(served, prompts, helpers):
     assert helpers.largest_difference(served, helpers.rows_of(roll_out(served, prompts, Sampling(12)))) < TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["copies", "shares"])
-def test_two_processes_sample_through_one_server(kind, served, tiny_model, helpers, tmp_path):
-    """The first one starts it and sends the weights; each gets what a process by itself gets."""
+@pytest.mark.parametrize(("mode", "kind"), [("server", "copies"), ("server", "shares"), ("colocated", "shares")])
+def test_two_processes_sample_what_one_samples(mode, kind, served, tiny_model, helpers, tmp_path):
+    """Through one server, which the first one starts and sends the weights, or each through its own vLLM."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # what launchers set
     ranks = [
         subprocess.Popen(
             [
@@ -174,15 +175,16 @@ def test_two_processes_sample_through_one_server(kind, served, tiny_model, helpe
                 str(Path(__file__).with_name("ranks.py")),
                 str(tiny_model("qwen2_5_vl")),
                 tmp_path / "found",
+                mode,
                 kind,
             ],
-            env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, **common},
         )
         for rank in "01"
     ]
     assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
     found = [json.loads((tmp_path / f"found.{rank}.json").read_text()) for rank in (0, 1)]
-    assert found[0]["pid"] and found[1]["pid"] is None
+    assert [of_rank["has_server"] for of_rank in found] == [mode == "server", False]
     alone = {"before": [helpers.told_of_rank(served, rank) for rank in (0, 1)]}
     weights = {name: weight.clone() for name, weight in served.model.state_dict().items()}
     helpers.change_weights(served)
