@@ -171,7 +171,7 @@ def test_media_placeholders_are_never_sampled(vision, weights_restored, prompts,
 def test_a_prompt_that_vllm_sees_otherwise_is_an_error(text, prompts, monkeypatch):
     monkeypatch.setattr(
         vllm_engine,
-        "_inputs",
+        "inputs_of",
         lambda policy, prompt, encoded, converted: {"prompt_token_ids": [*encoded.input_ids.tolist(), 5]},
     )
     length = text.prompt_length(prompts("qwen2")[0])

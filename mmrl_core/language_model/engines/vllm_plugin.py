@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader import register_model_loader
@@ -79,6 +78,8 @@ def encode_media(values: np.ndarray, about: Any = None) -> str:
 def decode_media(url: str) -> Any:
     """The medium of a URL that `encode_media` made, as vLLM takes it."""
     import base64
+
+    from PIL import Image
 
     with np.load(io.BytesIO(base64.b64decode(url[len(ARRAYS) :])), allow_pickle=False) as arrays:
         values, about = arrays["values"], json.loads(str(arrays["about"]))
